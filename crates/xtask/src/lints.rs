@@ -5,8 +5,9 @@ use toml::{Table, Value};
 
 use crate::{unsafety, Error, Tree, Verdict};
 
-/// The one lint that a room with `unsafe` may set lower.
-const UNSAFE_CODE: (&str, &str) = ("rust", "unsafe_code");
+/// Lints that a room with `unsafe` may set lower: the one it is about, and the one whose entry in
+/// the workspace only declares names (it warns by default).
+const OWN: [(&str, &str); 2] = [("rust", "unsafe_code"), ("rust", "unexpected_cfgs")];
 
 /// Compares each crate's `[lints]` with the workspace's.
 pub fn check(tree: &Tree) -> Result<Verdict, Error> {
@@ -47,7 +48,7 @@ fn compare(wanted: &Table, lints: Option<&Table>, may_differ: bool) -> Vec<Strin
     for (tool, wanted) in wanted.iter().filter_map(|(tool, lints)| Some((tool, lints.as_table()?)))
     {
         for (lint, wanted) in
-            wanted.iter().filter(|(lint, _)| (tool.as_str(), lint.as_str()) != UNSAFE_CODE)
+            wanted.iter().filter(|(lint, _)| !OWN.contains(&(tool.as_str(), lint.as_str())))
         {
             let own = table(lints, tool).and_then(|own| own.get(lint));
             if own.map_or(0, level) < level(wanted) {
