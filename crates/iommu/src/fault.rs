@@ -1,0 +1,132 @@
+//! Faults as semantic values. Each IOMMU model encodes one once, at its edge.
+
+use mem::{Access, Iova};
+use pci::RequesterId;
+
+use crate::Pasid;
+
+/// The stage of a translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Stage {
+    /// Stage 1 (VT-d: first stage).
+    One,
+    /// Stage 2 (VT-d: second stage) of the request's own address.
+    Two,
+    /// Stage 2, of the address of a stage-1 table in a nested translation.
+    TwoForTable,
+}
+
+/// An unrecoverable fault of one request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Who asked.
+    pub requester: RequesterId,
+    /// With which PASID, if any.
+    pub pasid: Option<Pasid>,
+    /// For which address.
+    pub address: Iova,
+    /// To do what.
+    pub access: Access,
+    /// Whether the request was privileged.
+    pub privileged: bool,
+    /// Whether it was an address translation request (ATS) and not an access.
+    pub translation_request: bool,
+    /// What was wrong.
+    pub reason: FaultReason,
+}
+
+/// What was wrong with a request, by the structure at which translation stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum FaultReason {
+    /// The root table pointer cannot be used (reserved bits, unsupported mode).
+    RootPointer,
+    /// A root entry could not be read.
+    RootAccess,
+    /// The root entry is not present.
+    RootNotPresent,
+    /// The root entry has a reserved bit set.
+    RootReserved,
+    /// A context entry could not be read.
+    ContextAccess,
+    /// The context entry is not present.
+    ContextNotPresent,
+    /// The context entry has a reserved bit set.
+    ContextReserved,
+    /// The context entry asks for something that is not supported.
+    ContextInvalid,
+    /// A translation request, and the context does not allow ATS.
+    AtsDisabled,
+    /// A request with PASID, and the context does not allow PASIDs.
+    PasidDisabled,
+    /// The PASID is beyond what the directory covers.
+    PasidRange,
+    /// A PASID directory entry could not be read.
+    PasidDirectoryAccess,
+    /// The PASID directory entry is not present.
+    PasidDirectoryNotPresent,
+    /// The PASID directory entry has a reserved bit set.
+    PasidDirectoryReserved,
+    /// A PASID table entry could not be read.
+    PasidEntryAccess,
+    /// The PASID table entry is not present.
+    PasidEntryNotPresent,
+    /// The PASID table entry has a reserved bit set.
+    PasidEntryReserved,
+    /// The PASID table entry asks for something that is not supported.
+    PasidEntryInvalid,
+    /// A privileged request, and the entry does not allow supervisor requests.
+    SupervisorDisabled,
+    /// The address is not canonical.
+    NonCanonical,
+    /// The address is beyond the width of the table or of the hardware.
+    AddressWidth {
+        /// At which stage.
+        stage: Stage,
+    },
+    /// The address lies in the interrupt range and the request may not go there.
+    InterruptAddress,
+    /// A table entry could not be read (no memory there).
+    TableAccess {
+        /// At which stage.
+        stage: Stage,
+        /// At which level; 1 is the leaf level.
+        level: u8,
+    },
+    /// A table entry is not present.
+    NotPresent {
+        /// At which stage.
+        stage: Stage,
+        /// At which level; 1 is the leaf level.
+        level: u8,
+    },
+    /// A table entry has a reserved bit set.
+    TableReserved {
+        /// At which stage.
+        stage: Stage,
+        /// At which level; 1 is the leaf level.
+        level: u8,
+    },
+    /// The access is not permitted.
+    Permission {
+        /// At which stage.
+        stage: Stage,
+        /// Whether the page belongs to the supervisor and the request is a user's.
+        user: bool,
+    },
+    /// An accessed or dirty bit could not be set.
+    AccessedDirty {
+        /// At which stage.
+        stage: Stage,
+    },
+    /// The translated address is no guest memory.
+    NoMemory,
+}
+
+impl FaultReason {
+    /// Whether a page request could resolve it (VT-d: recoverable fault; the tables are in order
+    /// but do not map the address for this access).
+    pub const fn is_recoverable(&self) -> bool {
+        matches!(self, Self::NotPresent { .. } | Self::Permission { .. })
+    }
+}
