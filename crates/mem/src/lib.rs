@@ -14,9 +14,13 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
+mod backing;
+mod map;
 mod memory;
 mod window;
 
 pub use addr::{Gpa, HostAddr, Iova, Range};
+pub use backing::{Backing, HeapMemory};
+pub use map::{LayoutError, MemoryMap, Segment};
 pub use memory::{Access, GuestMemory, MemError};
 pub use window::Window;
