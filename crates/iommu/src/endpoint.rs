@@ -16,7 +16,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn identity(requester: RequesterId, map: Arc<MemoryMap>) -> Self {
+    /// An endpoint whose accesses are not translated, whatever their PASID.
+    pub fn identity(requester: RequesterId, map: Arc<MemoryMap>) -> Self {
         Self { requester, map }
     }
 
