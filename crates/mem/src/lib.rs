@@ -15,12 +15,14 @@ extern crate std;
 
 mod addr;
 mod backing;
+mod claims;
 mod map;
 mod memory;
 mod window;
 
 pub use addr::{Gpa, HostAddr, Iova, Range};
 pub use backing::{Backing, HeapMemory};
+pub use claims::{BackingId, Claim, ClaimError, Claims, ReporterId, MAX_CLAIMS};
 pub use map::{LayoutError, MemoryMap, Segment};
 pub use memory::{Access, GuestMemory, MemError};
 pub use window::Window;
