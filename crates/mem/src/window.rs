@@ -6,6 +6,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::Access;
 
+mod bulk;
+#[cfg(test)]
+mod tests;
+
 /// A contiguous piece of guest memory, reachable for as long as `'a`.
 ///
 /// The guest's processors and other devices may change the bytes at any time, so a window never
