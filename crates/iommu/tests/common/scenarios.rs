@@ -1,0 +1,2 @@
+//! Scenarios that end in a verdict, so that builds with a deliberate defect can prove that the
+//! verdict turns.
