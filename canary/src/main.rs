@@ -18,8 +18,14 @@ mod checks;
 type Check = fn() -> Option<()>;
 
 /// Each crate's name and its check.
-const CHECKS: &[(&str, Check)] =
-    &[("mem", checks::mem), ("ioasid", checks::ioasid), ("pgtable", checks::pgtable)];
+const CHECKS: &[(&str, Check)] = &[
+    ("mem", checks::mem),
+    ("ioasid", checks::ioasid),
+    ("pgtable", checks::pgtable),
+    ("pci", checks::pci),
+    ("iommu", checks::iommu),
+    ("dsa", checks::dsa),
+];
 
 /// Called by `bare` with the stack set up; gives the exit code.
 fn run() -> u8 {
