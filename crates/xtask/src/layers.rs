@@ -41,6 +41,11 @@ fn room(name: &str) -> Option<Room> {
     LAYERS.iter().find(|(room, _)| *room == name).map(|&(_, layer)| Room::Layer(layer))
 }
 
+/// Whether `name` is a room with a layer.
+pub(crate) fn is_layered(name: &str) -> bool {
+    matches!(room(name), Some(Room::Layer(_)))
+}
+
 /// Checks every arrow between packages of the workspace.
 pub fn check(tree: &Tree) -> Result<Verdict, Error> {
     let mut violations = Vec::new();
@@ -82,8 +87,14 @@ fn refuse(from: Room, to: &str, kind: Kind) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{Dependency, Package};
+
+    fn package(name: &str, dependencies: Vec<Dependency>) -> Package {
+        Package { name: name.to_owned(), dependencies, features: BTreeMap::new() }
+    }
 
     fn violations(arrows: &[(&str, &str, Kind)], others: &[&str]) -> Vec<String> {
         let mut tree = Tree::default();
@@ -91,7 +102,7 @@ mod tests {
             arrows.iter().flat_map(|&(from, to, _)| [from, to]).chain(others.iter().copied());
         for name in names {
             if !tree.packages.iter().any(|package| package.name == name) {
-                tree.packages.push(Package { name: name.to_owned(), dependencies: Vec::new() });
+                tree.packages.push(package(name, Vec::new()));
             }
         }
         for &(from, to, kind) in arrows {
@@ -155,7 +166,7 @@ mod tests {
         let source = Some("registry".to_owned());
         let dependency = Dependency { name: "vsva".to_owned(), kind: Kind::Normal, source };
         for (name, dependencies) in [("mem", vec![dependency]), ("vsva", Vec::new())] {
-            tree.packages.push(Package { name: name.to_owned(), dependencies });
+            tree.packages.push(package(name, dependencies));
         }
         assert_eq!(check(&tree).unwrap().violations, [""; 0]);
     }

@@ -1,5 +1,6 @@
 //! The checks behind the `xtask` program, each a function from the [`Tree`] to a [`Verdict`].
 
+pub mod features;
 pub mod layers;
 pub mod lints;
 pub mod paths;

@@ -7,6 +7,7 @@
 //! cargo run -p xtask -- lints          every crate has the workspace's lints
 //! cargo run -p xtask -- sizes          no source file outgrows its reader
 //! cargo run -p xtask -- paths          no path or host of anyone's machine in the tree
+//! cargo run -p xtask -- features       lists what has to compile alone: `crate [feature]`
 //! ```
 //!
 //! `--root DIR` checks another workspace, which is how the checks themselves are tested.
@@ -14,7 +15,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use xtask::{layers, lints, paths, sizes, unsafety, Error, Tree, Verdict};
+use xtask::{features, layers, lints, paths, sizes, unsafety, Error, Tree, Verdict};
 
 type Check = fn(&Tree) -> Result<Verdict, Error>;
 
@@ -41,12 +42,19 @@ fn main() -> ExitCode {
         }
     }
     let Some(wanted) = wanted else { return usage("no check named") };
+    if wanted == "features" {
+        return exit(list_features(&root).map(|()| true));
+    }
     let checks: Vec<_> =
         CHECKS.iter().filter(|(name, _)| wanted == "all" || wanted == *name).collect();
     if checks.is_empty() {
         return usage(&format!("no check is called `{wanted}`"));
     }
-    match run(&root, &checks) {
+    exit(run(&root, &checks))
+}
+
+fn exit(passed: Result<bool, Error>) -> ExitCode {
+    match passed {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -54,6 +62,13 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn list_features(root: &Path) -> Result<(), Error> {
+    for (package, feature) in features::list(&Tree::read(root)?) {
+        println!("{package} {}", feature.unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// Runs the checks and prints what they found; whether all passed.
@@ -79,6 +94,6 @@ fn default_root() -> PathBuf {
 
 fn usage(problem: &str) -> ExitCode {
     let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
-    eprintln!("error: {problem}\nusage: xtask [--root DIR] all|{}", names.join("|"));
+    eprintln!("error: {problem}\nusage: xtask [--root DIR] all|features|{}", names.join("|"));
     ExitCode::from(2)
 }

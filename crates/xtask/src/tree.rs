@@ -1,5 +1,6 @@
 //! What the checks look at: the workspace's packages and its files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io, str};
@@ -22,6 +23,9 @@ pub struct Package {
     pub name: String,
     /// Its direct dependencies, optional ones included.
     pub dependencies: Vec<Dependency>,
+    /// Its features and what each turns on.
+    #[serde(default)]
+    pub features: BTreeMap<String, Vec<String>>,
 }
 
 /// A direct dependency as its package declares it.
@@ -155,7 +159,17 @@ fn packages(root: &Path) -> Result<Vec<Package>, Error> {
 
 fn files(root: &Path) -> Result<Vec<File>, Error> {
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    // A checkout that belongs to another user (a container's mount) is read all the same.
+    git.args([
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ])
+    .current_dir(root);
     let listing = output(&mut git)?;
     let mut paths: Vec<&str> =
         listing.split(|&byte| byte == 0).filter_map(|path| str::from_utf8(path).ok()).collect();

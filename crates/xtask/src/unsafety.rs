@@ -13,7 +13,7 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     // The lock-free table.
     ("ioasid", &["src/", "tests/loom.rs"]),
     // The guest program maps portals and stores descriptors to them.
-    ("guest", &["src/"]),
+    ("guest", &["src/dma", "src/portal"]),
     // Supervision of QEMU: what a child process does between fork and exec.
     ("vsva", &["src/supervise"]),
 ];
