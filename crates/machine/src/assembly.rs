@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu::{Invalidation, Ticket, Vm};
+use iommu::{Ticket, Vm};
 use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
-use vtd::model::{Config, Effect, Effects, Model, Progress};
+use vtd::model::{Caps, Counters, Effects, Model, Polled, Progress, DESCRIPTORS_PER_POLL};
 
 use crate::{MessageSink, RegisterPage};
 
@@ -26,10 +26,10 @@ pub struct Machine<V: Vm> {
 
 impl<V: Vm> Machine<V> {
     /// A machine of `vm` with a remapping unit; nothing is mapped, translation is off.
-    pub fn new(vm: V, config: Config, messages: Arc<dyn MessageSink>, waker: Waker) -> Self {
+    pub fn new(vm: V, caps: Caps, messages: Arc<dyn MessageSink>, waker: Waker) -> Self {
         vm.set_fault_waker(Some(waker.clone()));
         Self {
-            unit: Mutex::new(Model::new(config, vm.clone())),
+            unit: Mutex::new(Model::new(caps, vm.clone())),
             claims: Mutex::default(),
             vm,
             messages,
@@ -45,14 +45,13 @@ impl<V: Vm> Machine<V> {
     /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out.
     /// Says when to call again: at once, when a ticket may have been completed, or when woken.
     pub fn poll(&self) -> Progress {
-        let mut effects = Effects::default();
-        let progress = self.unit().poll(&mut effects);
+        let Polled { progress, effects } = self.unit().poll(DESCRIPTORS_PER_POLL);
         self.perform(effects);
         progress
     }
 
     /// The unit's counters.
-    pub fn unit_counters(&self) -> vtd::model::Counters {
+    pub fn unit_counters(&self) -> Counters {
         self.unit().counters()
     }
 
@@ -96,11 +95,7 @@ impl<V: Vm> Machine<V> {
     /// The whole machine as after power-on, but for its memory: the unit's registers, translation
     /// off, nothing cached. The functions are reset by who owns them.
     pub fn reset(&self) -> Ticket {
-        self.unit().reset();
-        self.vm.set_contexts(None);
-        let _ = self.vm.invalidate(Invalidation::ContextAll);
-        let _ = self.vm.invalidate(Invalidation::PasidCacheAll);
-        self.vm.invalidate(Invalidation::IotlbAll)
+        self.unit().reset()
     }
 
     fn remap<R>(
@@ -119,11 +114,11 @@ impl<V: Vm> Machine<V> {
 
     /// Does what the unit wants done; its lock is released.
     fn perform(&self, effects: Effects) {
-        for effect in effects {
-            match effect {
-                Effect::Message { address, data, .. } => self.messages.send(Gpa(address), data),
-                Effect::Schedule => (self.waker)(),
-            }
+        for message in effects.messages() {
+            self.messages.send(message.address, message.data);
+        }
+        if effects.schedule {
+            (self.waker)();
         }
     }
 }
@@ -134,8 +129,7 @@ impl<V: Vm> RegisterPage for Machine<V> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut effects = Effects::default();
-        self.unit().write(offset, data, &mut effects);
+        let effects = self.unit().write(offset, data);
         self.perform(effects);
     }
 

@@ -15,8 +15,6 @@ mod dmar;
 mod router;
 
 pub use assembly::{Machine, Waker};
-pub use carrier::{
-    IommuFunction, Misplaced, RegisterPage, CARRIER_BAR_ADDRESS, CARRIER_BAR_SIZE,
-};
+pub use carrier::{IommuFunction, Misplaced, RegisterPage, CARRIER_BAR_ADDRESS, CARRIER_BAR_SIZE};
 pub use dmar::Dmar;
 pub use router::MessageSink;
