@@ -14,10 +14,12 @@ use proptest::prelude::*;
 /// Address of the first page that the tables under test map.
 const BASE: u64 = 0x40_0000;
 /// 4 KiB pages under test; the last 512 of them can be one page of 2 MiB.
-const SMALL_PAGES: u64 = 8;
+const SMALL_PAGES: u64 = 4;
 /// The page of 2 MiB.
 const LARGE_PAGE: u64 = BASE + (2 << 20);
-const PASIDS: u32 = 3;
+/// Pages of memory that tables may point at.
+const DATA_PAGES: u64 = 6;
+const PASIDS: u32 = 2;
 
 /// How a PASID is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ enum Step {
     /// Changes the large page of the first-stage table: mapped, or a table of small ones.
     FirstLarge { mapped: bool },
     /// Changes a page of the second-stage table.
-    Second { page: u64, read: bool, write: bool },
+    Second { page: u64, to: u64, read: bool, write: bool },
     /// An access; `large` is in the region of the large page.
     Access { of: u32, page: u64, large: bool, write: bool, privileged: bool },
 }
@@ -54,17 +56,17 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
     let flags = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.8));
     let step = prop_oneof![
         2 => (0..PASIDS, kind, 1..3u16).prop_map(|(of, kind, domain)| Step::Entry { of, kind, domain }),
-        2 => (0..SMALL_PAGES, 0..16u64, flags).prop_map(|(page, to, (present, writable, user))| {
+        2 => (0..SMALL_PAGES, 0..DATA_PAGES, flags).prop_map(|(page, to, (present, writable, user))| {
             Step::First { page, to, present, writable, user }
         }),
         1 => any::<bool>().prop_map(|mapped| Step::FirstLarge { mapped }),
-        2 => (0..16u64, any::<bool>(), any::<bool>())
-            .prop_map(|(page, read, write)| Step::Second { page, read, write }),
+        2 => (0..DATA_PAGES, 0..DATA_PAGES, prop::bool::weighted(0.8), any::<bool>())
+            .prop_map(|(page, to, read, write)| Step::Second { page, to, read, write }),
         12 => (0..PASIDS, 0..SMALL_PAGES, any::<(bool, bool, bool)>()).prop_map(
             |(of, page, (large, write, privileged))| Step::Access { of, page, large, write, privileged }
         ),
     ];
-    prop::collection::vec((step, any::<u8>()), 1..80)
+    prop::collection::vec((step, any::<u8>()), 1..200)
 }
 
 /// A guest, its tables, and what a PASID is at present.
@@ -75,7 +77,7 @@ struct World {
     domains: [u16; PASIDS as usize],
 }
 
-/// Data pages are the 16 pages from here on.
+/// Address of a data page.
 fn data(page: u64) -> u64 {
     BASE + page * 4096
 }
@@ -131,9 +133,9 @@ impl World {
                 // Any page of it stands for all of it.
                 self.forget_pages(LARGE_PAGE + u64::from(choice) * 4096, choice);
             }
-            Step::Second { page, read, write } => {
+            Step::Second { page, to, read, write } => {
                 let flags = if read { SS_READ } else { 0 } | if write { SS_WRITE } else { 0 };
-                self.guest.set_second(self.second, data(page), 1, data(page) | flags);
+                self.guest.set_second(self.second, data(page), 1, data(to) | flags);
                 self.forget_second(data(page), choice);
             }
             Step::Access { .. } => {}
@@ -303,7 +305,7 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 160, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_cached_never_shows(steps in steps()) {
