@@ -93,16 +93,18 @@ pub(crate) fn pci() -> Option<()> {
 /// A device's DMA reaches its VM's memory, and stops when the VM is closed.
 pub(crate) fn iommu() -> Option<()> {
     let vm = SoftwareHost::new().create_vm(VmConfig { name: "canary".into() }).ok()?;
-    vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
+    let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
+    ensure(vm.is_complete(mapped))?;
     let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;
     let channel = endpoint.channel();
     let space = AddressSpace { pasid: None, privileged: false };
     channel.enter().write(space, Iova(0x1ff8), &[7; 8]).ok()?;
     ensure(vm.memory().load_u64(Gpa(0x1ff8)) == Ok(0x0707_0707_0707_0707))?;
     ensure(channel.enter().write(space, Iova(0x1ffc), &[7; 8]).is_err())?;
-    vm.close();
-    let closed = channel.enter().write(space, Iova(0x1ff8), &[7; 8]);
-    ensure(closed.is_err())
+    let stopped = vm.close();
+    ensure(vm.is_complete(stopped))?;
+    let refused = channel.enter().write(space, Iova(0x1ff8), &[7; 8]).is_err();
+    ensure(refused)
 }
 
 /// A descriptor means the same after a trip through its bytes.
