@@ -17,7 +17,7 @@ const SETS: usize = 256;
 /// Entries of a set.
 const WAYS: usize = 4;
 /// Translations that a channel caches at most.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) const CAPACITY: usize = SETS * WAYS;
 
 const PAGE_BITS: u32 = 12;
