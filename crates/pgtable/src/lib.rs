@@ -61,11 +61,13 @@
 
 extern crate alloc;
 
+mod build;
 mod first_stage;
 mod format;
 mod second_stage;
 mod walk;
 
+pub use build::{Flush, Map, MapError, PageTable, Pages, UnmapError};
 pub use first_stage::{FirstStage, FirstStageEntry};
 pub use format::{Access, LeafEntry, TableEntry};
 pub use format::{Denied, Entry, Format, InvalidAddress, Request, ReservedBits, Rights};

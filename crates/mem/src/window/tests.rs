@@ -127,7 +127,6 @@ fn compare_exchange_tells_what_it_found() {
 
 #[test]
 fn concurrent_compare_exchanges_lose_no_increment() {
-    extern crate std;
     const EACH: u64 = 2000;
     let memory = holding(&[0; 8]);
     let window = window(&memory, Access::Write);
