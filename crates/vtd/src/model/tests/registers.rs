@@ -1,5 +1,8 @@
 //! Tests generated from the register table, and accesses of every shape.
 
+use std::format;
+use std::string::String;
+
 use super::*;
 use crate::spec::{AccessClass, Register, Reset, PAGE_SIZE};
 
@@ -145,5 +148,39 @@ fn what_is_no_register_reads_zero() {
     for offset in [PAGE_SIZE, PAGE_SIZE - 4, 1 << 28, u64::MAX, u64::MAX - 7] {
         let _ = unit.write64(offset, u64::MAX);
         assert_eq!(unit.read64(offset), 0, "{offset:#x}");
+    }
+}
+
+/// The device page.
+const PAGE: &str = include_str!("../../../../../docs/devices/vtd.md");
+
+/// A row of the page's register table.
+fn row(register: &Register) -> String {
+    let Register { offset, name, width, access, writable, clears, section, .. } = register;
+    let bits = 8 * width.bytes();
+    let access = match access {
+        AccessClass::ReadOnly => "RO",
+        AccessClass::ReadWrite => "RW",
+        AccessClass::WriteOneToClear => "RW1C",
+        AccessClass::WriteOnly => "WO",
+    };
+    let mask = |mask: u64| if mask == 0 { "–".into() } else { format!("`{mask:#x}`") };
+    let reset = match register.reset {
+        Reset::Value(value) => format!("`{value:#x}`"),
+        Reset::Capabilities => "above".into(),
+    };
+    let (writable, clears) = (mask(*writable), mask(*clears));
+    format!("| {offset:#05x} | {name} | {bits} | {access} | {writable} | {clears} | {reset} | {section} |")
+}
+
+#[test]
+fn the_device_page_has_the_register_table_and_the_capabilities() {
+    let rows: Vec<String> = REGISTERS.iter().map(row).collect();
+    let missing: Vec<&String> = rows.iter().filter(|row| !PAGE.contains(*row)).collect();
+    assert!(missing.is_empty(), "the page lacks these rows:\n{missing:#?}");
+    assert_eq!(PAGE.lines().filter(|line| line.starts_with("| 0x")).count(), rows.len());
+    let caps = Caps::new(Options::default()).unwrap();
+    for value in [caps.capability().into_bits(), caps.extended().into_bits()] {
+        assert!(PAGE.contains(&format!("`{value:#018x}`")), "{value:#018x}");
     }
 }
