@@ -14,7 +14,8 @@ mod tests;
 ///
 /// The guest's processors and other devices may change the bytes at any time, so a window never
 /// gives out a reference to them: it copies in and out, and its words are loaded and updated
-/// atomically. A window made for [`Access::Read`] refuses every store.
+/// atomically. A copy that races with a writer gets some of the old bytes and some of the new. A
+/// window made for [`Access::Read`] refuses every store.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
     base: NonNull<u8>,

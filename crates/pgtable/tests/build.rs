@@ -228,7 +228,8 @@ fn an_unreachable_table_loses_no_page<F: Format + Copy>(format: F, _: Twin) {
     }
     assert!(failures > 10, "{failures}");
 
-    for nth in 1.. {
+    // Most accesses here look for entries left in a table: of those, one in 37 will do.
+    for nth in (1..50).chain((50..).step_by(37)) {
         let (mut arena, mut table) = new(format);
         table.map(&mut arena, &range).unwrap();
         arena.fail_access.set(Some(arena.loads.get() + arena.exchanges.get() + nth));

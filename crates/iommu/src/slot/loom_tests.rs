@@ -122,7 +122,10 @@ fn no_access_uses_the_old_page_once_the_invalidation_is_complete() {
 
 #[test]
 fn two_channels_are_both_waited_for() {
-    loom::model(|| {
+    // Three threads: bounded, or it takes most of a minute.
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
         let guest = Guest::new(2);
         let devices = [0, 1].map(|slot| {
             let guest = guest.clone();
