@@ -90,7 +90,7 @@ fn a_fault_sends_one_message_until_all_are_serviced() {
     let _ = unit.write32(0x25c, 1 << 31);
     let _ = unit.write32(0x34, IQE);
     // The bad descriptor is there still: a new condition.
-    assert_eq!(unit.poll().effects.fault, Some(FAULT_MESSAGE));
+    assert_eq!(unit.poll().effects.fault, Some(ERROR_MESSAGE));
     let _ = unit.write32(0x34, IQE);
     unit.fill(0, &[IOTLB_ALL]);
     assert_eq!(unit.poll().effects, Effects::default());

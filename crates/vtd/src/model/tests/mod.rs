@@ -211,8 +211,13 @@ impl Unit {
     }
 }
 
-pub(super) const FAULT_MESSAGE: Message = Message { address: Gpa(0xfee0_1000), data: 0x41 };
-pub(super) const COMPLETION_MESSAGE: Message = Message { address: Gpa(0xfee0_2000), data: 0x42 };
+pub(super) const ERROR_MESSAGE: Message =
+    Message { address: Gpa(0xfee0_1000), data: 0x41, requester: None };
+/// About a fault of [`device`].
+pub(super) const FAULT_MESSAGE: Message =
+    Message { requester: Some(RequesterId::from_bits(0x80)), ..ERROR_MESSAGE };
+pub(super) const COMPLETION_MESSAGE: Message =
+    Message { address: Gpa(0xfee0_2000), data: 0x42, requester: None };
 
 pub(super) fn device() -> RequesterId {
     RequesterId::new(0, 0x10, 0).unwrap()

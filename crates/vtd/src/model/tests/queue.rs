@@ -175,7 +175,7 @@ fn a_poll_takes_its_budget_and_no_more() {
 fn assert_error(unit: &mut Unit, info: u64, head: u64) {
     let polled = unit.poll();
     assert_eq!(polled.progress, Progress::Idle);
-    assert_eq!(polled.effects.fault, Some(FAULT_MESSAGE));
+    assert_eq!(polled.effects.fault, Some(ERROR_MESSAGE));
     assert_eq!(unit.read32(0x34), IQE);
     assert_eq!(unit.read64(0xb0), info);
     assert_eq!(unit.read64(0x80), head);
