@@ -1,95 +1,120 @@
-//! The device side: endpoints, their channels, and accesses in flight.
+//! The device side: endpoints and their channels.
 
 use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use mem::{Access, GuestMemory, Iova, MemoryMap, Window};
+use mem::MemoryMap;
 use pci::RequesterId;
 
-use crate::{AddressSpace, DmaError};
+use crate::channel::ChannelShared;
+use crate::software::VmShared;
+use crate::{InFlight, Ticket};
 
 /// A device attached to a VM. Dropping it detaches the device: no access through its channels
-/// passes any more.
-#[derive(Debug)]
+/// that begins later passes; [`detach`](Self::detach) also tells when the last one is over.
 pub struct Endpoint {
-    requester: RequesterId,
-    map: Arc<MemoryMap>,
+    device: Arc<Device>,
+}
+
+/// What an endpoint's channels share.
+pub(crate) struct Device {
+    pub(crate) vm: Arc<VmShared>,
+    pub(crate) requester: RequesterId,
+    /// Tells attachments of one requester apart.
+    pub(crate) attachment: u64,
+    ats: AtomicBool,
+    /// See [`Endpoint::identity`].
+    pub(crate) identity: bool,
 }
 
 impl Endpoint {
-    /// An endpoint whose accesses are not translated, whatever their PASID.
+    pub(crate) fn new(vm: Arc<VmShared>, requester: RequesterId, attachment: u64) -> Self {
+        Self::of(vm, requester, attachment, false)
+    }
+
+    fn of(vm: Arc<VmShared>, requester: RequesterId, attachment: u64, identity: bool) -> Self {
+        let ats = AtomicBool::new(false);
+        Self { device: Arc::new(Device { vm, requester, attachment, ats, identity }) }
+    }
+
+    /// An endpoint without a VM whose accesses are not translated, whatever their PASID, and
+    /// where a hole in `map` is a page fault: for tests of device models.
     pub fn identity(requester: RequesterId, map: Arc<MemoryMap>) -> Self {
-        Self { requester, map }
+        let (vm, attachment) = VmShared::with_one_device(requester, map);
+        Self::of(vm, requester, attachment, true)
     }
 
     /// Who this device is on the bus.
     pub fn requester(&self) -> RequesterId {
-        self.requester
+        self.device.requester
     }
 
     /// A channel for DMA: one for each of the device's engines that work at the same time. Each
-    /// has its own cache of translations, so channels never wait for each other.
+    /// has its own cache of translations (some 50 KiB), so channels never wait for each other.
+    ///
+    /// A channel of a device whose VM is closed refuses every access.
     pub fn channel(&self) -> Channel {
-        Channel { map: self.map.clone() }
+        let shared = self.device.vm.add_channel(&self.device);
+        Channel { shared, device: self.device.clone() }
     }
 
     /// Whether accesses are made with translation requests (the device's ATS is enabled): page
-    /// faults are then the device's business and are not recorded.
-    pub fn set_ats(&self, _enabled: bool) {}
+    /// faults are then the device's business and are not recorded. Off at first.
+    pub fn set_ats(&self, enabled: bool) {
+        self.device.ats.store(enabled, Ordering::Relaxed);
+    }
+
+    /// Detaches the device. Once the ticket is complete, none of its accesses is in flight.
+    pub fn detach(self) -> Ticket {
+        // `drop` detaches once more, which finds nothing to do.
+        self.device.vm.detach(&self.device)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        let _ = self.device.vm.detach(&self.device);
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("requester", &self.requester()).finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    pub(crate) fn ats(&self) -> bool {
+        self.ats.load(Ordering::Relaxed)
+    }
 }
 
 /// A path for a device's DMA. Usable through `&self`; a second user of the same channel waits.
-#[derive(Debug)]
 pub struct Channel {
-    map: Arc<MemoryMap>,
+    shared: Arc<ChannelShared>,
+    device: Arc<Device>,
 }
 
 impl Channel {
     /// Marks an access as in flight, until the value is dropped. Hold it for one bounded piece of
     /// work (at most some tens of KiB): an invalidation is not complete before it is dropped.
+    ///
+    /// A thread that holds one must not enter the same channel again: it would wait for itself.
     pub fn enter(&self) -> InFlight<'_> {
-        InFlight { map: &self.map }
+        InFlight::new(self.shared.slot.enter(), &self.device)
     }
 }
 
-/// An access in flight. Windows obtained from it cannot outlive it.
-#[derive(Debug)]
-pub struct InFlight<'c> {
-    map: &'c MemoryMap,
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // No access is in flight: each borrows the channel.
+        self.device.vm.remove_channel(&self.shared);
+    }
 }
 
-impl InFlight<'_> {
-    /// Translates `iova` for `access` and gives the memory there: as much of `len` bytes as one
-    /// translation covers (at least one byte, unless `len` is zero).
-    pub fn window(
-        &self,
-        _space: AddressSpace,
-        iova: Iova,
-        len: usize,
-        access: Access,
-    ) -> Result<Window<'_>, DmaError> {
-        self.map
-            .window(mem::Gpa(iova.0), len, access)
-            .map_err(|_| DmaError::Page { address: iova, access })
-    }
-
-    /// Reads `buf.len()` bytes from `iova`. On an error nothing past the failing address was read.
-    pub fn read(&self, space: AddressSpace, iova: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        let mut done = 0;
-        while done < buf.len() {
-            let at = Iova(iova.0.wrapping_add(done as u64));
-            done +=
-                self.window(space, at, buf.len() - done, Access::Read)?.read(0, &mut buf[done..]);
-        }
-        Ok(())
-    }
-
-    /// Writes `buf` to `iova`. On an error nothing past the failing address was written.
-    pub fn write(&self, space: AddressSpace, iova: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        let mut done = 0;
-        while done < buf.len() {
-            let at = Iova(iova.0.wrapping_add(done as u64));
-            done += self.window(space, at, buf.len() - done, Access::Write)?.write(0, &buf[done..]);
-        }
-        Ok(())
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("requester", &self.device.requester).finish_non_exhaustive()
     }
 }

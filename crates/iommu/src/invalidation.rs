@@ -10,7 +10,8 @@ use crate::{DomainId, Pasid};
 pub struct PageRange {
     /// The addresses, whole pages.
     pub range: Range<Iova>,
-    /// Whether only leaf entries changed (VT-d: IH).
+    /// Whether only leaf entries changed (VT-d: IH). A hint: there are no caches of other entries
+    /// that it could spare.
     pub leaf_only: bool,
 }
 
@@ -43,7 +44,9 @@ pub enum Invalidation {
     IotlbAll,
     /// All translations of a domain.
     IotlbDomain(DomainId),
-    /// Translations of pages in a domain, with and without PASID, through stage 2.
+    /// Translations of pages in a domain, with and without PASID, by stage 2 alone; and all that
+    /// were made through a stage 1 in that domain, since the pages are inputs of stage 2 (VT-d
+    /// 6.5.2.3).
     IotlbDomainPages {
         /// The domain.
         domain: DomainId,
@@ -84,8 +87,30 @@ pub enum Invalidation {
     },
 }
 
+impl Invalidation {
+    /// Whether channels of `requester` may hold something that this covers.
+    pub(crate) fn concerns(&self, requester: RequesterId) -> bool {
+        match *self {
+            Self::ContextDevice { requester: of, ignore } => {
+                (of.bits() ^ requester.bits()) & !ignore == 0
+            }
+            Self::DeviceTlb { requester: of, .. } | Self::DeviceTlbPasid { requester: of, .. } => {
+                of == requester
+            }
+            _ => true,
+        }
+    }
+}
+
 /// Names a point in a VM's sequence of invalidations: once [`crate::Vm::is_complete`] says so,
 /// nothing that was cached before is in use, accesses in flight included.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[must_use = "an invalidation is over only when its ticket is complete"]
 pub struct Ticket(pub(crate) u64);
+
+impl Ticket {
+    /// The point with this number in a VM's own sequence: for implementations of [`crate::Vm`].
+    pub const fn new(sequence: u64) -> Self {
+        Self(sequence)
+    }
+}

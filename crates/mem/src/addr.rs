@@ -98,3 +98,6 @@ macro_rules! ranges {
     )*};
 }
 ranges!(Gpa, Iova, HostAddr);
+
+#[cfg(test)]
+mod tests;

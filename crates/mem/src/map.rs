@@ -77,8 +77,13 @@ impl MemoryMap {
                 return Err(LayoutError::Overlap { gpa: pair[1].range.start });
             }
         }
+        Ok(Self::from_disjoint(segments))
+    }
+
+    /// The map of segments that are sorted, disjoint, and pass [`check`].
+    pub(crate) fn from_disjoint(mut segments: Vec<Segment>) -> Self {
         segments.dedup_by(|next, kept| merge(kept, next));
-        Ok(Self { segments: segments.into() })
+        Self { segments: segments.into() }
     }
 
     /// A map of zeroed memory of its own: each range is its first address and its bytes.
@@ -142,7 +147,7 @@ impl GuestMemory for MemoryMap {
 }
 
 /// Whether the range lies inside its backing and allows no more than it.
-fn check(segment: &Segment) -> Result<(), LayoutError> {
+pub(crate) fn check(segment: &Segment) -> Result<(), LayoutError> {
     let gpa = segment.range.start;
     let backing = segment.backing.len();
     // The fields of a range are public, so the order of its ends is checked here again.

@@ -1,5 +1,7 @@
 //! The trait through which everything above reaches guest memory.
 
+use alloc::sync::Arc;
+
 use crate::{Gpa, Window};
 
 /// What an access does to memory. A read-modify-write counts as [`Access::Write`].
@@ -18,7 +20,7 @@ pub enum MemError {
     /// No memory of this guest is at `gpa`.
     #[error("no guest memory at {gpa}")]
     Unmapped {
-        /// First address that is not memory.
+        /// First address that is not memory; the last there is, if the access goes past it.
         gpa: Gpa,
     },
     /// The memory at `gpa` may only be read.
@@ -108,6 +110,18 @@ pub trait GuestMemory {
     }
 }
 
+impl<M: GuestMemory + ?Sized> GuestMemory for &M {
+    fn window(&self, gpa: Gpa, len: usize, access: Access) -> Result<Window<'_>, MemError> {
+        (**self).window(gpa, len, access)
+    }
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
+    fn window(&self, gpa: Gpa, len: usize, access: Access) -> Result<Window<'_>, MemError> {
+        (**self).window(gpa, len, access)
+    }
+}
+
 /// Calls `f(offset, window)` with each contiguous piece of the `len` bytes from `gpa`, in order.
 fn for_each_window<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -118,10 +132,18 @@ fn for_each_window<M: GuestMemory + ?Sized>(
 ) -> Result<(), MemError> {
     let mut done = 0;
     while done < len {
-        let at = gpa.checked_add(done as u64).ok_or(MemError::Unmapped { gpa })?;
+        let past_everything = MemError::Unmapped { gpa: Gpa(u64::MAX) };
+        let at = gpa.checked_add(done as u64).ok_or(past_everything)?;
         let window = memory.window(at, len - done, access)?;
+        if window.is_empty() {
+            // No window is empty here, by contract; without it this would never end.
+            return Err(MemError::Unmapped { gpa: at });
+        }
         f(done, &window);
         done += window.len();
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,11 +6,16 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::Access;
 
+mod bulk;
+#[cfg(test)]
+mod tests;
+
 /// A contiguous piece of guest memory, reachable for as long as `'a`.
 ///
 /// The guest's processors and other devices may change the bytes at any time, so a window never
 /// gives out a reference to them: it copies in and out, and its words are loaded and updated
-/// atomically. A window made for [`Access::Read`] refuses every store.
+/// atomically. A copy that races with a writer gets some of the old bytes and some of the new. A
+/// window made for [`Access::Read`] refuses every store.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
     base: NonNull<u8>,

@@ -1,0 +1,206 @@
+//! What the lab and the program inside its guest say to each other.
+//!
+//! ```text
+//!  lab ── ToGuest ──► one JSON object a line, over a serial port in raw mode ──► guest-init
+//!  lab ◄─ FromGuest ─                                                         ── guest-init
+//! ```
+//!
+//! The guest says [`FromGuest::Hello`] once. For each [`ToGuest::Run`] it answers with any number
+//! of [`FromGuest::Check`], [`FromGuest::Note`] and [`FromGuest::Sync`], at most one
+//! [`FromGuest::Counts`], and exactly one [`FromGuest::Done`], whatever became of the scenario's
+//! process. After a `Sync` the guest waits for [`ToGuest::Continue`]. Both sides treat the other's
+//! bytes as hostile: [`Lines`] bounds a line, [`decode`] refuses what is not a message.
+//!
+//! # What is counted
+//!
+//! [`FromGuest::Counts`] carries what *this scenario* did (not totals since boot), by the names in
+//! [`counts`]. The accelerator keeps the same account, so that the two can be compared:
+//!
+//! * **`descriptors`**: descriptors that the accelerator executed, from a queue or out of a batch,
+//!   whatever they ended with. A batch counts one for itself and one for every member that was
+//!   executed; members that a fence abandoned do not count. Each resubmission counts again.
+//! * **`bytes`**: the sum over those descriptors of the bytes that the operation moved or examined:
+//!   the descriptor's *transfer size* when it ended with success and reports zero bytes completed
+//!   (a full completion), otherwise the record's *bytes completed*: partial completions, a
+//!   comparison that found a difference, a delta record that ran out, a block with a wrong
+//!   checksum, and zero for whatever was refused before it began. No-op, drain and batch count
+//!   zero themselves (a batch's number of descriptors completed is no number of bytes).
+//!
+//! ```
+//! use guest_protocol::{decode, encode, Lines, ToGuest};
+//!
+//! let mut lines = Lines::new();
+//! lines.feed(encode(&ToGuest::Continue { ok: true })?.as_bytes());
+//! let line = lines.next().expect("a whole line was fed")?;
+//! assert_eq!(decode::<ToGuest>(&line)?, ToGuest::Continue { ok: true });
+//! # Ok::<(), guest_protocol::LineError>(())
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+mod lines;
+
+pub use lines::Lines;
+
+/// Longest line either side sends or accepts, in bytes, its newline included.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// What the lab tells the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum ToGuest {
+    /// Run a scenario; the seed makes its random choices repeatable.
+    Run {
+        /// A name of [`scenario`]; an unknown one is a failed check, then `Done`.
+        scenario: String,
+        /// Seed of every random choice in the scenario.
+        seed: u64,
+    },
+    /// The answer to a [`FromGuest::Sync`].
+    Continue {
+        /// Whether the lab did what the point asks for.
+        ok: bool,
+    },
+    /// Write back and switch the machine off.
+    PowerOff,
+}
+
+/// What the guest tells the lab.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum FromGuest {
+    /// The guest is up and waits for commands.
+    Hello {
+        /// The kernel's release, as `uname -r` prints it.
+        kernel: String,
+        /// Processors that the guest sees.
+        cpus: u32,
+    },
+    /// One assertion of the scenario that runs.
+    Check {
+        /// What is asserted, in a few words.
+        check: String,
+        /// Whether it holds.
+        ok: bool,
+        /// What was measured, or what is wrong.
+        detail: String,
+    },
+    /// Something a reader of the log may want to know.
+    Note {
+        /// One line of text.
+        text: String,
+    },
+    /// The guest waits here for [`ToGuest::Continue`].
+    Sync {
+        /// A name of [`sync`].
+        point: String,
+        /// The point's arguments.
+        values: BTreeMap<String, u64>,
+    },
+    /// The scenario's own account; see the crate page for what is counted.
+    Counts {
+        /// Amounts by the names in [`counts`].
+        values: BTreeMap<String, u64>,
+    },
+    /// The scenario is over.
+    Done {
+        /// The name that `Run` gave.
+        scenario: String,
+    },
+    /// The guest cannot go on.
+    Fatal {
+        /// Why.
+        text: String,
+    },
+}
+
+/// Names of the scenarios that the guest knows.
+pub mod scenario {
+    /// Every operation over every kind of memory, by plain virtual addresses.
+    pub const SVA_COPY: &str = "sva-copy";
+    /// Two processes with the same addresses and different contents; PASIDs that are not theirs.
+    pub const ISOLATION: &str = "isolation";
+    /// Open, work and exit, two hundred times.
+    pub const REBIND: &str = "rebind";
+    /// The device's accesses show in the guest kernel's own account of its pages.
+    pub const ACCESSED_DIRTY: &str = "accessed-dirty";
+    /// Memory is remapped while the device works on it.
+    pub const IN_FLIGHT: &str = "in-flight";
+    /// Copies without end, for a guest that is about to be killed.
+    pub const STORM: &str = "storm";
+
+    /// All of them, in the order in which a lab runs them.
+    pub const ALL: [&str; 6] = [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, STORM];
+}
+
+/// Names of the points at which the guest waits for the lab, with their arguments.
+pub mod sync {
+    /// Overwrite the PASID of queue `wq` with `pasid`, which no process is bound to.
+    pub const INJECT_UNBOUND_PASID: &str = "inject-unbound-pasid";
+    /// Undo [`INJECT_UNBOUND_PASID`]. The argument is `wq`.
+    pub const INJECT_RESTORE: &str = "inject-restore";
+    /// Drive a shared queue's portal on the server's side; the answer says whether it held.
+    pub const SHARED_PORTAL: &str = "shared-portal";
+    /// Nothing is open and nothing in flight: sample resources. The argument is `iteration`.
+    pub const STEADY: &str = "steady";
+    /// Both queues are busy with copies.
+    pub const STORM: &str = "storm";
+}
+
+/// Names of the amounts in [`FromGuest::Counts`].
+pub mod counts {
+    /// Descriptors executed; see the crate page.
+    pub const DESCRIPTORS: &str = "descriptors";
+    /// Bytes moved or examined; see the crate page.
+    pub const BYTES: &str = "bytes";
+    /// Descriptors that ended early at a page that was not there. Part of `descriptors`.
+    pub const PARTIAL_COMPLETIONS: &str = "partial_completions";
+}
+
+/// Why a line is not a message. The peer's bytes are to blame, except for [`LineError::Encode`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LineError {
+    /// Longer than [`MAX_LINE`], with its length as far as it was counted.
+    #[error("a line of {got} bytes, more than the {MAX_LINE} allowed")]
+    TooLong {
+        /// Bytes of the line, its newline included.
+        got: usize,
+    },
+    /// Not a JSON object of the expected kind.
+    #[error("not a message: {0}")]
+    Decode(#[source] serde_json::Error),
+    /// The caller's message has no JSON form.
+    #[error("message cannot be written: {0}")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// One message as a line, its newline included.
+///
+/// # Errors
+/// [`LineError::TooLong`] when the line would exceed [`MAX_LINE`].
+pub fn encode<T: Serialize>(message: &T) -> Result<String, LineError> {
+    let mut line = serde_json::to_string(message).map_err(LineError::Encode)?;
+    line.push('\n');
+    if line.len() > MAX_LINE {
+        return Err(LineError::TooLong { got: line.len() });
+    }
+    Ok(line)
+}
+
+/// The message in one line, with or without its newline.
+///
+/// # Errors
+/// [`LineError::TooLong`] or [`LineError::Decode`].
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
+    if line.len() > MAX_LINE {
+        return Err(LineError::TooLong { got: line.len() });
+    }
+    serde_json::from_slice(line).map_err(LineError::Decode)
+}
+
+#[cfg(test)]
+mod tests;

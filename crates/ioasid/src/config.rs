@@ -1,0 +1,150 @@
+//! What a space looks like, checked once.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+
+/// Width of a PASID on PCI Express, and of a space unless told otherwise, in bits.
+pub const DEFAULT_WIDTH: u32 = 20;
+
+/// Widest space, in bits.
+pub const MAX_WIDTH: u32 = 31;
+
+/// Most numbers of one leaf of the table, as a power of two.
+const MAX_LEAF_BITS: u32 = 10;
+
+/// The shape of a [`Space`](crate::Space).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Numbers are below `1 << width`; 1 to [`MAX_WIDTH`].
+    pub width: u32,
+    /// Most numbers out (live or parked) at one time; `None` for as many as are not reserved.
+    pub capacity: Option<u32>,
+    /// Numbers that are never handed out. They may overlap and reach past the space's end. Zero,
+    /// which means "no PASID" to much hardware, is reserved unless this list is replaced by one
+    /// without it.
+    pub reserved: Vec<RangeInclusive<u32>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { width: DEFAULT_WIDTH, capacity: None, reserved: vec![0..=0] }
+    }
+}
+
+/// Why a [`Config`] is refused. Always the caller's mistake, but for [`ConfigError::NoMemory`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The width is not between 1 and [`MAX_WIDTH`].
+    #[error("a width of {width} bits; 1 to {MAX_WIDTH} are possible")]
+    Width {
+        /// What was asked for.
+        width: u32,
+    },
+    /// A reserved range holds no number.
+    #[error("the reserved range {min:#x}..={max:#x} is empty")]
+    EmptyReservation {
+        /// Its first number.
+        min: u32,
+        /// Its last number, below the first.
+        max: u32,
+    },
+    /// More is asked for than the space has numbers that are not reserved.
+    #[error("a capacity of {capacity}; {available} numbers are not reserved")]
+    Capacity {
+        /// What was asked for.
+        capacity: u32,
+        /// What the space can give.
+        available: u32,
+    },
+    /// There was no memory for the first level of the table.
+    #[error("no memory for the first level of the table")]
+    NoMemory,
+}
+
+/// How numbers are spread over the two levels of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Geometry {
+    width: u32,
+    leaf_bits: u32,
+}
+
+impl Geometry {
+    fn new(width: u32) -> Self {
+        // Narrow spaces are cut in two levels as well, so that a space of four numbers exercises
+        // the same code as one of a million.
+        Self { width, leaf_bits: width.div_ceil(2).min(MAX_LEAF_BITS) }
+    }
+
+    /// The largest number.
+    pub(crate) const fn last(self) -> u32 {
+        (1 << self.width) - 1
+    }
+
+    pub(crate) const fn leaf_count(self) -> usize {
+        1 << (self.width - self.leaf_bits)
+    }
+
+    pub(crate) const fn leaf_len(self) -> usize {
+        1 << self.leaf_bits
+    }
+
+    /// The leaf that holds `number`; past the last leaf for a number outside the space.
+    pub(crate) const fn leaf_of(self, number: u32) -> usize {
+        (number >> self.leaf_bits) as usize
+    }
+
+    /// Where in its leaf `number` is; always inside the leaf.
+    pub(crate) const fn index_of(self, number: u32) -> usize {
+        number as usize & (self.leaf_len() - 1)
+    }
+}
+
+/// A [`Config`] that holds together.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) geometry: Geometry,
+    pub(crate) capacity: u32,
+    /// Sorted, disjoint, inside the space.
+    pub(crate) reserved: Vec<(u32, u32)>,
+}
+
+impl Config {
+    pub(crate) fn check(self) -> Result<Checked, ConfigError> {
+        if !(1..=MAX_WIDTH).contains(&self.width) {
+            return Err(ConfigError::Width { width: self.width });
+        }
+        let geometry = Geometry::new(self.width);
+        let reserved = merge(self.reserved, geometry.last())?;
+        let taken: u32 = reserved.iter().map(|&(min, max)| max - min + 1).sum();
+        let available = geometry.last() + 1 - taken; // 1 << 31 at most
+        let capacity = self.capacity.unwrap_or(available);
+        if capacity > available {
+            return Err(ConfigError::Capacity { capacity, available });
+        }
+        Ok(Checked { geometry, capacity, reserved })
+    }
+}
+
+/// The ranges cut at `last`, sorted, with overlapping and touching ones made one.
+fn merge(ranges: Vec<RangeInclusive<u32>>, last: u32) -> Result<Vec<(u32, u32)>, ConfigError> {
+    let mut merged: Vec<(u32, u32)> = Vec::new();
+    let mut sorted = ranges;
+    sorted.sort_by_key(|range| *range.start());
+    for (min, max) in sorted.into_iter().map(RangeInclusive::into_inner) {
+        if min > max {
+            return Err(ConfigError::EmptyReservation { min, max });
+        }
+        if min > last {
+            continue;
+        }
+        let max = max.min(last);
+        match merged.last_mut() {
+            Some(previous) if min <= previous.1.saturating_add(1) => {
+                previous.1 = previous.1.max(max);
+            }
+            _ => merged.push((min, max)),
+        }
+    }
+    Ok(merged)
+}

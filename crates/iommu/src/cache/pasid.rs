@@ -1,0 +1,75 @@
+//! The PASID-entry cache of one channel.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+use crate::format::vtd::Translation;
+use crate::{DomainId, Pasid};
+
+/// PASID-table entries that a channel caches at most; a power of two. Direct-mapped: a device
+/// works for few PASIDs at a time, and those of one guest are close to each other.
+pub(crate) const CAPACITY: usize = 128;
+
+/// A PASID-table entry, checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PasidState {
+    pub(crate) domain: DomainId,
+    /// Whether faults are not recorded, by the entry or the directory.
+    pub(crate) fault_disable: bool,
+    pub(crate) translation: Translation,
+}
+
+/// A direct-mapped table of PASID-table entries, of fixed size.
+#[derive(Debug)]
+pub(crate) struct PasidCache {
+    /// Empty if closed.
+    slots: Box<[Option<(Pasid, PasidState)>]>,
+    len: usize,
+}
+
+impl PasidCache {
+    pub(crate) fn new() -> Self {
+        Self { slots: vec![None; CAPACITY].into_boxed_slice(), len: 0 }
+    }
+
+    /// A table that never holds anything.
+    pub(crate) fn closed() -> Self {
+        Self { slots: Box::default(), len: 0 }
+    }
+
+    /// Number of entries that it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn get(&self, pasid: Pasid) -> Option<&PasidState> {
+        match self.slots.get(index(pasid))? {
+            Some((of, state)) if *of == pasid => Some(state),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn insert(&mut self, pasid: Pasid, state: PasidState) {
+        let Some(slot) = self.slots.get_mut(index(pasid)) else { return };
+        if slot.replace((pasid, state)).is_none() {
+            self.len += 1;
+        }
+    }
+
+    /// Forgets every entry that `keep` does not want.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Pasid, &PasidState) -> bool) {
+        if self.len == 0 {
+            return;
+        }
+        for slot in &mut self.slots {
+            if slot.as_ref().is_some_and(|(pasid, state)| !keep(*pasid, state)) {
+                *slot = None;
+                self.len -= 1;
+            }
+        }
+    }
+}
+
+fn index(pasid: Pasid) -> usize {
+    pasid.get() as usize % CAPACITY
+}

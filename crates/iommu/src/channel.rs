@@ -1,0 +1,162 @@
+//! The state of a channel: what its slot holds, and the changes that can be posted to it.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use mem::MemoryMap;
+use pci::RequesterId;
+
+use crate::cache::Caches;
+use crate::counters::ChannelCounters;
+use crate::engine::{Engine, Refusal, Request, Target};
+use crate::slot::{Slot, State};
+use crate::{ContextSource, Invalidation};
+
+/// Invalidations that wait for one channel at most. A channel that is idle, or inside a long
+/// access, collects them; past this many, everything is forgotten instead.
+pub(crate) const PENDING_LIMIT: usize = 32;
+
+/// A channel as its VM sees it.
+pub(crate) struct ChannelShared {
+    pub(crate) requester: RequesterId,
+    /// Of the device, see `Device`.
+    pub(crate) attachment: u64,
+    pub(crate) slot: Slot<ChannelState>,
+    pub(crate) counters: Arc<ChannelCounters>,
+}
+
+/// What only the holder of the slot's lock touches.
+pub(crate) struct ChannelState {
+    requester: RequesterId,
+    /// The VM's memory; `None` once detached.
+    memory: Option<MemoryMap>,
+    contexts: Option<Arc<dyn ContextSource>>,
+    /// In a cell because windows borrow the memory while further translations are made. It is
+    /// only borrowed inside `translate`, so never twice.
+    caches: RefCell<Caches>,
+    counters: Arc<ChannelCounters>,
+}
+
+impl ChannelState {
+    /// A channel of `requester` over `memory`; detached from the start without.
+    pub(crate) fn new(
+        requester: RequesterId,
+        memory: Option<MemoryMap>,
+        contexts: Option<Arc<dyn ContextSource>>,
+        counters: Arc<ChannelCounters>,
+    ) -> Self {
+        let caches =
+            if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
+        Self { requester, memory, contexts, caches: RefCell::new(caches), counters }
+    }
+
+    /// The VM's memory; `None` once detached.
+    pub(crate) fn memory(&self) -> Option<&MemoryMap> {
+        self.memory.as_ref()
+    }
+
+    /// Translates `request` over `memory`, which is this channel's.
+    pub(crate) fn translate(
+        &self,
+        memory: &MemoryMap,
+        request: &Request,
+    ) -> Result<Target, Refusal> {
+        Engine {
+            memory,
+            contexts: self.contexts.as_deref(),
+            caches: &mut self.caches.borrow_mut(),
+            counters: &self.counters,
+        }
+        .translate(request)
+    }
+}
+
+/// Changes that wait for a channel.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// The map to adopt.
+    memory: Option<MemoryMap>,
+    /// The source of contexts to adopt.
+    contexts: Option<Option<Arc<dyn ContextSource>>>,
+    scopes: Vec<Invalidation>,
+    /// More scopes than `PENDING_LIMIT` were posted.
+    everything: bool,
+    detach: bool,
+}
+
+impl Batch {
+    pub(crate) fn forget(&mut self, scope: Invalidation) {
+        if self.everything || self.scopes.last() == Some(&scope) {
+            return;
+        }
+        if self.scopes.len() == PENDING_LIMIT {
+            self.scopes.clear();
+            self.everything = true;
+        } else {
+            self.scopes.push(scope);
+        }
+    }
+
+    /// Gives back a map that nobody will adopt any more.
+    pub(crate) fn adopt_memory(&mut self, map: MemoryMap) -> Option<MemoryMap> {
+        self.memory.replace(map)
+    }
+
+    /// Gives back a source that nobody will adopt any more.
+    pub(crate) fn adopt_contexts(
+        &mut self,
+        source: Option<Arc<dyn ContextSource>>,
+    ) -> Option<Arc<dyn ContextSource>> {
+        self.contexts.replace(source).flatten()
+    }
+
+    pub(crate) fn detach(&mut self) {
+        self.detach = true;
+    }
+}
+
+/// What is dropped once changes are applied; freeing memory may take long.
+#[derive(Default)]
+pub(crate) struct Leftover {
+    _memory: [Option<MemoryMap>; 2],
+    _contexts: [Option<Arc<dyn ContextSource>>; 2],
+    _caches: Option<Caches>,
+}
+
+impl State for ChannelState {
+    type Batch = Batch;
+    type Leftover = Leftover;
+
+    fn apply(&mut self, batch: &mut Batch) -> Leftover {
+        let mut leftover = Leftover::default();
+        if let Some(map) = batch.memory.take() {
+            // A detached channel stays so.
+            leftover._memory[0] = match &mut self.memory {
+                Some(memory) => Some(core::mem::replace(memory, map)),
+                None => Some(map),
+            };
+        }
+        if let Some(source) = batch.contexts.take() {
+            leftover._contexts[0] = core::mem::replace(&mut self.contexts, source);
+        }
+        let caches = self.caches.get_mut();
+        if core::mem::take(&mut batch.everything) {
+            caches.forget_all();
+        }
+        for scope in batch.scopes.drain(..) {
+            caches.forget(&scope);
+        }
+        if core::mem::take(&mut batch.detach) {
+            let closed = Caches::closed(self.requester);
+            leftover._caches = Some(core::mem::replace(caches, closed));
+            leftover._memory[1] = self.memory.take();
+            leftover._contexts[1] = self.contexts.take();
+        }
+        caches.publish(&self.counters);
+        leftover
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,104 @@
+//! From a PASID to the entry that says how its requests are translated.
+
+use mem::{Gpa, GuestMemory};
+
+use super::{check_interrupt_range, Engine, Refusal, Request};
+use crate::cache::PasidState;
+use crate::format::vtd::{exceeds, DirectoryEntry, EntryError, PasidEntry, StageOne};
+use crate::sabotage::{self, Sabotage};
+use crate::{FaultReason, Pasid, PasidTable};
+
+/// The PASID whose entry translates `request`, and whether the request is privileged.
+pub(super) fn select(request: &Request, table: &PasidTable) -> Result<(Pasid, bool), FaultReason> {
+    if request.translation_request && !table.ats {
+        return Err(FaultReason::AtsDisabled);
+    }
+    let (pasid, privileged) = match request.space.pasid {
+        Some(_) if !table.pasid_enable => return Err(FaultReason::PasidDisabled),
+        Some(pasid) => (pasid, request.space.privileged),
+        None => (table.rid_pasid, table.rid_privileged),
+    };
+    if u64::from(pasid.get()) >> table.pasid_bits.min(Pasid::BITS as u8) != 0 {
+        return Err(FaultReason::PasidRange);
+    }
+    check_interrupt_range(request)?;
+    if sabotage::is(Sabotage::WrongPasid) {
+        return Ok((Pasid::from_field(pasid.get() ^ 1), privileged));
+    }
+    Ok((pasid, privileged))
+}
+
+/// Whether the entry takes a request of this privilege.
+pub(super) fn check_privilege(entry: &StageOne, privileged: bool) -> Result<(), FaultReason> {
+    if privileged && !entry.supervisor {
+        return Err(FaultReason::SupervisorDisabled);
+    }
+    Ok(())
+}
+
+impl<M: GuestMemory> Engine<'_, M> {
+    /// The entry of `pasid`, from the cache or from the table.
+    pub(super) fn pasid_state(
+        &mut self,
+        table: &PasidTable,
+        pasid: Pasid,
+    ) -> Result<PasidState, Refusal> {
+        if let Some(state) = self.caches.pasids.get(pasid) {
+            return Ok(*state);
+        }
+        self.counters.pasid_entry_reads.add(1);
+        let state = read(self.memory, table, pasid)?;
+        self.caches.pasids.insert(pasid, state);
+        self.caches.publish(self.counters);
+        Ok(state)
+    }
+}
+
+/// Reads the entry of `pasid` through the directory.
+fn read<M: GuestMemory>(
+    memory: &M,
+    table: &PasidTable,
+    pasid: Pasid,
+) -> Result<PasidState, Refusal> {
+    let mut fault_disable = table.fault_disable;
+    let refuse = |reason, fault_disable| Err(Refusal { reason, fault_disable });
+
+    let directory = DirectoryEntry::address(table.directory, pasid)
+        .and_then(|at| memory.load_u64(at).ok())
+        .map(DirectoryEntry::from_bits);
+    let Some(directory) = directory else {
+        return refuse(FaultReason::PasidDirectoryAccess, fault_disable);
+    };
+    fault_disable |= directory.fault_disable();
+    if !directory.present() {
+        return refuse(FaultReason::PasidDirectoryNotPresent, fault_disable);
+    }
+    if directory.reserved() != 0 || exceeds(directory.table(), table.caps.address_bits) {
+        return refuse(FaultReason::PasidDirectoryReserved, fault_disable);
+    }
+
+    let entry = PasidEntry::address(directory.table(), pasid).and_then(|at| load(memory, at));
+    let Some(entry) = entry else {
+        return refuse(FaultReason::PasidEntryAccess, fault_disable);
+    };
+    fault_disable |= entry.word0.fault_disable();
+    if !entry.word0.present() {
+        return refuse(FaultReason::PasidEntryNotPresent, fault_disable);
+    }
+    match entry.decode(&table.caps) {
+        Ok(translation) => Ok(PasidState { domain: entry.domain(), fault_disable, translation }),
+        Err(EntryError::Reserved { .. }) => refuse(FaultReason::PasidEntryReserved, fault_disable),
+        Err(_) => refuse(FaultReason::PasidEntryInvalid, fault_disable),
+    }
+}
+
+/// Loads an entry word by word, the one with P first and each with acquire ordering: a guest
+/// that sets P last is never seen half way. One that rewrites a present entry has to invalidate
+/// it afterwards, which takes what was loaded here along.
+fn load<M: GuestMemory>(memory: &M, at: Gpa) -> Option<PasidEntry> {
+    let mut words = [0; 8];
+    for (index, word) in (0..).zip(&mut words) {
+        *word = memory.load_u64(at.checked_add(8 * index)?).ok()?;
+    }
+    Some(PasidEntry::from_words(words))
+}

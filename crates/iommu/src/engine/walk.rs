@@ -1,0 +1,213 @@
+//! Walks of page tables in guest memory, and what may be cached of them.
+
+use mem::{Access, Gpa, GuestMemory, Iova, MemError};
+use pgtable::{Denied, Format, Leaf, SecondStage, Tables, WalkFault};
+
+use crate::cache::{Allowed, Cached, Kind};
+use crate::format::vtd::StageOne;
+use crate::sabotage::{self, Sabotage};
+use crate::{FaultReason, Stage};
+
+/// Tables at guest physical addresses.
+struct Physical<'a, M>(&'a M);
+
+/// An entry lies where there is no memory, or, for an update, none that can be written.
+#[derive(Clone, Copy)]
+struct Unreachable {
+    update: bool,
+}
+
+impl<M: GuestMemory> Tables for Physical<'_, M> {
+    type Error = Unreachable;
+
+    fn load(&self, entry: u64) -> Result<u64, Unreachable> {
+        self.0.load_u64(Gpa(entry)).map_err(|_: MemError| Unreachable { update: false })
+    }
+
+    fn compare_exchange(
+        &self,
+        entry: u64,
+        current: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, Unreachable> {
+        if sabotage::is(Sabotage::NoAccessedDirty) {
+            return Ok(Ok(current));
+        }
+        self.0
+            .compare_exchange_u64(Gpa(entry), current, new)
+            .map_err(|_: MemError| Unreachable { update: true })
+    }
+}
+
+/// First-stage tables at addresses that a second stage translates.
+struct Nested<'a, M> {
+    tables: Physical<'a, M>,
+    root: Gpa,
+    format: &'a SecondStage,
+}
+
+/// Why an entry of a nested first-stage table could not be reached.
+enum NestedError {
+    /// The second stage does not translate its address.
+    SecondStage(WalkFault<Unreachable>),
+    /// The second stage does, but to no memory.
+    Unreachable(Unreachable),
+}
+
+impl<M: GuestMemory> Nested<'_, M> {
+    fn walk(&self, address: u64, access: Access) -> Result<Leaf, WalkFault<Unreachable>> {
+        let request = request(access, false, false);
+        pgtable::walk(self.format, self.root.0, address, &request, &self.tables)
+    }
+
+    fn entry(&self, entry: u64, access: Access) -> Result<u64, NestedError> {
+        let page = self.walk(entry, access).map_err(NestedError::SecondStage)?;
+        Ok(page.translate(entry))
+    }
+}
+
+impl<M: GuestMemory> Tables for Nested<'_, M> {
+    type Error = NestedError;
+
+    fn load(&self, entry: u64) -> Result<u64, NestedError> {
+        let entry = self.entry(entry, Access::Read)?;
+        self.tables.load(entry).map_err(NestedError::Unreachable)
+    }
+
+    fn compare_exchange(
+        &self,
+        entry: u64,
+        current: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, NestedError> {
+        let entry = self.entry(entry, Access::Write)?;
+        self.tables.compare_exchange(entry, current, new).map_err(NestedError::Unreachable)
+    }
+}
+
+/// Walks a first-stage table.
+pub(super) fn stage_one<M: GuestMemory>(
+    memory: &M,
+    table: &StageOne,
+    address: Iova,
+    access: Access,
+    privileged: bool,
+) -> Result<Cached, FaultReason> {
+    let request = request(access, privileged, table.write_protect);
+    let leaf = pgtable::walk(&table.format, table.root.0, address.0, &request, &Physical(memory))
+        .map_err(|fault| reason(fault, Stage::One, unreachable(Stage::One)))?;
+    let allowed = allowed(&table.format, &leaf, table.write_protect);
+    Ok(cached(&leaf, allowed, Kind::StageOne))
+}
+
+/// Walks a second-stage table.
+pub(super) fn stage_two<M: GuestMemory>(
+    memory: &M,
+    (root, format): (Gpa, &SecondStage),
+    address: Iova,
+    access: Access,
+) -> Result<Cached, FaultReason> {
+    let leaf = Nested { tables: Physical(memory), root, format }
+        .walk(address.0, access)
+        .map_err(|fault| reason(fault, Stage::Two, unreachable(Stage::Two)))?;
+    Ok(cached(&leaf, allowed(format, &leaf, false), Kind::StageTwo))
+}
+
+/// Walks a first-stage table whose every address goes through a second-stage table.
+///
+/// The first stage is marked accessed and dirty before the second is asked for the page itself,
+/// so a fault there leaves marks of an access that did not happen, as processors do.
+pub(super) fn nested<M: GuestMemory>(
+    memory: &M,
+    one: &StageOne,
+    (root, format): (Gpa, &SecondStage),
+    address: Iova,
+    access: Access,
+    privileged: bool,
+) -> Result<Cached, FaultReason> {
+    let tables = Nested { tables: Physical(memory), root, format };
+    let request = request(access, privileged, one.write_protect);
+    let outer = pgtable::walk(&one.format, one.root.0, address.0, &request, &tables)
+        .map_err(|fault| reason(fault, Stage::One, nested_reason))?;
+    let middle = outer.translate(address.0);
+    let inner = tables
+        .walk(middle, access)
+        .map_err(|fault| reason(fault, Stage::Two, unreachable(Stage::Two)))?;
+
+    let size_bits = outer.size_bits.min(inner.size_bits);
+    let base = inner.translate(middle) & !((1u64 << size_bits) - 1);
+    let allowed =
+        allowed(&one.format, &outer, one.write_protect).and(allowed(format, &inner, false));
+    Ok(Cached {
+        base: Gpa(base),
+        size_bits: size_bits as u8,
+        scope_bits: outer.size_bits as u8,
+        kind: Kind::Nested,
+        allowed,
+    })
+}
+
+fn request(access: Access, privileged: bool, write_protect: bool) -> pgtable::Request {
+    let access = match access {
+        Access::Read => pgtable::Access::Read,
+        Access::Write => pgtable::Access::Write,
+    };
+    pgtable::Request { access, privileged, write_protect, smep: false }
+}
+
+fn cached(leaf: &Leaf, allowed: Allowed, kind: Kind) -> Cached {
+    let size_bits = leaf.size_bits as u8;
+    Cached { base: Gpa(leaf.base), size_bits, scope_bits: size_bits, kind, allowed }
+}
+
+/// Which accesses a cached leaf allows without another walk.
+fn allowed<F: Format>(format: &F, leaf: &Leaf, write_protect: bool) -> Allowed {
+    let mut allowed = Allowed::default();
+    for access in [Access::Read, Access::Write] {
+        for privileged in [false, true] {
+            let request = request(access, privileged, write_protect);
+            let marked = access == Access::Read || leaf.dirty;
+            let permitted = marked && format.denied(&request, leaf.rights).is_none();
+            allowed = allowed.with(access, privileged, permitted);
+        }
+    }
+    allowed
+}
+
+/// What a fault of a walk of `stage` means; `tables` says what an unreachable entry does.
+fn reason<E>(
+    fault: WalkFault<E>,
+    stage: Stage,
+    tables: impl FnOnce(u8, E) -> FaultReason,
+) -> FaultReason {
+    match fault {
+        WalkFault::NonCanonical => FaultReason::NonCanonical,
+        WalkFault::BeyondWidth => FaultReason::AddressWidth { stage },
+        WalkFault::NotPresent { level } => FaultReason::NotPresent { stage, level },
+        WalkFault::Reserved { level, .. } => FaultReason::TableReserved { stage, level },
+        WalkFault::Permission { kind, .. } => {
+            FaultReason::Permission { stage, user: kind == Denied::User }
+        }
+        WalkFault::Tables { level, error } => tables(level, error),
+        WalkFault::Contended => FaultReason::AccessedDirty { stage },
+    }
+}
+
+fn unreachable(stage: Stage) -> impl FnOnce(u8, Unreachable) -> FaultReason {
+    move |level, error| {
+        if error.update {
+            FaultReason::AccessedDirty { stage }
+        } else {
+            FaultReason::TableAccess { stage, level }
+        }
+    }
+}
+
+fn nested_reason(level: u8, error: NestedError) -> FaultReason {
+    match error {
+        NestedError::Unreachable(error) => unreachable(Stage::One)(level, error),
+        NestedError::SecondStage(fault) => {
+            reason(fault, Stage::TwoForTable, unreachable(Stage::TwoForTable))
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Structures in guest memory that the engine walks itself, one module for each architecture.
+
+pub mod vtd;

@@ -1,0 +1,52 @@
+//! Deliberate defects, so that tests can prove that they would notice real ones.
+//!
+//! With the feature `sabotage` off, which it is in every shipped build, none of this is compiled
+//! in: [`is`] is a constant `false`.
+
+/// A defect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[cfg_attr(not(feature = "sabotage"), allow(dead_code, unreachable_pub))]
+pub enum Sabotage {
+    /// Cached translations survive their invalidation.
+    SkipIotlbInvalidation = 1,
+    /// Accessed and dirty bits are not written.
+    NoAccessedDirty = 2,
+    /// Requests are translated by the entry of the PASID next to theirs.
+    WrongPasid = 3,
+    /// Invalidations complete while accesses of before are in flight.
+    DropInFlight = 4,
+    /// A closed VM stays usable, with all its memory.
+    KeepOnClose = 5,
+    /// Forgotten translations are not freed.
+    LeakCache = 6,
+}
+
+/// Whether `defect` is on.
+#[cfg(not(feature = "sabotage"))]
+pub(crate) const fn is(_defect: Sabotage) -> bool {
+    false
+}
+
+#[cfg(feature = "sabotage")]
+mod switch {
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Sabotage;
+
+    static PRESENT: AtomicU8 = AtomicU8::new(0);
+
+    /// Turns one defect on, for the whole process, or (`None`) all off.
+    pub fn set(defect: Option<Sabotage>) {
+        PRESENT.store(defect.map_or(0, |defect| defect as u8), Ordering::SeqCst);
+    }
+
+    /// Whether `defect` is on.
+    pub(crate) fn is(defect: Sabotage) -> bool {
+        PRESENT.load(Ordering::Relaxed) == defect as u8
+    }
+}
+#[cfg(feature = "sabotage")]
+pub(crate) use switch::is;
+#[cfg(feature = "sabotage")]
+pub use switch::set;

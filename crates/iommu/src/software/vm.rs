@@ -1,0 +1,267 @@
+//! A VM of the software host.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use mem::MemoryMap;
+use pci::RequesterId;
+use spin::mutex::SpinMutex;
+
+use super::faults::FaultQueue;
+use super::{Place, MAX_DEVICES};
+use crate::channel::{Batch, ChannelShared, ChannelState};
+use crate::counters::ChannelCounters;
+use crate::endpoint::Device;
+use crate::sabotage::{self, Sabotage};
+use crate::slot::Slot;
+use crate::{
+    AttachError, ContextSource, Counters, Endpoint, Fault, Invalidation, Ticket, Vm, VmConfig,
+};
+
+/// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
+///
+/// It ends with [`close`](Vm::close). One that is not closed lives on while a clone of this, an
+/// endpoint or a channel of it does.
+#[derive(Clone)]
+pub struct SoftwareVm(Arc<VmShared>);
+
+/// What the handles, endpoints and channels of a VM share.
+pub(crate) struct VmShared {
+    config: VmConfig,
+    pub(crate) faults: FaultQueue,
+    /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
+    /// tried, and its list of pending changes locked for a few instructions.
+    control: SpinMutex<Control>,
+}
+
+#[derive(Default)]
+struct Control {
+    /// Number of the latest change.
+    sequence: u64,
+    /// Changes up to this one are known to be complete.
+    complete: u64,
+    memory: Arc<MemoryMap>,
+    contexts: Option<Arc<dyn ContextSource>>,
+    /// Attached devices, and which attachment of the requester it is.
+    devices: BTreeMap<RequesterId, u64>,
+    attachments: u64,
+    channels: Vec<Arc<ChannelShared>>,
+    /// Counts of channels that are gone, and of the VM itself.
+    history: Counters,
+    /// Given back when the VM is closed.
+    place: Option<Place>,
+    closed: bool,
+}
+
+impl Control {
+    /// Posts a change to the channels that `concerns` picks; gives what that leaves to be
+    /// dropped after the lock is released.
+    fn post<R>(
+        &mut self,
+        concerns: impl Fn(&ChannelShared) -> bool,
+        change: impl Fn(&mut Batch) -> R,
+    ) -> (Ticket, Vec<R>) {
+        self.sequence += 1;
+        let channels = self.channels.iter().filter(|channel| concerns(channel));
+        let left = channels.map(|channel| channel.slot.post(self.sequence, &change)).collect();
+        (Ticket(self.sequence), left)
+    }
+}
+
+impl SoftwareVm {
+    pub(super) fn new(config: VmConfig, place: Place) -> Self {
+        let control = Control { place: Some(place), ..Control::default() };
+        Self(Arc::new(VmShared {
+            config,
+            faults: FaultQueue::default(),
+            control: SpinMutex::new(control),
+        }))
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.0.config.name
+    }
+}
+
+impl Vm for SoftwareVm {
+    fn memory(&self) -> Arc<MemoryMap> {
+        self.0.control.lock().memory.clone()
+    }
+
+    fn set_memory(&self, map: MemoryMap) -> Ticket {
+        let new = Arc::new(map.clone());
+        let (ticket, _old) = {
+            let mut control = self.0.control.lock();
+            if control.closed {
+                return Ticket(control.sequence);
+            }
+            let old = core::mem::replace(&mut control.memory, new);
+            let (ticket, left) = control.post(|_| true, |batch| batch.adopt_memory(map.clone()));
+            (ticket, (old, left))
+        };
+        ticket
+    }
+
+    fn set_contexts(&self, source: Option<Arc<dyn ContextSource>>) {
+        let _old = {
+            let mut control = self.0.control.lock();
+            if control.closed {
+                return;
+            }
+            let old = core::mem::replace(&mut control.contexts, source.clone());
+            (old, control.post(|_| true, |batch| batch.adopt_contexts(source.clone())))
+        };
+    }
+
+    fn invalidate(&self, what: Invalidation) -> Ticket {
+        let mut control = self.0.control.lock();
+        control.history.invalidations += 1;
+        control.post(|channel| what.concerns(channel.requester), |batch| batch.forget(what)).0
+    }
+
+    fn is_complete(&self, ticket: Ticket) -> bool {
+        if sabotage::is(Sabotage::DropInFlight) {
+            return true;
+        }
+        let mut left = Vec::new();
+        let mut control = self.0.control.lock();
+        if ticket.0 <= control.complete {
+            return true;
+        }
+        // Each channel is tried, also after one that is busy: that shortens the next poll.
+        let mut complete = true;
+        for channel in &control.channels {
+            match channel.slot.settle(ticket.0) {
+                Some(leftover) => left.push(leftover),
+                None => complete = false,
+            }
+        }
+        if complete {
+            control.complete = ticket.0;
+        }
+        drop(control);
+        complete
+    }
+
+    fn take_fault(&self) -> Option<Fault> {
+        self.0.faults.take()
+    }
+
+    fn set_fault_waker(&self, waker: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.0.faults.set_waker(waker);
+    }
+
+    fn attach(&self, requester: RequesterId) -> Result<Endpoint, AttachError> {
+        let attachment = {
+            let mut control = self.0.control.lock();
+            if control.closed {
+                return Err(AttachError::Closed);
+            }
+            if control.devices.contains_key(&requester) {
+                return Err(AttachError::Duplicate(requester));
+            }
+            if control.devices.len() >= MAX_DEVICES {
+                return Err(AttachError::TooManyDevices { limit: MAX_DEVICES });
+            }
+            control.attachments += 1;
+            let attachment = control.attachments;
+            control.devices.insert(requester, attachment);
+            attachment
+        };
+        Ok(Endpoint::new(self.0.clone(), requester, attachment))
+    }
+
+    fn counters(&self) -> Counters {
+        let control = self.0.control.lock();
+        let mut sum = control.history;
+        for channel in &control.channels {
+            channel.counters.add_history(&mut sum);
+            channel.counters.add_present(&mut sum);
+        }
+        sum.devices = control.devices.len() as u64;
+        self.0.faults.add_counts(&mut sum);
+        sum
+    }
+
+    fn close(&self) -> Ticket {
+        let (ticket, _old) = {
+            let mut control = self.0.control.lock();
+            if control.closed || sabotage::is(Sabotage::KeepOnClose) {
+                return Ticket(control.sequence);
+            }
+            control.closed = true;
+            control.devices.clear();
+            let old = (
+                core::mem::take(&mut control.memory),
+                control.contexts.take(),
+                control.place.take(),
+            );
+            (control.post(|_| true, Batch::detach).0, old)
+        };
+        self.0.faults.close();
+        ticket
+    }
+}
+
+impl VmShared {
+    /// A VM that no host knows, with one device; and which attachment that is.
+    pub(crate) fn with_one_device(
+        requester: RequesterId,
+        memory: Arc<MemoryMap>,
+    ) -> (Arc<Self>, u64) {
+        let devices = BTreeMap::from([(requester, 1)]);
+        let control = Control { memory, devices, attachments: 1, ..Control::default() };
+        let shared = Self {
+            config: VmConfig { name: "identity".into() },
+            faults: FaultQueue::default(),
+            control: SpinMutex::new(control),
+        };
+        (Arc::new(shared), 1)
+    }
+
+    pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {
+        let mut control = self.control.lock();
+        let attached = control.devices.get(&device.requester) == Some(&device.attachment);
+        let memory = attached.then(|| MemoryMap::clone(&control.memory));
+        let contexts = control.contexts.clone().filter(|_| attached);
+        let counters = Arc::<ChannelCounters>::default();
+        let state = ChannelState::new(device.requester, memory, contexts, counters.clone());
+        let slot = Slot::new(state, control.sequence);
+        let shared = Arc::new(ChannelShared {
+            requester: device.requester,
+            attachment: device.attachment,
+            slot,
+            counters,
+        });
+        control.channels.push(shared.clone());
+        shared
+    }
+
+    pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {
+        let _removed = {
+            let mut control = self.control.lock();
+            let at = control.channels.iter().position(|other| Arc::ptr_eq(other, channel));
+            channel.counters.add_history(&mut control.history);
+            at.map(|at| control.channels.swap_remove(at))
+        };
+    }
+
+    /// Detaches `device`, if it is attached still.
+    pub(crate) fn detach(&self, device: &Device) -> Ticket {
+        let mut control = self.control.lock();
+        if control.devices.get(&device.requester) != Some(&device.attachment) {
+            return Ticket(control.sequence);
+        }
+        control.devices.remove(&device.requester);
+        control.post(|channel| channel.attachment == device.attachment, Batch::detach).0
+    }
+}
+
+impl fmt::Debug for SoftwareVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SoftwareVm").field("name", &self.name()).finish_non_exhaustive()
+    }
+}

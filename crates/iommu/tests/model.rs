@@ -1,0 +1,322 @@
+//! The engine against a slow reference: random tables, entries, invalidations and accesses.
+//!
+//! The reference keeps nothing. For each access it walks the guest's memory from the PASID
+//! directory on, with masks written out by hand, so what the engine caches must never show.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::*;
+use iommu::{Channel, DomainId, FaultReason, Invalidation, PageRange, Stage, Vm};
+use mem::{Gpa, GuestMemory, Iova, Range};
+use proptest::prelude::*;
+
+/// Address of the first page that the tables under test map.
+const BASE: u64 = 0x40_0000;
+/// 4 KiB pages under test; the last 512 of them can be one page of 2 MiB.
+const SMALL_PAGES: u64 = 4;
+/// The page of 2 MiB.
+const LARGE_PAGE: u64 = BASE + (2 << 20);
+/// Pages of memory that tables may point at.
+const DATA_PAGES: u64 = 6;
+const PASIDS: u32 = 2;
+
+/// How a PASID is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    First,
+    Second,
+    Nested,
+    PassThrough,
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Points a PASID at a translation of some kind, in some domain.
+    Entry { of: u32, kind: Kind, domain: u16 },
+    /// Changes a page of the first-stage table.
+    First { page: u64, to: u64, present: bool, writable: bool, user: bool },
+    /// Changes the large page of the first-stage table: mapped, or a table of small ones.
+    FirstLarge { mapped: bool },
+    /// Changes a page of the second-stage table.
+    Second { page: u64, to: u64, read: bool, write: bool },
+    /// An access; `large` is in the region of the large page.
+    Access { of: u32, page: u64, large: bool, write: bool, privileged: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
+    let kind = prop_oneof![
+        3 => Just(Kind::First),
+        2 => Just(Kind::Second),
+        3 => Just(Kind::Nested),
+        1 => Just(Kind::PassThrough),
+        1 => Just(Kind::Absent),
+    ];
+    let flags = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.8));
+    let step = prop_oneof![
+        2 => (0..PASIDS, kind, 1..3u16).prop_map(|(of, kind, domain)| Step::Entry { of, kind, domain }),
+        2 => (0..SMALL_PAGES, 0..DATA_PAGES, flags).prop_map(|(page, to, (present, writable, user))| {
+            Step::First { page, to, present, writable, user }
+        }),
+        1 => any::<bool>().prop_map(|mapped| Step::FirstLarge { mapped }),
+        2 => (0..DATA_PAGES, 0..DATA_PAGES, prop::bool::weighted(0.8), any::<bool>())
+            .prop_map(|(page, to, read, write)| Step::Second { page, to, read, write }),
+        12 => (0..PASIDS, 0..SMALL_PAGES, any::<(bool, bool, bool)>()).prop_map(
+            |(of, page, (large, write, privileged))| Step::Access { of, page, large, write, privileged }
+        ),
+    ];
+    prop::collection::vec((step, any::<u8>()), 1..200)
+}
+
+/// A guest, its tables, and what a PASID is at present.
+struct World {
+    guest: Guest,
+    first: Gpa,
+    second: Gpa,
+    domains: [u16; PASIDS as usize],
+}
+
+/// Address of a data page.
+fn data(page: u64) -> u64 {
+    BASE + page * 4096
+}
+
+impl World {
+    fn new() -> Self {
+        let mut guest = Guest::new();
+        let first = guest.table();
+        let second = guest.identity_second(false);
+        for page in 0..SMALL_PAGES {
+            guest.set_first(first, BASE + page * 4096, 1, data(page) | PRESENT | WRITABLE | USER);
+        }
+        Self { guest, first, second, domains: [1; PASIDS as usize] }
+    }
+
+    fn words(&self, kind: Kind, domain: u16) -> [u64; 8] {
+        let domain = DomainId(domain);
+        // Supervisor requests are allowed in all of them.
+        let mut words = match kind {
+            Kind::First => first_stage(self.first, domain),
+            Kind::Second => second_stage(self.second, domain),
+            Kind::Nested => nested(self.first, self.second, domain),
+            Kind::PassThrough => pass_through(domain),
+            Kind::Absent => return [0; 8],
+        };
+        words[2] |= 1;
+        words
+    }
+
+    /// Carries out a change of tables and tells the caches, with one of several sufficient scopes.
+    fn change(&mut self, step: Step, choice: u8) {
+        match step {
+            Step::Entry { of, kind, domain } => {
+                let old = DomainId(self.domains[of as usize]);
+                let words = self.words(kind, domain);
+                self.guest.set_pasid(of, words);
+                self.domains[of as usize] = domain;
+                self.forget_entry(pasid(of), old, choice);
+            }
+            Step::First { page, to, present, writable, user } => {
+                let flag = |on, bit| if on { bit } else { 0 };
+                let flags = flag(present, PRESENT) | flag(writable, WRITABLE) | flag(user, USER);
+                let entry = data(to) | flags;
+                self.guest.set_first(self.first, BASE + page * 4096, 1, entry);
+                self.forget_pages(BASE + page * 4096, choice);
+            }
+            Step::FirstLarge { mapped } => {
+                let at = self.guest.entry(self.first, 4, LARGE_PAGE, 2, PRESENT | WRITABLE | USER);
+                // Onto the data pages, which are aligned to 2 MiB.
+                let large = BASE | PRESENT | WRITABLE | USER | LARGE;
+                let entry = if mapped { large } else { 0 };
+                self.guest.memory.store_u64(at, entry).unwrap();
+                // Any page of it stands for all of it.
+                self.forget_pages(LARGE_PAGE + u64::from(choice) * 4096, choice);
+            }
+            Step::Second { page, to, read, write } => {
+                let flags = if read { SS_READ } else { 0 } | if write { SS_WRITE } else { 0 };
+                self.guest.set_second(self.second, data(page), 1, data(to) | flags);
+                self.forget_second(data(page), choice);
+            }
+            Step::Access { .. } => {}
+        }
+    }
+
+    fn forget_entry(&self, of: iommu::Pasid, domain: DomainId, choice: u8) {
+        self.guest.settle(match choice % 3 {
+            0 => Invalidation::PasidCacheAll,
+            1 => Invalidation::PasidCacheDomain(domain),
+            _ => Invalidation::PasidCache { domain, pasid: of },
+        });
+        self.guest.settle(match choice / 3 % 4 {
+            0 => Invalidation::IotlbAll,
+            1 => Invalidation::IotlbDomain(domain),
+            2 => Invalidation::IotlbPasid { domain, pasid: of },
+            _ => {
+                Invalidation::DeviceTlbPasid { requester: DEVICE, pasid: Some(of), range: whole() }
+            }
+        });
+    }
+
+    fn forget_pages(&self, address: u64, choice: u8) {
+        let range = Range::<Iova>::new(Iova(address & !0xfff), 4096).unwrap();
+        let pages = PageRange { range, leaf_only: choice & 1 != 0 };
+        for number in 0..PASIDS {
+            let domain = DomainId(self.domains[number as usize]);
+            let of = pasid(number);
+            self.guest.settle(match choice % 5 {
+                0 => Invalidation::IotlbPasid { domain, pasid: of },
+                1 => Invalidation::IotlbDomain(domain),
+                2 => Invalidation::DeviceTlbPasid { requester: DEVICE, pasid: None, range },
+                _ => Invalidation::IotlbPasidPages { domain, pasid: of, pages },
+            });
+        }
+    }
+
+    fn forget_second(&self, address: u64, choice: u8) {
+        let range = Range::<Iova>::new(Iova(address), 4096).unwrap();
+        let pages = PageRange { range, leaf_only: choice & 1 != 0 };
+        for domain in self.domains.map(DomainId) {
+            self.guest.settle(match choice % 3 {
+                0 => Invalidation::IotlbDomain(domain),
+                _ => Invalidation::IotlbDomainPages { domain, pages },
+            });
+        }
+    }
+
+    fn load(&self, at: u64) -> Option<u64> {
+        self.guest.memory.load_u64(Gpa(at)).ok()
+    }
+
+    /// Where an access goes, by the tables alone.
+    fn reference(
+        &self,
+        of: u32,
+        iova: u64,
+        write: bool,
+        privileged: bool,
+    ) -> Result<u64, FaultReason> {
+        let directory = self.load(self.guest.directory.0).unwrap();
+        let entry = (directory & !0xfff) + u64::from(of) * 64;
+        let word0 = if directory & 1 == 0 { 0 } else { self.load(entry).unwrap() };
+        if directory & 1 == 0 {
+            return Err(FaultReason::PasidDirectoryNotPresent);
+        }
+        if word0 & 1 == 0 {
+            return Err(FaultReason::PasidEntryNotPresent);
+        }
+        let second = word0 & !0xfff;
+        let first = self.load(entry + 16).unwrap() & !0xfff;
+        match word0 >> 6 & 7 {
+            1 => self.first(first, None, iova, write, privileged),
+            2 => self.second(second, iova, write, Stage::Two),
+            3 => self.first(first, Some(second), iova, write, privileged),
+            _ => Ok(iova),
+        }
+    }
+
+    fn first(
+        &self,
+        root: u64,
+        second: Option<u64>,
+        iova: u64,
+        write: bool,
+        privileged: bool,
+    ) -> Result<u64, FaultReason> {
+        let (mut table, mut all) = (root, WRITABLE | USER);
+        for level in (1..=4u8).rev() {
+            let shift = 12 + 9 * (u64::from(level) - 1);
+            let mut at = table + (iova >> shift & 0x1ff) * 8;
+            if let Some(second) = second {
+                at = self.second(second, at, false, Stage::TwoForTable)?;
+            }
+            let entry = self.load(at).unwrap();
+            if entry & PRESENT == 0 {
+                return Err(FaultReason::NotPresent { stage: Stage::One, level });
+            }
+            all &= entry;
+            table = entry & 0x000f_ffff_ffff_f000;
+            if level == 1 || entry & LARGE != 0 {
+                if !privileged && all & USER == 0 {
+                    return Err(FaultReason::Permission { stage: Stage::One, user: true });
+                }
+                // Without WPE, privileged writes ignore read-only.
+                if write && all & WRITABLE == 0 && !privileged {
+                    return Err(FaultReason::Permission { stage: Stage::One, user: false });
+                }
+                let output = table | iova & ((1 << shift) - 1);
+                return match second {
+                    Some(second) => self.second(second, output, write, Stage::Two),
+                    None => Ok(output),
+                };
+            }
+        }
+        unreachable!()
+    }
+
+    fn second(
+        &self,
+        root: u64,
+        address: u64,
+        write: bool,
+        stage: Stage,
+    ) -> Result<u64, FaultReason> {
+        let (mut table, mut all) = (root, 3);
+        for level in (1..=4u8).rev() {
+            let shift = 12 + 9 * (u64::from(level) - 1);
+            let entry = self.load(table + (address >> shift & 0x1ff) * 8).unwrap();
+            if entry & 3 == 0 {
+                return Err(FaultReason::NotPresent { stage, level });
+            }
+            all &= entry;
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+        let needed = if write { SS_WRITE } else { SS_READ };
+        if all & needed == 0 {
+            return Err(FaultReason::Permission { stage, user: false });
+        }
+        Ok(table | address & 0xfff)
+    }
+}
+
+fn whole() -> Range<Iova> {
+    Range { start: Iova(0), last: Iova(u64::MAX) }
+}
+
+/// Makes the access and compares its fault, or the word that it reached, with the reference.
+fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<(), TestCaseError> {
+    let Step::Access { of, page, large, write, privileged } = step else { return Ok(()) };
+    let iova = if large { LARGE_PAGE } else { BASE } + page * 4096 + 0x40;
+    let space = iommu::AddressSpace { pasid: Some(pasid(of)), privileged };
+    let expected = world.reference(of, iova, write, privileged);
+    if let Ok(gpa) = expected {
+        world.guest.memory.store_u64(Gpa(gpa), stamp).unwrap();
+    }
+    let op = if write { Op::Atomic } else { Op::Read };
+    let result = dma(channel, space, iova, op);
+    let fault = world.guest.vm.take_fault().map(|fault| fault.reason);
+    prop_assert_eq!(fault, expected.err(), "{:?}", step);
+    if let Ok(gpa) = expected {
+        prop_assert_eq!(result, Ok(stamp), "{:?}", step);
+        let held = world.guest.memory.load_u64(Gpa(gpa)).unwrap();
+        prop_assert_eq!(held, stamp + u64::from(write), "{:?}", step);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_cached_never_shows(steps in steps()) {
+        let mut world = World::new();
+        let (_endpoint, channel) = world.guest.attach();
+        for (number, (step, choice)) in (1..).zip(steps) {
+            world.change(step, choice);
+            access(&world, &channel, step, number << 8)?;
+        }
+        let counters = world.guest.vm.counters();
+        prop_assert_eq!(counters.iotlb_misses, counters.walks);
+        prop_assert!(counters.iotlb_hits + counters.walks <= counters.translations);
+    }
+}

@@ -1,0 +1,34 @@
+//! Each deliberate defect turns the verdict of the scenario that is there to notice it.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::scenarios::{self, Verdict};
+use iommu::sabotage::{set, Sabotage};
+
+type Scenario = fn() -> Verdict;
+
+const CASES: [(Sabotage, &str, Scenario); 8] = [
+    (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
+    (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
+    (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
+    (Sabotage::WrongPasid, "isolation", scenarios::isolation),
+    (Sabotage::DropInFlight, "in_flight", scenarios::in_flight),
+    (Sabotage::DropInFlight, "storm", scenarios::storm),
+    (Sabotage::KeepOnClose, "close", scenarios::close),
+    (Sabotage::LeakCache, "rebind", scenarios::rebind),
+];
+
+/// One test, since a defect is on for the whole process.
+#[test]
+fn each_defect_is_noticed() {
+    for (defect, name, scenario) in CASES {
+        set(None);
+        assert_eq!(scenario(), Ok(()), "{name} without a defect");
+        set(Some(defect));
+        // A race takes its time to go wrong.
+        let noticed = (0..20).any(|_| scenario().is_err());
+        assert!(noticed, "{name} does not notice {defect:?}");
+    }
+    set(None);
+}

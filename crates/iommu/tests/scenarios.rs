@@ -1,0 +1,46 @@
+//! The scenarios, each with the verdict that it must have.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::scenarios;
+
+#[test]
+fn storm() {
+    assert_eq!(scenarios::storm(), Ok(()));
+}
+
+#[test]
+fn in_flight() {
+    assert_eq!(scenarios::in_flight(), Ok(()));
+}
+
+#[test]
+fn remap() {
+    assert_eq!(scenarios::remap(), Ok(()));
+}
+
+#[test]
+fn accessed_dirty() {
+    assert_eq!(scenarios::accessed_dirty(), Ok(()));
+}
+
+#[test]
+fn isolation() {
+    assert_eq!(scenarios::isolation(), Ok(()));
+}
+
+#[test]
+fn close() {
+    assert_eq!(scenarios::close(), Ok(()));
+}
+
+#[test]
+fn rebind() {
+    assert_eq!(scenarios::rebind(), Ok(()));
+}
+
+#[test]
+fn no_starvation() {
+    assert_eq!(scenarios::no_starvation(), Ok(()));
+}

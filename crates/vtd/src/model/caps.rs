@@ -1,0 +1,234 @@
+//! What a unit can do: one checked value that everything else is derived from.
+
+use iommu::{Pasid, TableCaps};
+
+use crate::spec::{
+    Capability, ExtendedCapability, FAULT_RECORDS, FAULT_RECORD_OFFSET, IOTLB_OFFSET,
+};
+
+/// What a unit is asked to offer. Starts from [`Options::default`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Width of a physical address of the guest in bits (the DMAR table's host address width),
+    /// 32 to 57.
+    pub address_bits: u8,
+    /// CM: the guest invalidates also when it makes an entry present. The engine never caches
+    /// one that is not, so this is for the guest's sake: with it, a host that shadows the
+    /// guest's tables sees every change.
+    pub caching_mode: bool,
+    /// DT: device TLBs (ATS).
+    pub device_tlb: bool,
+    /// PT: pass-through.
+    pub pass_through: bool,
+    /// Second-stage widths as SAGAW has them: bit 1 is 39 bits, bit 2 is 48, bit 3 is 57.
+    pub second_stage_widths: u8,
+    /// 1 GiB pages beside 2 MiB pages in second-stage tables.
+    pub second_stage_1g: bool,
+    /// SMTS: scalable mode.
+    pub scalable_mode: bool,
+    /// PASID: number of PASID bits, 1 to 20; `None` for no requests with PASID.
+    pub pasid_bits: Option<u8>,
+    /// FSTS: first-stage translation.
+    pub first_stage: bool,
+    /// FS1GP: 1 GiB pages in first-stage tables.
+    pub first_stage_1g: bool,
+    /// FS5LP: 5-level first-stage tables.
+    pub first_stage_5_level: bool,
+    /// SSTS: second-stage translation in scalable mode.
+    pub second_stage: bool,
+    /// SSADS: accessed and dirty bits in second-stage tables.
+    pub second_stage_accessed_dirty: bool,
+    /// NEST: nested translation.
+    pub nested: bool,
+    /// RPS: the RID_PASID field of context entries.
+    pub rid_pasid: bool,
+}
+
+impl Default for Options {
+    /// Everything that a Linux guest needs for shared virtual addressing.
+    fn default() -> Self {
+        Self {
+            address_bits: 48,
+            caching_mode: true,
+            device_tlb: true,
+            pass_through: true,
+            second_stage_widths: 0b0110,
+            second_stage_1g: true,
+            scalable_mode: true,
+            pasid_bits: Some(Pasid::BITS as u8),
+            first_stage: true,
+            first_stage_1g: true,
+            first_stage_5_level: false,
+            second_stage: true,
+            second_stage_accessed_dirty: false,
+            nested: true,
+            rid_pasid: true,
+        }
+    }
+}
+
+/// Why options do not go together. The caller's mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CapsError {
+    /// The address width is out of range.
+    #[error("address width {0} is not within 32 to 57 bits")]
+    AddressBits(u8),
+    /// No second-stage width, or one that does not exist.
+    #[error("second-stage widths {0:#b} are not a set of bits 1 to 3")]
+    SecondStageWidths(u8),
+    /// No second-stage table is wide enough for a guest physical address.
+    #[error("second-stage widths {widths:#b} do not cover {address_bits} address bits")]
+    SecondStageTooNarrow {
+        /// The widths.
+        widths: u8,
+        /// The address width.
+        address_bits: u8,
+    },
+    /// The number of PASID bits is out of range.
+    #[error("PASID width {0} is not within 1 to 20 bits")]
+    PasidBits(u8),
+    /// `feature` needs `needs`.
+    #[error("{feature} needs {needs}")]
+    Needs {
+        /// What was asked for.
+        feature: &'static str,
+        /// What it needs.
+        needs: &'static str,
+    },
+}
+
+/// The capabilities of a unit: valid by construction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caps {
+    options: Options,
+}
+
+impl Caps {
+    /// Checks that the options go together as 11.4.2 and 11.4.3 ask.
+    ///
+    /// # Errors
+    ///
+    /// See [`CapsError`].
+    pub fn new(options: Options) -> Result<Self, CapsError> {
+        if !(32..=57).contains(&options.address_bits) {
+            return Err(CapsError::AddressBits(options.address_bits));
+        }
+        let widths = options.second_stage_widths;
+        if widths == 0 || widths & !0b1110 != 0 {
+            return Err(CapsError::SecondStageWidths(widths));
+        }
+        let caps = Self { options };
+        if caps.widest_second_stage() < options.address_bits {
+            let address_bits = options.address_bits;
+            return Err(CapsError::SecondStageTooNarrow { widths, address_bits });
+        }
+        if let Some(bits) = options.pasid_bits.filter(|bits| !(1..=20).contains(bits)) {
+            return Err(CapsError::PasidBits(bits));
+        }
+        caps.check_relations()?;
+        Ok(caps)
+    }
+
+    fn check_relations(&self) -> Result<(), CapsError> {
+        let Options { scalable_mode, first_stage, second_stage, .. } = self.options;
+        let Options { pasid_bits, nested, rid_pasid, .. } = self.options;
+        let Options { first_stage_1g, first_stage_5_level, .. } = self.options;
+        let accessed_dirty = self.options.second_stage_accessed_dirty;
+        let rules = [
+            (pasid_bits.is_some(), "PASID", scalable_mode, "SMTS"),
+            (first_stage, "FSTS", scalable_mode, "SMTS"),
+            (second_stage, "SSTS", scalable_mode, "SMTS"),
+            (rid_pasid, "RPS", scalable_mode, "SMTS"),
+            (first_stage_1g, "FS1GP", first_stage, "FSTS"),
+            (first_stage_5_level, "FS5LP", first_stage, "FSTS"),
+            (nested, "NEST", first_stage, "FSTS"),
+            (nested, "NEST", second_stage, "SSTS"),
+            (accessed_dirty, "SSADS", second_stage, "SSTS"),
+        ];
+        for (asked, feature, met, needs) in rules {
+            if asked && !met {
+                return Err(CapsError::Needs { feature, needs });
+            }
+        }
+        Ok(())
+    }
+
+    /// What was asked for.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Largest second-stage address width in bits.
+    fn widest_second_stage(&self) -> u8 {
+        let top = 7 - self.options.second_stage_widths.leading_zeros().min(7) as u8;
+        30 + 9 * top
+    }
+
+    /// The encoding of the largest second-stage width in a context entry (AW).
+    pub(super) fn widest_encoding(&self) -> u8 {
+        (self.widest_second_stage() - 30) / 9
+    }
+
+    /// CAP_REG (11.4.2).
+    pub fn capability(&self) -> Capability {
+        let options = &self.options;
+        Capability::new()
+            .with_domains(6) // 16 bits
+            .with_caching_mode(options.caching_mode)
+            .with_second_stage_widths(options.second_stage_widths)
+            .with_max_guest_width(options.address_bits - 1)
+            .with_fault_record_offset(FAULT_RECORD_OFFSET / 16)
+            .with_second_stage_large(self.second_stage_large())
+            .with_page_selective(true)
+            .with_fault_records(FAULT_RECORDS as u8 - 1)
+            .with_max_address_mask(18) // 1 GiB
+            .with_drain_writes(true)
+            .with_drain_reads(true)
+            .with_first_stage_1g(options.first_stage_1g)
+            .with_first_stage_5_level(options.first_stage_5_level)
+            .with_root_pointer_invalidates(true)
+    }
+
+    /// ECAP_REG (11.4.3).
+    pub fn extended(&self) -> ExtendedCapability {
+        let options = &self.options;
+        ExtendedCapability::new()
+            .with_coherent(true)
+            .with_queued_invalidation(true)
+            .with_device_tlb(options.device_tlb)
+            .with_pass_through(options.pass_through)
+            .with_iotlb_offset(IOTLB_OFFSET / 16)
+            .with_nested(options.nested)
+            .with_pasid_size(options.pasid_bits.map_or(0, |bits| bits - 1))
+            .with_pasid(options.pasid_bits.is_some())
+            .with_scalable_mode(options.scalable_mode)
+            .with_second_stage_accessed_dirty(options.second_stage_accessed_dirty)
+            .with_second_stage(options.second_stage)
+            .with_first_stage(options.first_stage)
+            .with_page_walk_snoop(options.scalable_mode)
+            .with_rid_pasid(options.rid_pasid)
+    }
+
+    fn second_stage_large(&self) -> u8 {
+        1 | u8::from(self.options.second_stage_1g) << 1
+    }
+
+    /// What the engine may find in PASID-table entries and page tables.
+    pub fn tables(&self) -> TableCaps {
+        let options = &self.options;
+        TableCaps {
+            address_bits: options.address_bits,
+            first_stage: options.first_stage,
+            second_stage: options.second_stage,
+            nested: options.nested,
+            pass_through: options.pass_through,
+            first_stage_5_level: options.first_stage_5_level,
+            first_stage_1g: options.first_stage_1g,
+            second_stage_levels: options.second_stage_widths,
+            second_stage_large: self.second_stage_large(),
+            second_stage_accessed_dirty: options.second_stage_accessed_dirty,
+            supervisor: false,
+            page_walk_snoop: options.scalable_mode,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Commands that take until the VM has followed: translation, root pointer, and the register-based
+//! invalidations. Their status shows it; nothing waits.
+
+use alloc::sync::Arc;
+
+use iommu::{ContextSource, DomainId, Invalidation, PageRange, Ticket, Vm};
+use pci::RequesterId;
+
+use super::registers::Write;
+use super::{Effects, Model, RootTable};
+use crate::spec::{page_range, ContextCommand, IotlbInvalidate, TableMode};
+use mem::Iova;
+
+/// What is under way, and when it is over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pending {
+    translation: Option<Ticket>,
+    root: Option<Ticket>,
+    context: Option<Ticket>,
+    iotlb: Option<Ticket>,
+}
+
+impl Pending {
+    /// The ticket after whose completion nothing is under way.
+    pub(super) fn latest(&self) -> Option<Ticket> {
+        let Self { translation, root, context, iotlb } = *self;
+        [translation, root, context, iotlb].into_iter().flatten().max()
+    }
+}
+
+impl<V: Vm> Model<V> {
+    /// Shows the completion of what is complete.
+    pub(super) fn settle(&mut self) {
+        let vm = &self.vm;
+        let done = |slot: &mut Option<Ticket>| {
+            let complete = slot.is_some_and(|ticket| vm.is_complete(ticket));
+            if complete {
+                *slot = None;
+            }
+            complete
+        };
+        if done(&mut self.pending.translation) {
+            self.status.set_translation(self.translation);
+            if !self.translation {
+                self.faults.rewind();
+            }
+        }
+        if done(&mut self.pending.root) {
+            self.status.set_root_pointer(true);
+        }
+        if done(&mut self.pending.context) {
+            self.context_command.set_invalidate(false);
+        }
+        if done(&mut self.pending.iotlb) {
+            self.iotlb_invalidate.set_invalidate(false);
+        }
+    }
+
+    /// SRTP: latches the register. CAP.ESRTPS: everything that is cached is forgotten.
+    pub(super) fn set_root_pointer(&mut self) {
+        self.root = RootTable::new(self.root_address, self.caps);
+        self.status.set_root_pointer(false);
+        if self.translation {
+            self.publish();
+        }
+        self.pending.root = Some(self.forget_everything());
+    }
+
+    /// TE.
+    pub(super) fn enable_translation(&mut self, enable: bool) {
+        if enable == self.translation {
+            return;
+        }
+        self.translation = enable;
+        self.publish();
+        self.pending.translation = Some(self.forget_everything());
+    }
+
+    /// QIE.
+    pub(super) fn enable_queue(&mut self, enable: bool, effects: &mut Effects) {
+        if enable == self.status.queued_invalidation() {
+            return;
+        }
+        self.status.set_queued_invalidation(enable);
+        self.queue.restart();
+        effects.schedule |= enable;
+    }
+
+    fn publish(&self) {
+        let source: Option<Arc<dyn ContextSource>> =
+            if self.translation { Some(Arc::new(self.root)) } else { None };
+        self.vm.set_contexts(source);
+    }
+
+    /// Forgets contexts, PASID-table entries and translations, in this order.
+    pub(super) fn forget_everything(&self) -> Ticket {
+        let contexts = self.vm.invalidate(Invalidation::ContextAll);
+        let entries = self.vm.invalidate(Invalidation::PasidCacheAll);
+        contexts.max(entries).max(self.vm.invalidate(Invalidation::IotlbAll))
+    }
+
+    /// Whether invalidations may be given through registers: not beside the queue, and in legacy
+    /// mode only (6.5.1).
+    fn takes_register_invalidations(&self) -> bool {
+        !self.status.queued_invalidation() && self.root.mode() == TableMode::Legacy
+    }
+
+    /// A write of CCMD.
+    pub(super) fn context_command(&mut self, mut command: ContextCommand, write: Write) {
+        if self.context_command.invalidate() {
+            self.counters.refused += 1;
+            return;
+        }
+        if !write.has_top_byte() || !command.invalidate() {
+            self.context_command = command.with_invalidate(false);
+            return;
+        }
+        let scope = match command.granularity() {
+            _ if !self.takes_register_invalidations() => None,
+            1 => Some(Invalidation::ContextAll),
+            2 => Some(Invalidation::ContextDomain(DomainId(command.domain()))),
+            3 => Some(Invalidation::ContextDevice {
+                requester: RequesterId::from_bits(command.source()),
+                ignore: function_bits(command.function_mask()),
+            }),
+            _ => None,
+        };
+        command.set_actual(if scope.is_some() { command.granularity() } else { 0 });
+        command.set_invalidate(scope.is_some());
+        self.context_command = command;
+        self.pending.context = self.register_invalidation(scope);
+    }
+
+    /// A write of IOTLB.
+    pub(super) fn iotlb_command(&mut self, mut command: IotlbInvalidate, write: Write) {
+        if self.iotlb_invalidate.invalidate() {
+            self.counters.refused += 1;
+            return;
+        }
+        if !write.has_top_byte() || !command.invalidate() {
+            self.iotlb_invalidate = command.with_invalidate(false);
+            return;
+        }
+        let domain = DomainId(command.domain());
+        let operand = self.invalidate_address;
+        let in_range = operand.mask() <= self.caps.capability().max_address_mask();
+        let scope = match command.granularity() {
+            _ if !self.takes_register_invalidations() => None,
+            1 => Some(Invalidation::IotlbAll),
+            2 => Some(Invalidation::IotlbDomain(domain)),
+            3 if in_range => {
+                let range = page_range(Iova(operand.page() << 12), operand.mask());
+                let pages = PageRange { range, leaf_only: operand.leaf_only() };
+                Some(Invalidation::IotlbDomainPages { domain, pages })
+            }
+            _ => None,
+        };
+        command.set_actual(if scope.is_some() { command.granularity() } else { 0 });
+        command.set_invalidate(scope.is_some());
+        self.iotlb_invalidate = command;
+        self.pending.iotlb = self.register_invalidation(scope);
+    }
+
+    fn register_invalidation(&mut self, scope: Option<Invalidation>) -> Option<Ticket> {
+        match scope {
+            Some(_) => self.counters.register_invalidations += 1,
+            None => self.counters.refused += 1,
+        }
+        scope.map(|scope| self.vm.invalidate(scope))
+    }
+}
+
+/// The requester-id bits that a function mask leaves out (table 21).
+pub(super) fn function_bits(mask: u8) -> u16 {
+    match mask {
+        0 => 0b000,
+        1 => 0b100,
+        2 => 0b110,
+        _ => 0b111,
+    }
+}

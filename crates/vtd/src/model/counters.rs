@@ -1,0 +1,40 @@
+//! What a unit counts.
+
+/// Counts of one unit since its creation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Descriptors taken from the queue, waits included.
+    pub descriptors: u64,
+    /// … of which context-cache invalidations.
+    pub context_invalidations: u64,
+    /// … of which IOTLB invalidations, with PASID or without.
+    pub iotlb_invalidations: u64,
+    /// … of which PASID-cache invalidations.
+    pub pasid_cache_invalidations: u64,
+    /// … of which device TLB invalidations, with PASID or without.
+    pub device_tlb_invalidations: u64,
+    /// … of which waits.
+    pub waits: u64,
+    /// Polls that stopped at a wait because accesses were in flight.
+    pub waits_held: u64,
+    /// Status writes of waits that found no memory to write to.
+    pub status_writes_failed: u64,
+    /// Invalidation queue errors.
+    pub queue_errors: u64,
+    /// Invalidations given through registers.
+    pub register_invalidations: u64,
+    /// Commands, invalidations and writes that the unit ignores: not supported, or not now.
+    pub refused: u64,
+    /// Faults put into a fault recording register.
+    pub faults_recorded: u64,
+    /// Faults lost because the fault recording registers were full.
+    pub faults_lost: u64,
+    /// Faults that are not a remapping unit's to report.
+    pub faults_not_recorded: u64,
+    /// Interrupt messages given out to be sent.
+    pub messages: u64,
+    /// Interrupt messages dropped because their address is no interrupt address.
+    pub messages_dropped: u64,
+    /// Register accesses of a length that does not exist.
+    pub bad_accesses: u64,
+}

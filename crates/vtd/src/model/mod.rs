@@ -1,0 +1,269 @@
+//! The device side: a remapping unit over an [`iommu::Vm`].
+//!
+//! A register access never waits and never walks a queue: it changes registers, tells the VM what
+//! is to be forgotten, and leaves [`Effects`]. The queue is worked off by [`Model::poll`], a
+//! bounded number of descriptors at a time. A wait descriptor is complete only when every
+//! [`Ticket`] issued before it is, so after its status write no access uses an old translation.
+//!
+//! ```
+//! use vtd::model::{Caps, Options};
+//!
+//! let caps = Caps::new(Options { first_stage_5_level: true, ..Options::default() }).unwrap();
+//! assert!(caps.capability().first_stage_5_level());
+//! assert!(Caps::new(Options { scalable_mode: false, ..Options::default() }).is_err());
+//! ```
+
+mod caps;
+mod commands;
+mod contexts;
+mod counters;
+mod effects;
+mod event;
+mod faults;
+mod queue;
+mod registers;
+
+#[cfg(test)]
+mod tests;
+
+use iommu::{Ticket, Vm};
+use pci::RequesterId;
+
+pub use caps::{Caps, CapsError, Options};
+pub use contexts::RootTable;
+pub use counters::Counters;
+pub use effects::{Effects, Message, Polled, Progress};
+
+use crate::spec::{
+    registers_in, ContextCommand, GlobalStatus, InvalidateAddress, IotlbInvalidate,
+    RootTableAddress,
+};
+use commands::Pending;
+use event::{Event, Raised};
+use faults::{fault_code, FaultLog, Recorded};
+use queue::Queue;
+
+/// The most descriptors that one [`Model::poll`] works off.
+pub const DESCRIPTORS_PER_POLL: u32 = 64;
+
+/// The most faults that one [`Model::poll`] takes from the VM.
+pub const FAULTS_PER_POLL: u32 = 64;
+
+/// The most faults that [`Model::reset`] discards; later ones are recorded after the reset.
+pub const FAULTS_PER_RESET: u32 = 4096;
+
+/// A remapping unit: one owner, no locks, no threads.
+#[derive(Debug)]
+pub struct Model<V> {
+    vm: V,
+    caps: Caps,
+    status: GlobalStatus,
+    /// The register.
+    root_address: RootTableAddress,
+    /// What the last "set root table pointer" took from the register.
+    root: RootTable,
+    /// What TE was last written: [`GlobalStatus`] follows when the VM has.
+    translation: bool,
+    context_command: ContextCommand,
+    invalidate_address: InvalidateAddress,
+    iotlb_invalidate: IotlbInvalidate,
+    pending: Pending,
+    faults: FaultLog,
+    fault_event: Event,
+    queue: Queue,
+    /// IWC.
+    wait_complete: bool,
+    completion_event: Event,
+    counters: Counters,
+}
+
+impl<V: Vm> Model<V> {
+    /// A unit as after reset, with translation off.
+    pub fn new(caps: Caps, vm: V) -> Self {
+        Self {
+            vm,
+            caps,
+            status: GlobalStatus::new(),
+            root_address: RootTableAddress::new(),
+            root: RootTable::new(RootTableAddress::new(), caps),
+            translation: false,
+            context_command: ContextCommand::new(),
+            invalidate_address: InvalidateAddress::new(),
+            iotlb_invalidate: IotlbInvalidate::new(),
+            pending: Pending::default(),
+            faults: FaultLog::new(),
+            fault_event: Event::new(),
+            queue: Queue::new(),
+            wait_complete: false,
+            completion_event: Event::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What the unit offers.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Counts since creation; a reset does not clear them.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Reads `data.len()` bytes at `offset` of the register page: 1, 2, 4 or 8, at any offset.
+    ///
+    /// Each byte is that of the register it belongs to; reserved bytes are zero. Any other length
+    /// reads zero and is counted.
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if !self.is_access(data.len()) {
+            return;
+        }
+        for register in registers_in(offset, data.len()) {
+            let value = self.load(register.id).to_le_bytes();
+            let bytes = value.iter().take(register.width.bytes().into());
+            for (at, byte) in (u64::from(register.offset)..).zip(bytes) {
+                let index = at.checked_sub(offset).and_then(|index| usize::try_from(index).ok());
+                if let Some(out) = index.and_then(|index| data.get_mut(index)) {
+                    *out = *byte;
+                }
+            }
+        }
+    }
+
+    /// Writes `data` at `offset` of the register page: 1, 2, 4 or 8 bytes, at any offset.
+    ///
+    /// Each register sees at most one write, of those of its bytes that are written, by rising
+    /// offset. A command in the top byte of a register is given when that byte is written. Any
+    /// other length writes nothing and is counted.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Effects {
+        let mut effects = Effects::default();
+        if !self.is_access(data.len()) {
+            return effects;
+        }
+        for register in registers_in(offset, data.len()) {
+            let write = registers::Write::of(register, offset, data);
+            self.store(register, write, &mut effects);
+        }
+        self.settle();
+        effects.schedule |= self.pending.latest().is_some();
+        effects
+    }
+
+    fn is_access(&mut self, len: usize) -> bool {
+        let valid = matches!(len, 1 | 2 | 4 | 8);
+        self.counters.bad_accesses += u64::from(!valid);
+        valid
+    }
+
+    /// Works on: records faults, completes commands, and takes up to `budget` descriptors from
+    /// the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]).
+    pub fn poll(&mut self, budget: u32) -> Polled {
+        let mut effects = Effects::default();
+        let more_faults = self.take_faults(&mut effects);
+        self.settle();
+        let queue = self.drain_queue(budget.clamp(1, DESCRIPTORS_PER_POLL), &mut effects);
+        let progress = match (queue, self.pending.latest()) {
+            _ if more_faults => Progress::More,
+            (Progress::Idle, Some(ticket)) => Progress::Waiting(ticket),
+            _ => queue,
+        };
+        Polled { progress, effects }
+    }
+
+    /// Takes the VM's faults into the fault recording registers; whether there may be more.
+    fn take_faults(&mut self, effects: &mut Effects) -> bool {
+        for _ in 0..FAULTS_PER_POLL {
+            let Some(fault) = self.vm.take_fault() else { return false };
+            let Some(code) = fault_code(self.root.mode(), &fault) else {
+                self.counters.faults_not_recorded += 1;
+                continue;
+            };
+            let quiet = !self.has_fault_status();
+            match self.faults.record(&fault, code) {
+                Recorded::Recorded => {
+                    self.counters.faults_recorded += 1;
+                    if quiet {
+                        self.raise_fault_event(Some(fault.requester), effects);
+                    }
+                }
+                Recorded::Lost => self.counters.faults_lost += 1,
+            }
+        }
+        true
+    }
+
+    /// Whether a condition of the fault event is unserviced (FSTS: PPF, PFO, IQE).
+    fn has_fault_status(&self) -> bool {
+        self.faults.pending() || self.faults.overflow() || self.queue.error().is_some()
+    }
+
+    fn raise_fault_event(&mut self, requester: Option<RequesterId>, effects: &mut Effects) {
+        let raised = self.fault_event.raise();
+        let message = self.sent(raised).map(|message| Message { requester, ..message });
+        effects.fault = message.or(effects.fault);
+    }
+
+    fn raise_completion_event(&mut self, effects: &mut Effects) {
+        let raised = self.completion_event.raise();
+        effects.completion = self.sent(raised).or(effects.completion);
+    }
+
+    fn sent(&mut self, raised: Raised) -> Option<Message> {
+        match raised {
+            Raised::Send(message) => {
+                self.counters.messages += 1;
+                Some(message)
+            }
+            Raised::Held => None,
+            Raised::Dropped => {
+                self.counters.messages_dropped += 1;
+                None
+            }
+        }
+    }
+
+    /// Everything as after power-on: translation off, nothing cached, nothing pending.
+    ///
+    /// Until the ticket is complete, accesses that began before may still use old translations.
+    pub fn reset(&mut self) -> Ticket {
+        let Self {
+            vm,
+            caps,
+            status,
+            root_address,
+            root,
+            translation,
+            context_command,
+            invalidate_address,
+            iotlb_invalidate,
+            pending,
+            faults,
+            fault_event,
+            queue,
+            wait_complete,
+            completion_event,
+            counters: _, // they are the host's, not the guest's
+        } = self;
+        vm.set_contexts(None);
+        *status = GlobalStatus::new();
+        *root_address = RootTableAddress::new();
+        *root = RootTable::new(RootTableAddress::new(), *caps);
+        *translation = false;
+        *context_command = ContextCommand::new();
+        *invalidate_address = InvalidateAddress::new();
+        *iotlb_invalidate = IotlbInvalidate::new();
+        *pending = Pending::default();
+        *faults = FaultLog::new();
+        *fault_event = Event::new();
+        *queue = Queue::new();
+        *wait_complete = false;
+        *completion_event = Event::new();
+        for _ in 0..FAULTS_PER_RESET {
+            if vm.take_fault().is_none() {
+                break;
+            }
+        }
+        self.forget_everything()
+    }
+}

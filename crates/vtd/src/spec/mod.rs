@@ -1,0 +1,34 @@
+//! The layouts that the specification lays down; no behaviour.
+//!
+//! PASID directories and entries are not here: the engine walks them, so
+//! `iommu` owns their layout.
+
+mod descriptor;
+mod fault;
+mod fields;
+mod registers;
+mod tables;
+
+#[cfg(test)]
+mod tests;
+
+pub use descriptor::{
+    device_tlb_range, page_range, Descriptor, DescriptorError, DescriptorRules, DescriptorWidth,
+    DeviceTlbScope, IotlbScope, Pages, QueueErrorInfo, Wait,
+};
+pub use descriptor::{
+    ContextScope, InterruptEntryScope, PageGroupResponse, PasidCacheScope, PasidIotlbScope,
+};
+pub use fault::FaultCode;
+pub use fields::{
+    Capability, CompletionStatus, ContextCommand, EventControl, ExtendedCapability,
+    FaultRecordHigh, FaultRecordLow, FaultStatus, GlobalCommand, GlobalStatus, InvalidateAddress,
+    IotlbInvalidate, QueueAddress, QueueErrorRecord, RootTableAddress,
+};
+pub use registers::{
+    registers_in, AccessClass, Register, RegisterId, Reset, Width, FAULT_RECORDS,
+    FAULT_RECORD_OFFSET, IOTLB_OFFSET, PAGE_SIZE, REGISTERS, VERSION,
+};
+pub use tables::{
+    ContextEntry, RootEntry, ScalableContextEntry, ScalableRootHalf, TableMode, TranslationType,
+};
