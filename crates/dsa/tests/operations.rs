@@ -140,7 +140,7 @@ proptest! {
         let (mut rig, mut twin) = scattered(holes, seed);
         let offset = to & 0xfff;
         let (first, second) = (BASE + offset, BASE + 0x4000 + offset);
-        let from = from.max(BASE + 0x8000).min(BASE + (PAGES - 4) * 4096);
+        let from = from.clamp(BASE + 0x8000, BASE + (PAGES - 4) * 4096);
         let operation = Operation::Dualcast {
             source: Iova(from), destination1: Iova(first), destination2: Iova(second), size,
         };

@@ -48,8 +48,9 @@ counters! {
     /// Descriptors taken up for execution: from a queue, or from a batch. A batch counts as one
     /// besides its members; members that a fence kept from running do not count.
     descriptors,
-    /// Bytes that descriptors moved or examined: the transfer size of each that ended with
-    /// success, the bytes completed of each that ended otherwise.
+    /// Bytes that descriptors moved or examined: the transfer size of each that ended with success
+    /// (whatever its predicate) and zero bytes completed, else the bytes completed of its record.
+    /// No-ops, batches and drains count none themselves.
     bytes,
     /// Descriptors that a page fault stopped part way (status 0x03), whatever was done by then.
     partial_completions,

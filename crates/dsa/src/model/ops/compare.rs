@@ -68,19 +68,13 @@ impl Compare {
         if mine[..compared] != theirs[..compared] {
             let equal = both.take_while(|(a, b)| a == b).count();
             self.progress.advance(equal);
-            return Step::Done(self.different());
+            let outcome = Outcome::found(self.progress.size, self.progress.done);
+            return Step::Done(self.checked(outcome, DIFFERENT));
         }
         self.progress.step(len, result).map(|outcome| match outcome.status() {
             Some(Status::Success) => self.checked(outcome, EQUAL),
             _ => outcome,
         })
-    }
-
-    /// All of the transfer size counts as examined, though a difference was found before its end.
-    fn different(&self) -> Outcome {
-        let mut outcome = Outcome::done(self.progress.size);
-        outcome.record.bytes_completed = self.progress.done;
-        self.checked(outcome, DIFFERENT)
     }
 
     fn checked(&self, outcome: Outcome, result: u8) -> Outcome {

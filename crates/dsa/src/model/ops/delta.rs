@@ -135,9 +135,7 @@ impl Create {
     }
 
     fn ran_out(&self) -> Outcome {
-        let mut outcome = Outcome::done(self.progress.size);
-        outcome.record.bytes_completed = self.progress.done;
-        self.checked(outcome, RAN_OUT)
+        self.checked(Outcome::found(self.progress.size, self.progress.done), RAN_OUT)
     }
 
     fn checked(&self, outcome: Outcome, result: u8) -> Outcome {

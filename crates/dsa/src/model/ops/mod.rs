@@ -51,6 +51,14 @@ impl Outcome {
         outcome
     }
 
+    /// The answer was found after `done` of `size` bytes: that many count as examined, or all of
+    /// them if a record with zero bytes completed makes it look so.
+    fn found(size: u32, done: u32) -> Self {
+        let mut outcome = Self::done(if done == 0 { size } else { done });
+        outcome.record.bytes_completed = done;
+        outcome
+    }
+
     /// Nothing is done.
     pub(super) fn error(status: Status) -> Self {
         let status = StatusByte::of(status, false);
