@@ -93,16 +93,56 @@ pub(crate) fn pci() -> Option<()> {
 /// A device's DMA reaches its VM's memory, and stops when the VM is closed.
 pub(crate) fn iommu() -> Option<()> {
     let vm = SoftwareHost::new().create_vm(VmConfig { name: "canary".into() }).ok()?;
-    vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
+    let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
+    ensure(vm.is_complete(mapped))?;
     let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;
     let channel = endpoint.channel();
     let space = AddressSpace { pasid: None, privileged: false };
     channel.enter().write(space, Iova(0x1ff8), &[7; 8]).ok()?;
     ensure(vm.memory().load_u64(Gpa(0x1ff8)) == Ok(0x0707_0707_0707_0707))?;
     ensure(channel.enter().write(space, Iova(0x1ffc), &[7; 8]).is_err())?;
-    vm.close();
-    let closed = channel.enter().write(space, Iova(0x1ff8), &[7; 8]);
-    ensure(closed.is_err())
+    let stopped = vm.close();
+    ensure(vm.is_complete(stopped))?;
+    let refused = channel.enter().write(space, Iova(0x1ff8), &[7; 8]).is_err();
+    ensure(refused)
+}
+
+/// A unit shows its capabilities, takes a root table pointer and turns translation on, after which
+/// a device without a context reaches nothing.
+pub(crate) fn vtd() -> Option<()> {
+    use vtd::model::{Caps, Model, Options, Progress};
+    const CAP: u64 = 0x08;
+    const GLOBAL_COMMAND: u64 = 0x18;
+    const GLOBAL_STATUS: u64 = 0x1c;
+    const ROOT_TABLE_ADDRESS: u64 = 0x20;
+    const SET_ROOT_TABLE_POINTER: u32 = 1 << 30;
+    const TRANSLATION_ENABLE: u32 = 1 << 31;
+
+    let caps = Caps::new(Options::default()).ok()?;
+    let vm = SoftwareHost::new().create_vm(VmConfig { name: "canary".into() }).ok()?;
+    let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x2000)]).ok()?);
+    ensure(vm.is_complete(mapped))?;
+    let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;
+    let channel = endpoint.channel();
+    let space = AddressSpace { pasid: None, privileged: false };
+    channel.enter().write(space, Iova(0x2000), &[1]).ok()?;
+
+    let mut unit = Model::new(caps, vm);
+    let mut capability = [0; 8];
+    unit.read(CAP, &mut capability);
+    ensure(u64::from_le_bytes(capability) == caps.capability().into_bits())?;
+    let effects = unit.write(ROOT_TABLE_ADDRESS, &0x1000u64.to_le_bytes());
+    ensure(effects.messages().count() == 0)?;
+    for command in [SET_ROOT_TABLE_POINTER, TRANSLATION_ENABLE] {
+        let effects = unit.write(GLOBAL_COMMAND, &command.to_le_bytes());
+        ensure(effects.messages().count() == 0)?;
+        while unit.poll(16).progress == Progress::More {}
+        let mut status = [0; 4];
+        unit.read(GLOBAL_STATUS, &mut status);
+        ensure(u32::from_le_bytes(status) & command == command)?;
+    }
+    let refused = channel.enter().write(space, Iova(0x2000), &[1]).is_err();
+    ensure(refused)
 }
 
 /// A descriptor means the same after a trip through its bytes.

@@ -24,6 +24,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("pgtable", checks::pgtable),
     ("pci", checks::pci),
     ("iommu", checks::iommu),
+    ("vtd", checks::vtd),
     ("dsa", checks::dsa),
 ];
 

@@ -107,3 +107,10 @@ impl Invalidation {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[must_use = "an invalidation is over only when its ticket is complete"]
 pub struct Ticket(pub(crate) u64);
+
+impl Ticket {
+    /// The point with this number in a VM's own sequence: for implementations of [`crate::Vm`].
+    pub const fn new(sequence: u64) -> Self {
+        Self(sequence)
+    }
+}

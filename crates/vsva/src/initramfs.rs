@@ -7,6 +7,16 @@
 //! /lib/modules/<name>.ko     uncompressed modules
 //! /lib/modules/load-order    their absolute paths, one a line, dependencies first
 //! ```
+//!
+//! ```
+//! use vsva::initramfs::Archive;
+//!
+//! let mut archive = Archive::default();
+//! archive.directory("dev", 0o755)?;
+//! archive.file("init", 0o755, b"an ELF file")?;
+//! assert!(archive.finish()?.starts_with(b"070701"));
+//! # Ok::<(), vsva::initramfs::InitramfsError>(())
+//! ```
 
 use crate::assets::Module;
 
@@ -82,6 +92,8 @@ struct Entry<'a> {
 }
 
 impl Archive {
+    /// Adds a directory, in which later entries may be.
+    ///
     /// # Errors
     /// [`InitramfsError::Name`].
     pub fn directory(&mut self, name: &str, permissions: u32) -> Result<(), InitramfsError> {
@@ -89,6 +101,8 @@ impl Archive {
         self.entry(&Entry { name, mode, links: 2, device: (0, 0), data: &[] })
     }
 
+    /// Adds a regular file.
+    ///
     /// # Errors
     /// [`InitramfsError::Name`], [`InitramfsError::Size`].
     pub fn file(
@@ -101,6 +115,8 @@ impl Archive {
         self.entry(&Entry { name, mode, links: 1, device: (0, 0), data })
     }
 
+    /// Adds a character device.
+    ///
     /// # Errors
     /// [`InitramfsError::Name`].
     pub fn character_device(

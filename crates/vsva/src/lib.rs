@@ -7,6 +7,7 @@
 //!           │ ───► initramfs   the guest program and its kernel modules
 //!           │ ───► qemu        QEMU's command line
 //!           │ ───► supervise   children that cannot be left behind
+//!           │ ───► private     directories that cannot be left behind
 //!           │ ───► control     what the lab and the guest program say to each other
 //!           └────► server      the devices
 //! ```
@@ -15,6 +16,7 @@ pub mod assets;
 pub mod capture;
 pub mod control;
 pub mod initramfs;
+pub mod private;
 pub mod qemu;
 pub mod stop;
 pub mod supervise;

@@ -51,6 +51,8 @@ impl Stop {
         self.0.store(true, Ordering::SeqCst);
     }
 
+    /// Whether to go on.
+    ///
     /// # Errors
     /// [`Stopped`] once the user asked to stop.
     pub fn check(&self) -> Result<(), Stopped> {

@@ -1,8 +1,10 @@
 //! The checks behind the `xtask` program, each a function from the [`Tree`] to a [`Verdict`].
 
+pub mod dependencies;
 pub mod features;
 pub mod layers;
 pub mod lints;
+mod manifest;
 pub mod paths;
 pub mod sizes;
 mod source;

@@ -3,6 +3,7 @@
 
 use toml::{Table, Value};
 
+use crate::manifest::{parse, table};
 use crate::{unsafety, Error, Tree, Verdict};
 
 /// Lints that a room with `unsafe` may set lower: the one it is about, and the one whose entry in
@@ -68,16 +69,6 @@ fn level(setting: &Value) -> u8 {
         Some("forbid") => 3,
         _ => 0,
     }
-}
-
-fn table<'t>(parent: &'t Table, key: &str) -> Option<&'t Table> {
-    parent.get(key).and_then(Value::as_table)
-}
-
-fn parse(tree: &Tree, path: &str) -> Result<Option<Table>, Error> {
-    let parse =
-        |text: &str| text.parse().map_err(|error| Error::Manifest { path: path.to_owned(), error });
-    tree.file(path).map(|file| parse(&file.text)).transpose()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! cargo run -p xtask -- layers         no dependency points upward (docs/architecture.md)
 //! cargo run -p xtask -- unsafe         `unsafe` only in the rooms that may have it
 //! cargo run -p xtask -- lints          every crate has the workspace's lints
+//! cargo run -p xtask -- dependencies   each has its reason in docs/dependencies.md
 //! cargo run -p xtask -- sizes          no source file outgrows its reader
 //! cargo run -p xtask -- paths          no path or host of anyone's machine in the tree
 //! cargo run -p xtask -- features       lists what has to compile alone: `crate [feature]`
@@ -15,14 +16,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use xtask::{features, layers, lints, paths, sizes, unsafety, Error, Tree, Verdict};
+use xtask::{dependencies, features, layers, lints, paths, sizes, unsafety, Error, Tree, Verdict};
 
 type Check = fn(&Tree) -> Result<Verdict, Error>;
 
-const CHECKS: [(&str, Check); 5] = [
+const CHECKS: [(&str, Check); 6] = [
     ("layers", layers::check),
     ("unsafe", unsafety::check),
     ("lints", lints::check),
+    ("dependencies", dependencies::check),
     ("sizes", sizes::check),
     ("paths", paths::check),
 ];

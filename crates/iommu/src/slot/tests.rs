@@ -4,7 +4,9 @@ use super::{Slot, State};
 
 /// Applies numbers to a list of them; a replaced list is left over.
 #[derive(Default)]
-struct List(Vec<u32>);
+struct List {
+    items: Vec<u32>,
+}
 
 impl State for List {
     type Batch = Vec<u32>;
@@ -12,7 +14,7 @@ impl State for List {
 
     fn apply(&mut self, batch: &mut Vec<u32>) -> usize {
         let len = batch.len();
-        self.0.append(batch);
+        self.items.append(batch);
         len
     }
 }
@@ -26,7 +28,7 @@ fn the_owner_applies_before_it_does_anything() {
     let slot = Slot::new(List::default(), 0);
     post(&slot, 1, 10);
     post(&slot, 2, 20);
-    assert_eq!(slot.enter().0, [10, 20]);
+    assert_eq!(slot.enter().items, [10, 20]);
     assert_eq!(slot.settle(2), Some(0), "nothing is left to apply");
 }
 
@@ -35,7 +37,7 @@ fn a_poll_applies_for_an_idle_owner() {
     let slot = Slot::new(List::default(), 0);
     post(&slot, 1, 10);
     assert_eq!(slot.settle(1), Some(1));
-    assert_eq!(slot.enter().0, [10]);
+    assert_eq!(slot.enter().items, [10]);
 }
 
 #[test]
@@ -44,7 +46,7 @@ fn a_poll_never_waits_for_an_access() {
     let access = slot.enter();
     post(&slot, 1, 10);
     assert_eq!(slot.settle(1), None);
-    assert!(access.0.is_empty(), "nothing changes under an access");
+    assert!(access.items.is_empty(), "nothing changes under an access");
     drop(access);
     assert_eq!(slot.settle(1), Some(1));
 }
@@ -60,7 +62,7 @@ fn a_busy_owner_settles_what_came_before_its_latest_access() {
     assert_eq!(slot.settle(2), None);
     drop(access);
     let access = slot.enter();
-    assert_eq!(access.0, [10, 20]);
+    assert_eq!(access.items, [10, 20]);
     assert_eq!(slot.settle(2), Some(0), "the busy owner did it itself");
 }
 

@@ -228,7 +228,11 @@ fn configuration(root: &Path, acquire: &str) -> String {
         ("APT::Architecture", quoted("amd64")),
         // Root would otherwise download as the user _apt, who cannot write here.
         ("APT::Sandbox::User", quoted("")),
-        ("Debug::NoLocking", quoted("false")),
+        // Lists that cannot be fetched are an error at once, not a puzzle later.
+        ("APT::Update::Error-Mode", quoted("any")),
+        ("Acquire::Retries", quoted("2")),
+        ("Acquire::http::Timeout", quoted("20")),
+        ("Acquire::https::Timeout", quoted("20")),
     ] {
         text.push_str(&format!("{key} {value};\n"));
     }

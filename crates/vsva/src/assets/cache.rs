@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use serde::Serialize;
 use tempfile::TempDir;
 
 use super::error::Cause;
@@ -27,6 +29,9 @@ const LAYOUT: u32 = 1;
 const LOCK_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 const UNFINISHED: &str = ".fetch-";
+
+/// What an entry says about itself.
+const MANIFEST: &str = "manifest.json";
 
 /// The cache directory, locked against other labs until dropped.
 #[derive(Debug)]
@@ -109,6 +114,18 @@ impl Cache {
         fs::rename(made, &entry).map_err(Cause::file(&entry))?;
         Ok(entry)
     }
+}
+
+/// Writes what the entry in the making says about itself.
+pub(super) fn write_manifest(made: &Path, manifest: &impl Serialize) -> Result<(), Cause> {
+    let path = made.join(MANIFEST);
+    let text = serde_json::to_vec_pretty(manifest).map_err(Into::into);
+    text.and_then(|text| fs::write(&path, text)).map_err(Cause::file(path))
+}
+
+/// What the entry says about itself; `None` is no entry, or not one of this program's.
+pub(super) fn read_manifest<T: DeserializeOwned>(entry: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(entry.join(MANIFEST)).ok()?).ok()
 }
 
 /// `$XDG_CACHE_HOME/vsva` or `~/.cache/vsva`; the XDG base directory specification ignores relative paths.

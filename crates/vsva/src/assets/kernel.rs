@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::apt::Apt;
-use super::cache::Cache;
+use super::cache::{self, Cache};
 use super::error::Cause;
 use super::modules::{self, Module};
 
@@ -15,7 +15,6 @@ const PACKAGE: &str = "linux-image-amd64";
 /// What the packages with the boot image and with the modules are called; which has what differs by version.
 const PREFIXES: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
 const ENTRY: &str = "kernel";
-const MANIFEST: &str = "manifest.json";
 const IMAGE: &str = "vmlinuz";
 /// The accelerator's driver; what it needs comes along.
 const DRIVER: &str = "idxd";
@@ -61,7 +60,7 @@ impl Kernel {
             Some(dir) => vec![dir.to_owned(), dir.join("lib/modules").join(&release)],
             None => usual_module_dirs(image, &release),
         };
-        let Some(dir) = looked.iter().find(|dir| dir.join("kernel").is_dir()) else {
+        let Some(dir) = looked.iter().find(|dir| dir.join("kernel/drivers").is_dir()) else {
             let looked = looked.iter().map(|dir| dir.display().to_string()).collect();
             return Err(Cause::NoModules { release, looked });
         };
@@ -73,9 +72,7 @@ impl Kernel {
     /// The cached one, if it is there and whole.
     pub(super) fn cached(cache: &Cache) -> Option<Self> {
         let dir = cache.entry(ENTRY);
-        let manifest: Manifest =
-            serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()?;
-        Self::load(&dir, manifest).ok()
+        Self::load(&dir, cache::read_manifest(&dir)?).ok()
     }
 
     fn load(dir: &Path, manifest: Manifest) -> Result<Self, Cause> {
@@ -118,8 +115,7 @@ impl Kernel {
         }
         let modules = modules.into_iter().map(|module| module.name).collect();
         let manifest = Manifest { release, version, modules };
-        let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
-        fs::write(made.join(MANIFEST), text).map_err(Cause::file(&made))?;
+        cache::write_manifest(&made, &manifest)?;
         Self::load(&cache.publish(ENTRY, &made)?, manifest)
     }
 }

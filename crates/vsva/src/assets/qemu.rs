@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::apt::{Apt, Archive};
-use super::cache::Cache;
+use super::cache::{self, Cache};
 use super::error::Cause;
 use crate::capture::{capture, last_lines};
 use crate::stop::Stop;
@@ -21,7 +21,6 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 /// The cache entry.
 const ENTRY: &str = "qemu";
-const MANIFEST: &str = "manifest.json";
 
 /// The longest that QEMU may take to say who it is; the first start on a cold machine reads 100 MB.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -37,20 +36,22 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
 /// The first QEMU with the client side of vfio-user.
-pub const MINIMUM_VERSION: Version = Version { major: 10, minor: 1 };
+pub const MINIMUM_VERSION: Version = Version { major: 10, minor: 1, micro: 0 };
 
-/// A QEMU version, as far as features go with it.
+/// A QEMU version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// The first number.
     pub major: u32,
     /// The second number.
     pub minor: u32,
+    /// The third number.
+    pub micro: u32,
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
     }
 }
 
@@ -92,6 +93,18 @@ impl Qemu {
         &self.description
     }
 
+    /// A program that is believed without being asked.
+    #[cfg(test)]
+    pub(crate) fn believed(path: &Path) -> Self {
+        Self {
+            program: path.to_owned(),
+            leading: Vec::new(),
+            modules: None,
+            version: MINIMUM_VERSION,
+            description: String::new(),
+        }
+    }
+
     /// The program at `path`, if it will do.
     pub(super) fn at(path: &Path, stop: &Stop) -> Result<Self, Cause> {
         let qemu = Self {
@@ -113,8 +126,7 @@ impl Qemu {
     /// The cached one, if it is there and runs.
     pub(super) fn cached(cache: &Cache, stop: &Stop) -> Option<Self> {
         let root = cache.entry(ENTRY);
-        let manifest: Manifest =
-            serde_json::from_slice(&fs::read(root.join(MANIFEST)).ok()?).ok()?;
+        let manifest: Manifest = cache::read_manifest(&root)?;
         Self::unpacked(&root, &manifest, stop).ok()
     }
 
@@ -141,8 +153,7 @@ impl Qemu {
         let manifest = Manifest { package: PACKAGE.to_owned(), version: version.clone() };
         // Found wanting here, it is never published.
         Self::unpacked(&made, &manifest, stop)?;
-        let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
-        fs::write(made.join(MANIFEST), text).map_err(Cause::file(&made))?;
+        cache::write_manifest(&made, &manifest)?;
         let root = cache.publish(ENTRY, &made)?;
         Self::unpacked(&root, &manifest, stop)
     }
@@ -176,9 +187,10 @@ impl Qemu {
 
     /// Asks the program for its version and its devices; `path` is its name for the user.
     fn checked(mut self, path: &Path, stop: &Stop) -> Result<Self, Cause> {
+        let name = path.display().to_string();
         let mut ask = self.command();
         ask.arg("--version");
-        let answer = capture(PROGRAM, ask, ANSWER_LIMIT, stop, || ())?;
+        let answer = capture(&name, ask, ANSWER_LIMIT, stop, || ())?;
         let Some(version) = parse_version(&answer.stdout) else {
             let said = last_lines(&format!("{}\n{}", answer.stdout, answer.stderr), 3);
             return Err(Cause::NotQemu { path: path.to_owned(), said });
@@ -188,7 +200,7 @@ impl Qemu {
         }
         let mut ask = self.command();
         ask.args(["-device", "vfio-user-pci,help"]);
-        if !capture(PROGRAM, ask, ANSWER_LIMIT, stop, || ())?.status.success() {
+        if !capture(&name, ask, ANSWER_LIMIT, stop, || ())?.status.success() {
             return Err(Cause::NoDevice { path: path.to_owned() });
         }
         self.version = version;
@@ -197,12 +209,12 @@ impl Qemu {
     }
 }
 
-/// The first two numbers of `QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)`.
+/// The numbers of `QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)`.
 fn parse_version(text: &str) -> Option<Version> {
     let rest = text.lines().next()?.strip_prefix("QEMU emulator version ")?;
     let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
-    let (major, minor) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
-    Some(Version { major, minor })
+    let mut number = || numbers.next()?.parse().ok();
+    Some(Version { major: number()?, minor: number()?, micro: number()? })
 }
 
 #[cfg(test)]
@@ -231,14 +243,17 @@ mod tests {
     fn a_new_enough_qemu_with_the_device_will_do() {
         let qemu =
             verdict("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)", 0).unwrap();
-        assert_eq!(qemu.version(), Version { major: 11, minor: 1 });
-        assert!(qemu.description().starts_with("11.1 ("));
+        assert_eq!(qemu.version(), Version { major: 11, minor: 1, micro: 3 });
+        assert!(qemu.description().starts_with("11.1.3 ("));
     }
 
     #[test]
     fn what_will_not_do_is_refused_with_the_reason() {
         let old = verdict("QEMU emulator version 7.2.17 (Debian)", 0);
-        assert!(matches!(old, Err(Cause::TooOld { found: Version { major: 7, minor: 2 }, .. })));
+        assert!(matches!(
+            old,
+            Err(Cause::TooOld { found: Version { major: 7, minor: 2, .. }, .. })
+        ));
         let bare = verdict("QEMU emulator version 10.1.0", 1);
         assert!(matches!(bare, Err(Cause::NoDevice { .. })));
         let other = verdict("something else", 0);
