@@ -14,10 +14,14 @@
 
 pub mod assets;
 pub mod capture;
+pub mod cli;
 pub mod control;
+pub mod guest_program;
 pub mod initramfs;
+pub mod lab;
 pub mod private;
 pub mod qemu;
+pub mod server;
 pub mod stop;
 pub mod supervise;
 pub mod term;

@@ -1,0 +1,189 @@
+//! A scenario's side of its pipe to PID 1: what it found, and where it waits.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+use guest_protocol::{counts, decode, encode, FromGuest, Lines, ToGuest};
+
+use crate::failure::{clip, Context, Failure, Outcome};
+
+/// What a scenario made the accelerator do; `guest_protocol` defines the words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) descriptors: u64,
+    pub(crate) bytes: u64,
+    pub(crate) partial_completions: u64,
+}
+
+impl Counts {
+    /// Adds another account to this one.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.descriptors += other.descriptors;
+        self.bytes += other.bytes;
+        self.partial_completions += other.partial_completions;
+    }
+
+    /// The account in a message; what is missing counts zero.
+    pub(crate) fn from_values(values: &BTreeMap<String, u64>) -> Self {
+        let value = |name| values.get(name).copied().unwrap_or_default();
+        Self {
+            descriptors: value(counts::DESCRIPTORS),
+            bytes: value(counts::BYTES),
+            partial_completions: value(counts::PARTIAL_COMPLETIONS),
+        }
+    }
+
+    /// The account as a message carries it.
+    pub(crate) fn to_values(self) -> BTreeMap<String, u64> {
+        BTreeMap::from([
+            (counts::DESCRIPTORS.to_owned(), self.descriptors),
+            (counts::BYTES.to_owned(), self.bytes),
+            (counts::PARTIAL_COMPLETIONS.to_owned(), self.partial_completions),
+        ])
+    }
+}
+
+/// The pipe. When its other end is gone nobody can learn anything any more, and the process exits.
+pub(crate) struct Report {
+    output: Box<dyn Write>,
+    input: Box<dyn Read>,
+    lines: Lines,
+}
+
+impl Report {
+    /// Over this process's standard streams.
+    pub(crate) fn on_stdio() -> Self {
+        Self::over(Box::new(io::stdout()), Box::new(io::stdin()))
+    }
+
+    fn over(output: Box<dyn Write>, input: Box<dyn Read>) -> Self {
+        Self { output, input, lines: Lines::new() }
+    }
+
+    /// One assertion, with what was measured or why it does not hold.
+    pub(crate) fn check(&mut self, check: &str, outcome: Outcome) {
+        let (ok, detail) = match outcome {
+            Ok(detail) => (true, detail),
+            Err(failure) => (false, failure.to_string()),
+        };
+        self.send(&FromGuest::Check { check: clip(check), ok, detail: clip(&detail) });
+    }
+
+    /// A line for the log.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.send(&FromGuest::Note { text: clip(text) });
+    }
+
+    /// The scenario's own account.
+    pub(crate) fn counts(&mut self, counts: Counts) {
+        self.send(&FromGuest::Counts { values: counts.to_values() });
+    }
+
+    /// Waits until the other side has done what `point` asks for.
+    pub(crate) fn sync(&mut self, point: &str, values: &[(&str, u64)]) -> Outcome<()> {
+        let values = values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        self.send(&FromGuest::Sync { point: point.to_owned(), values });
+        match self.receive().at(format_args!("sync point {point}"))? {
+            ToGuest::Continue { ok: true } => Ok(()),
+            ToGuest::Continue { ok: false } => {
+                Err(Failure::new(format!("the other side could not do what {point} asks for")))
+            }
+            other => Err(Failure::new(format!("sync point {point} answered by {other:?}"))),
+        }
+    }
+
+    fn receive(&mut self) -> Outcome<ToGuest> {
+        loop {
+            if let Some(line) = self.lines.next() {
+                return Ok(decode(&line?)?);
+            }
+            let mut bytes = [0; 4096];
+            let got = self.input.read(&mut bytes)?;
+            let Some(bytes) = bytes.get(..got).filter(|bytes| !bytes.is_empty()) else {
+                return Err(Failure::new("the pipe was closed"));
+            };
+            self.lines.feed(bytes);
+        }
+    }
+
+    fn send(&mut self, message: &FromGuest) {
+        let sent = encode(message)
+            .map_err(io::Error::other)
+            .and_then(|line| self.output.write_all(line.as_bytes()))
+            .and_then(|()| self.output.flush());
+        if let Err(error) = sent {
+            eprintln!("guest-init: cannot report: {error}");
+            std::process::exit(EXIT_UNREPORTED);
+        }
+    }
+}
+
+/// Exit code of a process whose pipe is gone.
+const EXIT_UNREPORTED: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn talk(answers: &'static [u8], speak: impl FnOnce(&mut Report)) -> Vec<FromGuest> {
+        let sink = Sink::default();
+        speak(&mut Report::over(Box::new(sink.clone()), Box::new(answers)));
+        let bytes = sink.0.borrow();
+        bytes.split_inclusive(|byte| *byte == b'\n').map(|line| decode(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn checks_say_what_was_measured_or_what_is_wrong() {
+        let said = talk(b"", |report| {
+            report.check("a", Ok("fine".into()));
+            report.check("b", Err(Failure::new("broken")));
+        });
+        let check = |check: &str, ok, detail: &str| FromGuest::Check {
+            check: check.into(),
+            ok,
+            detail: detail.into(),
+        };
+        assert_eq!(said, [check("a", true, "fine"), check("b", false, "broken")]);
+    }
+
+    #[test]
+    fn a_sync_point_waits_for_its_answer() {
+        let answers =
+            b"{\"type\":\"Continue\",\"ok\":true}\n{\"type\":\"Continue\",\"ok\":false}\n\
+            {\"type\":\"PowerOff\"}\nnonsense\n";
+        let said = talk(answers, |report| {
+            assert_eq!(report.sync("one", &[("x", 1)]), Ok(()));
+            let refused = report.sync("two", &[]).unwrap_err().to_string();
+            assert!(refused.contains("could not do what two asks for"), "{refused}");
+            for _ in 0..3 {
+                assert!(report.sync("three", &[]).is_err());
+            }
+        });
+        assert_eq!(said.len(), 5);
+    }
+
+    #[test]
+    fn counts_add_and_survive_the_message() {
+        let mut counts = Counts { descriptors: 1, bytes: 2, partial_completions: 3 };
+        counts.add(counts);
+        assert_eq!(Counts::from_values(&counts.to_values()), counts);
+        assert_eq!(counts.bytes, 4);
+    }
+}
