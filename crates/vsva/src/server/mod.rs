@@ -59,9 +59,9 @@ pub enum ServeError {
     /// There is no such IOMMU.
     #[error(transparent)]
     Unit(#[from] vtd::model::CapsError),
-    /// The carrier's configuration space cannot be laid out.
+    /// The machine cannot be put together.
     #[error(transparent)]
-    Carrier(#[from] pci::LayoutError),
+    Machine(#[from] machine::MachineError),
 }
 
 /// One host and its guests' places.

@@ -4,8 +4,9 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::{Ticket, Vm as _};
-use mem::{Access, Claim, MapError, ReporterId, SealedFile};
+use iommu::{Invalidation, SoftwareVm, Ticket, Vm as _};
+use machine::{MapError as ReportError, Member};
+use mem::{Access, Claim, ClaimError, MapError, SealedFile};
 use pci::Function;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
 
@@ -17,12 +18,18 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
 
 /// One function of a guest, as its transport's platform.
 pub(super) struct FunctionPlatform {
-    pub(super) shared: Arc<Shared>,
-    pub(super) function: Arc<dyn Function>,
-    pub(super) reporter: ReporterId,
+    shared: Arc<Shared>,
+    function: Arc<dyn Function>,
+    /// The function's place in the VM, under which it reports memory.
+    member: Member<SoftwareVm>,
 }
 
 impl FunctionPlatform {
+    pub(super) fn new(shared: Arc<Shared>, function: Arc<dyn Function>) -> Self {
+        let member = shared.machine.join();
+        Self { shared, function, member }
+    }
+
     fn claim(&self, map: DmaMap) -> Result<Option<Claim>, MapError> {
         // Memory without a file is out of our devices' reach; the guest's own firmware, mostly.
         let Some(fd) = map.fd else { return Ok(None) };
@@ -54,10 +61,9 @@ impl Platform for FunctionPlatform {
     fn dma_map(&self, map: DmaMap) -> Result<(), DmaRefusal> {
         let range = map.range;
         let refused = |error: &dyn std::fmt::Display, errno| {
-            self.shared.notices.say(format_args!(
-                "memory {} to {} refused: {error}",
-                range.start, range.last
-            ));
+            self.shared
+                .notices
+                .say(format_args!("memory {} to {} refused: {error}", range.start, range.last));
             DmaRefusal { errno }
         };
         let claim = self.claim(map).map_err(|error| {
@@ -69,18 +75,16 @@ impl Platform for FunctionPlatform {
             refused(&error, errno)
         })?;
         let Some(claim) = claim else { return Ok(()) };
-        let machine = &self.shared.machine;
-        machine.map(self.reporter, claim).map_err(|error| refused(&error, Errno::INVAL))
+        self.member.map(claim).map_err(|error| refused(&error, Errno::INVAL))
     }
 
     fn dma_unmap(&self, range: UnmapRange) -> Result<(), DmaRefusal> {
-        let machine = &self.shared.machine;
         let ticket = match range {
-            UnmapRange::All => machine.forget(self.reporter),
-            UnmapRange::Range(range) => match machine.unmap(self.reporter, range) {
+            UnmapRange::All => self.member.unmap_all(),
+            UnmapRange::Range(range) => match self.member.unmap(range) {
                 Ok(ticket) => ticket,
                 // It had no file, so we never had it.
-                Err(mem::ClaimError::NotClaimed { .. }) => return Ok(()),
+                Err(ReportError::Claim(ClaimError::NotClaimed { .. })) => return Ok(()),
                 Err(_) => return Err(DmaRefusal { errno: Errno::INVAL }),
             },
         };
@@ -99,12 +103,14 @@ impl Platform for FunctionPlatform {
             shared.notices.say(format_args!("connection ended: {why}"));
         }
         if !super::sabotage::keeps_dead_guests() {
-            let ticket = shared.machine.forget(self.reporter);
+            let ticket = self.member.unmap_all();
             // A failure is said by `settle`; there is nobody left to answer.
             let _ = self.settle(ticket);
         }
         shared.life.end(|| {
-            let ticket = shared.machine.reset();
+            // The last function may have filled caches after the IOMMU's own was reset.
+            shared.machine.iommu_function().reset();
+            let ticket = shared.machine.vm().invalidate(Invalidation::IotlbAll);
             let _ = self.settle(ticket);
         });
     }

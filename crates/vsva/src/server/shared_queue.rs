@@ -96,7 +96,7 @@ fn command(device: &Device, code: CommandCode) -> Result<(), String> {
 
 fn plain_stores(device: &Device) -> Result<String, String> {
     let before = device.counters();
-    let descriptor = Descriptor::new(Operation::NoOp).to_bytes();
+    let descriptor = Descriptor::new(Operation::Noop).to_bytes();
     for portal in [Portal::LIMITED, Portal::UNLIMITED] {
         device.bar_write(PORTALS, portal.offset(0), &descriptor);
         for (at, store) in (0u64..).step_by(8).zip(descriptor.chunks(8)) {
@@ -107,11 +107,15 @@ fn plain_stores(device: &Device) -> Result<String, String> {
     let ignored = after.portal_ignored - before.portal_ignored;
     let detail = format!("{ignored} stores ignored and counted");
     let queued = after.accepted - before.accepted;
-    if ignored > 0 && queued == 0 { Ok(detail) } else { Err(format!("{detail}, {queued} taken")) }
+    if ignored > 0 && queued == 0 {
+        Ok(detail)
+    } else {
+        Err(format!("{detail}, {queued} taken"))
+    }
 }
 
 fn answers(device: &Device) -> Result<String, String> {
-    let descriptor = Descriptor::new(Operation::NoOp).to_bytes();
+    let descriptor = Descriptor::new(Operation::Noop).to_bytes();
     let mut accepted = [0u16; 2];
     for (portal, accepted) in [Portal::LIMITED, Portal::UNLIMITED].into_iter().zip(&mut accepted) {
         // One more than there can be room for.
@@ -128,7 +132,11 @@ fn answers(device: &Device) -> Result<String, String> {
          one {unlimited}, then retry"
     );
     let right = (limited, unlimited) == (THRESHOLD, SIZE - THRESHOLD);
-    if right { Ok(detail) } else { Err(detail) }
+    if right {
+        Ok(detail)
+    } else {
+        Err(detail)
+    }
 }
 
 #[cfg(test)]
