@@ -8,7 +8,7 @@ use super::guest::Shared;
 /// All counts of a guest's devices and their sockets.
 pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
     let vm = shared.machine.vm().counters();
-    let unit = shared.machine.counters();
+    let unit = shared.machine.unit_counters();
     let accelerator = shared.accelerator.counters();
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
     let over = |count: fn(&vfio_user::Counters) -> u64| sockets.iter().map(count).sum();

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
 use iommu::{Host as _, SoftwareHost, SoftwareVm, Vm as _, VmConfig};
-use machine::{Machine, MachineConfig, MachineError, Next};
-use mem::{Gpa, Mappings, Policy};
+use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
+use mem::{Mappings, Policy, ReporterId};
 use pci::{Function, RequesterId};
 use vfio_user::Server as Socket;
-use vtd::model::Caps;
+use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
 use super::life::Life;
@@ -28,9 +28,8 @@ use crate::qemu::{Devices, PciSocket};
 const ACCELERATOR_DEVICE: u8 = 0x10;
 /// Device number of the function that carries the IOMMU.
 const CARRIER_DEVICE: u8 = 0x11;
-/// Where SeaBIOS puts a BAR of the carrier's size, in every layout of a `q35` machine tried. If it
-/// does not, the machine says so.
-const REGISTER_BASE: Gpa = Gpa(0xe000_0000);
+/// Width in bits of the guest physical addresses that the IOMMU translates to.
+const HOST_ADDRESS_WIDTH: u8 = 48;
 /// Descriptors' worth of work between two looks at whether the thread is to stop.
 const ENGINE_BUDGET: usize = 16;
 /// How long a worker sleeps at most; it is woken when there is work.
@@ -40,7 +39,7 @@ const SETTLING: Duration = Duration::from_micros(20);
 
 /// What the transport's threads and the workers share.
 pub(super) struct Shared {
-    pub(super) machine: Machine<SoftwareVm>,
+    pub(super) machine: Arc<Machine<SoftwareVm>>,
     pub(super) accelerator: Device,
     pub(super) router: Arc<Router>,
     pub(super) mappings: Mutex<Mappings>,
@@ -71,19 +70,33 @@ impl GuestPlace {
         let shared = Arc::new(Shared::new(host, name, policy, lines, &workers.unit_bell)?);
         workers.start(&shared).map_err(|source| ServeError::Thread { source })?;
 
+        let notices = shared.notices.clone();
+        let carrier = IommuFunction::new(
+            shared.machine.clone(),
+            CARRIER_BAR_ADDRESS,
+            Box::new(move |misplaced| notices.say(misplaced)),
+        )?;
         let functions: [(u8, &str, Arc<dyn Function>); 2] = [
             (ACCELERATOR_DEVICE, "dsa", Arc::new(shared.accelerator.clone())),
-            (CARRIER_DEVICE, "iommu", shared.machine.iommu_function()),
+            (CARRIER_DEVICE, "iommu", Arc::new(carrier)),
         ];
         let dmar = dir.join(format!("{name}-dmar.aml"));
-        let table = shared.machine.dmar().map_err(MachineError::from)?;
-        fs::write(&dmar, table)
+        let table = Dmar {
+            register_base: CARRIER_BAR_ADDRESS,
+            host_address_width: HOST_ADDRESS_WIDTH,
+            endpoints: vec![accelerator_id()],
+        };
+        fs::write(&dmar, table.to_bytes())
             .map_err(|source| ServeError::File { path: dmar.clone(), source })?;
         let mut devices = Devices { acpi_tables: vec![dmar], functions: Vec::new() };
         let mut sockets = Vec::new();
-        for (device, kind, function) in functions {
+        for (index, (device, kind, function)) in functions.into_iter().enumerate() {
             let path = dir.join(format!("{name}-{kind}.sock"));
-            let platform = FunctionPlatform::new(shared.clone(), function.clone());
+            let platform = FunctionPlatform {
+                shared: shared.clone(),
+                function: function.clone(),
+                reporter: ReporterId(index as u32),
+            };
             let socket = Socket::start(&path, function, Arc::new(platform))
                 .map_err(|source| ServeError::File { path: path.clone(), source })?;
             sockets.push(socket);
@@ -113,9 +126,9 @@ impl GuestPlace {
         &self.shared.accelerator
     }
 
-    /// Number of pieces of guest memory that are mapped.
-    pub fn memory(&self) -> usize {
-        self.shared.machine.vm().memory().segments().len()
+    /// Memory reports that stand, and the pieces of memory that are mapped for them.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.shared.machine.claims(), self.shared.machine.vm().memory().segments().len())
     }
 
     /// What was counted for this place, by name.
@@ -134,7 +147,7 @@ impl GuestPlace {
             socket.stop();
         }
         drop(self.workers);
-        let _ticket = self.shared.machine.close();
+        let _ticket = self.shared.machine.vm().close();
         for table in &self.devices.acpi_tables {
             // It may be gone with its directory.
             let _ = fs::remove_file(table);
@@ -165,25 +178,15 @@ impl Shared {
         let router = Arc::new(Router::default());
         let bell = unit_bell.clone();
         let caps = Caps::new(vtd::model::Options::default())?;
-        let config =
-            MachineConfig { caps, register_base: REGISTER_BASE, devices: vec![accelerator_id()] };
-        let notices = Arc::new(Notices::new(name, lines));
-        let reports = notices.clone();
-        let machine = Machine::new(
-            vm,
-            config,
-            router.clone(),
-            Arc::new(move || bell.ring()),
-            move |mismatch| reports.say(mismatch),
-        )?;
+        let machine = Machine::new(vm, caps, router.clone(), Arc::new(move || bell.ring()));
         Ok(Self {
-            machine,
+            machine: Arc::new(machine),
             accelerator,
             router,
             mappings: Mutex::default(),
             policy,
             life: Life::default(),
-            notices,
+            notices: Arc::new(Notices::new(name, lines)),
         })
     }
 }
@@ -252,9 +255,13 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
 fn drive(machine: &Machine<SoftwareVm>, bell: &Bell, stopping: &AtomicBool) {
     while !stopping.load(Ordering::SeqCst) {
         match machine.poll() {
-            Next::Now => {}
-            Next::Soon => bell.wait(SETTLING),
-            Next::WhenWoken => bell.wait(NAP),
+            Progress::More => {}
+            Progress::Waiting(ticket) => {
+                if !machine.vm().is_complete(ticket) {
+                    bell.wait(SETTLING);
+                }
+            }
+            Progress::Idle => bell.wait(NAP),
         }
     }
 }

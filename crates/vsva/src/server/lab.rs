@@ -79,11 +79,12 @@ impl LabServer for Lab {
         let held = |what: String| ServerError::StillHeld { what, after: start.elapsed() };
         let record = self.guests.get_mut(&guest).ok_or(ServerError::UnknownGuest(guest))?;
         let Place::Open(place) = &record.place else { return Ok(Duration::ZERO) };
-        let took = place.wait_ended(limit).map_err(|left| held(format!("{left} connections")))?;
-        let segments = place.memory();
+        let took =
+            place.wait_ended(limit).map_err(|left| held(format!("{left} connections")))?;
+        let (claims, segments) = place.memory();
         let cached = place.vm_counters();
-        if segments > 0 {
-            return Err(held(format!("{segments} pieces of guest memory")));
+        if claims > 0 || segments > 0 {
+            return Err(held(format!("{claims} memory reports, {segments} pieces of memory")));
         }
         if cached.iotlb_entries > 0 || cached.pasid_entries > 0 {
             return Err(held(format!(
@@ -115,7 +116,12 @@ impl LabServer for Lab {
         }
     }
 
-    fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
+    fn sync(
+        &mut self,
+        guest: GuestId,
+        point: &str,
+        values: &BTreeMap<String, u64>,
+    ) -> Vec<Check> {
         let value = |name: &str| values.get(name).copied();
         let vms = self.server.vms();
         let Some(record) = self.guests.get_mut(&guest) else {
@@ -203,22 +209,12 @@ impl Guest {
         };
         let (was, is) = (before.resources, now.resources);
         vec![
-            same(
-                "memory of the server, KiB",
-                was.resident_kib,
-                is.resident_kib,
-                RESIDENT_SLACK_KIB,
-            ),
+            same("memory of the server, KiB", was.resident_kib, is.resident_kib, RESIDENT_SLACK_KIB),
             same("open descriptors", was.descriptors, is.descriptors, 0),
             same("threads", was.threads, is.threads, 0),
             same("cached translations", before.iotlb_entries, now.iotlb_entries, 0),
             same("cached PASID entries", before.pasid_entries, now.pasid_entries, 0),
-            same(
-                "devices and VMs",
-                before.devices + before.vms as u64,
-                now.devices + now.vms as u64,
-                0,
-            ),
+            same("devices and VMs", before.devices + before.vms as u64, now.devices + now.vms as u64, 0),
         ]
     }
 }

@@ -59,9 +59,9 @@ pub enum ServeError {
     /// There is no such IOMMU.
     #[error(transparent)]
     Unit(#[from] vtd::model::CapsError),
-    /// The machine cannot be put together.
+    /// The carrier's configuration space cannot be laid out.
     #[error(transparent)]
-    Machine(#[from] machine::MachineError),
+    Carrier(#[from] pci::LayoutError),
 }
 
 /// One host and its guests' places.

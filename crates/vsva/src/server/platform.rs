@@ -4,9 +4,8 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::{Invalidation, SoftwareVm, Ticket, Vm as _};
-use machine::{MapError as ReportError, Member};
-use mem::{Access, Claim, ClaimError, MapError, SealedFile};
+use iommu::{Ticket, Vm as _};
+use mem::{Access, Claim, MapError, ReporterId, SealedFile};
 use pci::Function;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
 
@@ -18,18 +17,12 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
 
 /// One function of a guest, as its transport's platform.
 pub(super) struct FunctionPlatform {
-    shared: Arc<Shared>,
-    function: Arc<dyn Function>,
-    /// The function's place in the VM, under which it reports memory.
-    member: Member<SoftwareVm>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) function: Arc<dyn Function>,
+    pub(super) reporter: ReporterId,
 }
 
 impl FunctionPlatform {
-    pub(super) fn new(shared: Arc<Shared>, function: Arc<dyn Function>) -> Self {
-        let member = shared.machine.join();
-        Self { shared, function, member }
-    }
-
     fn claim(&self, map: DmaMap) -> Result<Option<Claim>, MapError> {
         // Memory without a file is out of our devices' reach; the guest's own firmware, mostly.
         let Some(fd) = map.fd else { return Ok(None) };
@@ -61,9 +54,10 @@ impl Platform for FunctionPlatform {
     fn dma_map(&self, map: DmaMap) -> Result<(), DmaRefusal> {
         let range = map.range;
         let refused = |error: &dyn std::fmt::Display, errno| {
-            self.shared
-                .notices
-                .say(format_args!("memory {} to {} refused: {error}", range.start, range.last));
+            self.shared.notices.say(format_args!(
+                "memory {} to {} refused: {error}",
+                range.start, range.last
+            ));
             DmaRefusal { errno }
         };
         let claim = self.claim(map).map_err(|error| {
@@ -75,16 +69,18 @@ impl Platform for FunctionPlatform {
             refused(&error, errno)
         })?;
         let Some(claim) = claim else { return Ok(()) };
-        self.member.map(claim).map_err(|error| refused(&error, Errno::INVAL))
+        let machine = &self.shared.machine;
+        machine.map(self.reporter, claim).map_err(|error| refused(&error, Errno::INVAL))
     }
 
     fn dma_unmap(&self, range: UnmapRange) -> Result<(), DmaRefusal> {
+        let machine = &self.shared.machine;
         let ticket = match range {
-            UnmapRange::All => self.member.unmap_all(),
-            UnmapRange::Range(range) => match self.member.unmap(range) {
+            UnmapRange::All => machine.forget(self.reporter),
+            UnmapRange::Range(range) => match machine.unmap(self.reporter, range) {
                 Ok(ticket) => ticket,
                 // It had no file, so we never had it.
-                Err(ReportError::Claim(ClaimError::NotClaimed { .. })) => return Ok(()),
+                Err(mem::ClaimError::NotClaimed { .. }) => return Ok(()),
                 Err(_) => return Err(DmaRefusal { errno: Errno::INVAL }),
             },
         };
@@ -103,14 +99,12 @@ impl Platform for FunctionPlatform {
             shared.notices.say(format_args!("connection ended: {why}"));
         }
         if !super::sabotage::keeps_dead_guests() {
-            let ticket = self.member.unmap_all();
+            let ticket = shared.machine.forget(self.reporter);
             // A failure is said by `settle`; there is nobody left to answer.
             let _ = self.settle(ticket);
         }
         shared.life.end(|| {
-            // The last function may have filled caches after the IOMMU's own was reset.
-            shared.machine.iommu_function().reset();
-            let ticket = shared.machine.vm().invalidate(Invalidation::IotlbAll);
+            let ticket = shared.machine.reset();
             let _ = self.settle(ticket);
         });
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use machine::MessageSink;
 use mem::Gpa;
 use pci::spec::offset;
-use pci::{Function, RequesterId};
+use pci::Function;
 use vfio_user::Connection;
 
 /// Bit of the command register: the function may issue memory requests.
@@ -48,7 +48,7 @@ impl Router {
 }
 
 impl MessageSink for Router {
-    fn send(&self, _about: Option<RequesterId>, address: Gpa, data: u32) {
+    fn send(&self, address: Gpa, data: u32) {
         let connection = self.with_routes(|routes| {
             let route = routes.iter().find(|route| is_bus_master(&*route.function));
             route.map(|route| route.connection.clone())

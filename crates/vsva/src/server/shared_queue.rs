@@ -107,11 +107,7 @@ fn plain_stores(device: &Device) -> Result<String, String> {
     let ignored = after.portal_ignored - before.portal_ignored;
     let detail = format!("{ignored} stores ignored and counted");
     let queued = after.accepted - before.accepted;
-    if ignored > 0 && queued == 0 {
-        Ok(detail)
-    } else {
-        Err(format!("{detail}, {queued} taken"))
-    }
+    if ignored > 0 && queued == 0 { Ok(detail) } else { Err(format!("{detail}, {queued} taken")) }
 }
 
 fn answers(device: &Device) -> Result<String, String> {
@@ -132,11 +128,7 @@ fn answers(device: &Device) -> Result<String, String> {
          one {unlimited}, then retry"
     );
     let right = (limited, unlimited) == (THRESHOLD, SIZE - THRESHOLD);
-    if right {
-        Ok(detail)
-    } else {
-        Err(detail)
-    }
+    if right { Ok(detail) } else { Err(detail) }
 }
 
 #[cfg(test)]

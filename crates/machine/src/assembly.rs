@@ -1,0 +1,155 @@
+//! One VM put together: its handle, its remapping unit, its one memory map.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iommu::{Ticket, Vm};
+use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
+use vtd::model::{Caps, Counters, Effects, Model, Polled, Progress, DESCRIPTORS_PER_POLL};
+
+use crate::{MessageSink, RegisterPage};
+
+/// Called when there is something to [`poll`](Machine::poll): from register accesses and DMA
+/// paths, so it must neither block nor call back.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// A VM and its IOMMU.
+///
+/// Has no thread of its own. Register accesses come in through [`RegisterPage`]; whoever drives
+/// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says.
+pub struct Machine<V: Vm> {
+    vm: V,
+    unit: Mutex<Model<V>>,
+    claims: Mutex<Claims>,
+    messages: Arc<dyn MessageSink>,
+    waker: Waker,
+}
+
+impl<V: Vm> Machine<V> {
+    /// A machine of `vm` with a remapping unit; nothing is mapped, translation is off.
+    pub fn new(vm: V, caps: Caps, messages: Arc<dyn MessageSink>, waker: Waker) -> Self {
+        vm.set_fault_waker(Some(waker.clone()));
+        Self {
+            unit: Mutex::new(Model::new(caps, vm.clone())),
+            claims: Mutex::default(),
+            vm,
+            messages,
+            waker,
+        }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &V {
+        &self.vm
+    }
+
+    /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out.
+    /// Says when to call again: at once, when a ticket may have been completed, or when woken.
+    pub fn poll(&self) -> Progress {
+        let Polled { progress, effects } = self.unit().poll(DESCRIPTORS_PER_POLL);
+        self.perform(effects);
+        progress
+    }
+
+    /// The unit's counters.
+    pub fn unit_counters(&self) -> Counters {
+        self.unit().counters()
+    }
+
+    /// Takes a function's report that there is memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Claims::add`]; nothing has changed then.
+    pub fn map(&self, reporter: ReporterId, claim: Claim) -> Result<(), ClaimError> {
+        // Nobody has to wait for the end of accesses under the old map: nothing was withdrawn, and
+        // the memory that a contradicting report hides stays there for whoever is still in it.
+        self.remap(|claims| claims.add(reporter, claim)).map(|((), _ticket)| ())
+    }
+
+    /// Takes back what `reporter` said of `range`. Memory that no other function reports is out
+    /// of use when the ticket is complete.
+    ///
+    /// # Errors
+    ///
+    /// As [`Claims::remove`]; nothing has changed then.
+    pub fn unmap(&self, reporter: ReporterId, range: Range<Gpa>) -> Result<Ticket, ClaimError> {
+        self.remap(|claims| claims.remove(reporter, range)).map(|(_count, ticket)| ticket)
+    }
+
+    /// Takes back all that `reporter` said: its transport is gone.
+    pub fn forget(&self, reporter: ReporterId) -> Ticket {
+        let mut claims = lock(&self.claims);
+        claims.remove_all(reporter);
+        self.vm.set_memory(claims.build())
+    }
+
+    /// How many reports contradicted another function's.
+    pub fn contradictions(&self) -> u64 {
+        lock(&self.claims).contradictions()
+    }
+
+    /// Number of memory reports that stand.
+    pub fn claims(&self) -> usize {
+        lock(&self.claims).len()
+    }
+
+    /// The whole machine as after power-on, but for its memory: the unit's registers, translation
+    /// off, nothing cached. The functions are reset by who owns them.
+    pub fn reset(&self) -> Ticket {
+        self.unit().reset()
+    }
+
+    /// The end of the VM: all reports are withdrawn, every device is detached. Nothing of the
+    /// VM's is in use any more when the ticket is complete. Idempotent.
+    pub fn close(&self) -> Ticket {
+        lock(&self.claims).clear();
+        self.vm.close()
+    }
+
+    fn remap<R>(
+        &self,
+        change: impl FnOnce(&mut Claims) -> Result<R, ClaimError>,
+    ) -> Result<(R, Ticket), ClaimError> {
+        // Published under the lock, so that maps appear in the order of the reports.
+        let mut claims = lock(&self.claims);
+        let result = change(&mut claims)?;
+        Ok((result, self.vm.set_memory(claims.build())))
+    }
+
+    fn unit(&self) -> MutexGuard<'_, Model<V>> {
+        lock(&self.unit)
+    }
+
+    /// Does what the unit wants done; its lock is released.
+    fn perform(&self, effects: Effects) {
+        for message in effects.messages() {
+            self.messages.send(message.address, message.data);
+        }
+        if effects.schedule {
+            (self.waker)();
+        }
+    }
+}
+
+impl<V: Vm> RegisterPage for Machine<V> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.unit().read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let effects = self.unit().write(offset, data);
+        self.perform(effects);
+    }
+
+    fn reset(&self) {
+        // Nothing waits here for accesses in flight: a reset is a register access to its guest.
+        let _ticket = Machine::reset(self);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
