@@ -335,6 +335,7 @@ fn random_stimulus() {
         }
         // Back to work now and then: most of what is written stops the device at once.
         if round % 500 == 499 {
+            rig.settle();
             rig.device.reset();
             rig.enable_function();
             rig.configure(0, 0, 16, user_mode(true).with_pasid(PASID));

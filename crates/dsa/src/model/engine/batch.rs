@@ -3,7 +3,8 @@
 use mem::Iova;
 
 use super::check::Place;
-use super::{Next, Parts, Step, Work};
+use super::complete::Completion;
+use super::{Parts, Step, Work};
 use crate::model::ops::{Outcome, Scratch, Task};
 use crate::model::state::Dispatch;
 use crate::spec::{Descriptor, Flags, Status, StatusByte, WqLimits};
@@ -88,10 +89,10 @@ impl Batch {
         self.member = None;
         let index = self.done as u16;
         match parts.complete(batch, descriptor, Some(index), outcome) {
-            Next::Abandoned => return Step::Detached,
+            Completion::Abandoned => return Step::Detached,
             // A member whose record cannot be written has not ended with success either.
-            Next::More => self.failed = true,
-            Next::Over => {}
+            Completion::Lost => self.failed = true,
+            Completion::Told => {}
         }
         self.failed |= !success;
         self.done += 1;

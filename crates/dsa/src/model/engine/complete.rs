@@ -3,25 +3,35 @@
 use mem::Iova;
 
 use super::check::may_interrupt;
-use super::{Next, Parts, Stop};
+use super::{Parts, Stop};
 use crate::model::ops::Outcome;
 use crate::model::sabotage::{self, Sabotage};
 use crate::model::state::Dispatch;
 use crate::spec::{Descriptor, Flags, Status, SwError, SwErrorHead};
 
+/// What became of a completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Completion {
+    /// The submitter can learn of it, as far as it wanted to.
+    Told,
+    /// The record could not be written: SWERROR says so.
+    Lost,
+    /// It was abandoned before anything was written.
+    Abandoned,
+}
+
 impl Parts {
     /// Completes `descriptor`, which is that of `dispatch` or (`batch_index`) a member of its batch.
-    /// [`Next::More`] if its record could not be written.
     pub(super) fn complete(
         &self,
         dispatch: &Dispatch,
         descriptor: &Descriptor,
         batch_index: Option<u16>,
         outcome: Outcome,
-    ) -> Next {
-        let Some(status) = outcome.status() else { return Next::Abandoned };
+    ) -> Completion {
+        let Some(status) = outcome.status() else { return Completion::Abandoned };
         if self.is_cancelled() {
-            return Next::Abandoned;
+            return Completion::Abandoned;
         }
         self.count(status, &outcome);
         let error = |status, address, write| Failure { status, address, write, batch_index };
@@ -34,7 +44,7 @@ impl Parts {
         } else if has_record && (flags.contains(Flags::REQUEST_RECORD) || is_error(status)) {
             match self.write_record(dispatch, descriptor, &outcome) {
                 Ok(()) => {}
-                Err(Stop::Detached) => return Next::Abandoned,
+                Err(Stop::Detached) => return Completion::Abandoned,
                 Err(Stop::Access { status, address, write }) => {
                     // A fault has its own code; what the bus says about the address has none.
                     let status = match status {
@@ -43,12 +53,12 @@ impl Parts {
                     };
                     self.shared.tally.records_lost.add(1);
                     self.report(dispatch, descriptor, error(status, address, write));
-                    return Next::More;
+                    return Completion::Lost;
                 }
             }
         }
         self.interrupt(dispatch, descriptor, status);
-        Next::Over
+        Completion::Told
     }
 
     fn count(&self, status: Status, outcome: &Outcome) {

@@ -17,6 +17,7 @@ use super::device::Shared;
 use super::ops::{Outcome, Scratch, Step, Task};
 use super::state::{Dispatch, Rules};
 use batch::Batch;
+use complete::Completion;
 pub(in crate::model) use dma::{Dma, Short, Stop};
 
 /// Whether an engine has more to do.
@@ -54,15 +55,6 @@ struct Job {
 enum Work {
     One(Task),
     Batch(Batch),
-}
-
-/// How far a job is.
-enum Next {
-    More,
-    /// Everything is done and written.
-    Over,
-    /// It is given up without a trace.
-    Abandoned,
 }
 
 impl Engine {
@@ -103,8 +95,8 @@ impl Engine {
         match work {
             Ok(work) => self.job = Some(Job { dispatch, work }),
             Err(outcome) => {
-                let next = self.parts.complete(&dispatch, &descriptor, None, outcome);
-                self.end(next);
+                let completion = self.parts.complete(&dispatch, &descriptor, None, outcome);
+                self.end(completion);
             }
         }
         true
@@ -113,13 +105,13 @@ impl Engine {
     /// Does the next step of `job`.
     fn go_on(&mut self, mut job: Job) {
         match job.step(&self.parts, &mut self.scratch) {
-            Next::More => self.job = Some(job),
-            end => self.end(end),
+            None => self.job = Some(job),
+            Some(completion) => self.end(completion),
         }
     }
 
-    fn end(&mut self, next: Next) {
-        if matches!(next, Next::Abandoned) {
+    fn end(&mut self, completion: Completion) {
+        if completion == Completion::Abandoned {
             self.parts.shared.tally.abandoned.add(1);
         }
         let index = self.index;
@@ -130,7 +122,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.job.take().is_some() {
-            self.end(Next::Abandoned);
+            self.end(Completion::Abandoned);
         }
         let index = self.index;
         self.parts.shared.change(|state, _| {
@@ -151,24 +143,25 @@ impl fmt::Debug for Engine {
 }
 
 impl Job {
-    fn step(&mut self, parts: &Parts, scratch: &mut Scratch) -> Next {
+    /// Does the next step; `None` if there is more to do.
+    fn step(&mut self, parts: &Parts, scratch: &mut Scratch) -> Option<Completion> {
         if parts.is_cancelled() {
-            return Next::Abandoned;
+            return Some(Completion::Abandoned);
         }
         let Dispatch { descriptor, running, rules } = self.dispatch;
         let outcome = match &mut self.work {
             Work::One(task) => match task.step(&parts.dma(running.space, &rules), scratch) {
-                Step::More => return Next::More,
-                Step::Detached => return Next::Abandoned,
+                Step::More => return None,
+                Step::Detached => return Some(Completion::Abandoned),
                 Step::Done(outcome) => outcome,
             },
             Work::Batch(batch) => match batch.step(&self.dispatch, parts, scratch) {
-                Step::More => return Next::More,
-                Step::Detached => return Next::Abandoned,
+                Step::More => return None,
+                Step::Detached => return Some(Completion::Abandoned),
                 Step::Done(outcome) => outcome,
             },
         };
-        parts.complete(&self.dispatch, &descriptor, None, outcome)
+        Some(parts.complete(&self.dispatch, &descriptor, None, outcome))
     }
 }
 
