@@ -22,10 +22,10 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
 pub fn start(broken: Option<&str>) -> Result<Box<dyn LabServer>, ServerError> {
-    if let Some(name) = broken {
-        sabotage::apply(name)
-            .map_err(|known| ServerError::UnknownSabotage { given: name.to_owned(), known })?;
-    }
+    sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
+        given: broken.unwrap_or_default().to_owned(),
+        known,
+    })?;
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
         server: Server::new(Policy::SealedOnly, lines),
@@ -79,8 +79,7 @@ impl LabServer for Lab {
         let held = |what: String| ServerError::StillHeld { what, after: start.elapsed() };
         let record = self.guests.get_mut(&guest).ok_or(ServerError::UnknownGuest(guest))?;
         let Place::Open(place) = &record.place else { return Ok(Duration::ZERO) };
-        let took =
-            place.wait_ended(limit).map_err(|left| held(format!("{left} connections")))?;
+        let took = place.wait_ended(limit).map_err(|left| held(format!("{left} connections")))?;
         let (claims, segments) = place.memory();
         let cached = place.vm_counters();
         if claims > 0 || segments > 0 {
@@ -116,12 +115,7 @@ impl LabServer for Lab {
         }
     }
 
-    fn sync(
-        &mut self,
-        guest: GuestId,
-        point: &str,
-        values: &BTreeMap<String, u64>,
-    ) -> Vec<Check> {
+    fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
         let value = |name: &str| values.get(name).copied();
         let vms = self.server.vms();
         let Some(record) = self.guests.get_mut(&guest) else {
@@ -209,12 +203,22 @@ impl Guest {
         };
         let (was, is) = (before.resources, now.resources);
         vec![
-            same("memory of the server, KiB", was.resident_kib, is.resident_kib, RESIDENT_SLACK_KIB),
+            same(
+                "memory of the server, KiB",
+                was.resident_kib,
+                is.resident_kib,
+                RESIDENT_SLACK_KIB,
+            ),
             same("open descriptors", was.descriptors, is.descriptors, 0),
             same("threads", was.threads, is.threads, 0),
             same("cached translations", before.iotlb_entries, now.iotlb_entries, 0),
             same("cached PASID entries", before.pasid_entries, now.pasid_entries, 0),
-            same("devices and VMs", before.devices + before.vms as u64, now.devices + now.vms as u64, 0),
+            same(
+                "devices and VMs",
+                before.devices + before.vms as u64,
+                now.devices + now.vms as u64,
+                0,
+            ),
         ]
     }
 }

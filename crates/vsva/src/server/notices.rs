@@ -63,8 +63,10 @@ mod tests {
     fn a_flood_is_ten_lines_a_second_and_is_accounted_for() {
         let said = Arc::new(Mutex::new(Vec::new()));
         let sink = said.clone();
-        let notices =
-            Notices::new("guest 0", Arc::new(move |line| sink.lock().unwrap().push(line.to_owned())));
+        let notices = Notices::new(
+            "guest 0",
+            Arc::new(move |line| sink.lock().unwrap().push(line.to_owned())),
+        );
         let start = Instant::now();
         for n in 0..1000 {
             notices.say_at(start, n);

@@ -54,10 +54,9 @@ impl Platform for FunctionPlatform {
     fn dma_map(&self, map: DmaMap) -> Result<(), DmaRefusal> {
         let range = map.range;
         let refused = |error: &dyn std::fmt::Display, errno| {
-            self.shared.notices.say(format_args!(
-                "memory {} to {} refused: {error}",
-                range.start, range.last
-            ));
+            self.shared
+                .notices
+                .say(format_args!("memory {} to {} refused: {error}", range.start, range.last));
             DmaRefusal { errno }
         };
         let claim = self.claim(map).map_err(|error| {

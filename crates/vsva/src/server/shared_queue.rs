@@ -55,8 +55,11 @@ fn shared_queue() -> Result<Device, String> {
     for (at, bits) in [COMMAND, PASID_CONTROL] {
         device.config_write(at, &bits.to_le_bytes());
     }
+    // The longest access to a register is one of eight bytes.
     let mut offsets = [0; 16];
-    device.bar_read(REGISTERS, offset::OFFSETS.into(), &mut offsets);
+    for (at, part) in (u64::from(offset::OFFSETS)..).step_by(8).zip(offsets.chunks_mut(8)) {
+        device.bar_read(REGISTERS, at, part);
+    }
     let offsets = Offsets::from_bits(u128::from_le_bytes(offsets));
     let queue = WqConfig {
         size: SIZE,
@@ -107,7 +110,11 @@ fn plain_stores(device: &Device) -> Result<String, String> {
     let ignored = after.portal_ignored - before.portal_ignored;
     let detail = format!("{ignored} stores ignored and counted");
     let queued = after.accepted - before.accepted;
-    if ignored > 0 && queued == 0 { Ok(detail) } else { Err(format!("{detail}, {queued} taken")) }
+    if ignored > 0 && queued == 0 {
+        Ok(detail)
+    } else {
+        Err(format!("{detail}, {queued} taken"))
+    }
 }
 
 fn answers(device: &Device) -> Result<String, String> {
@@ -128,7 +135,11 @@ fn answers(device: &Device) -> Result<String, String> {
          one {unlimited}, then retry"
     );
     let right = (limited, unlimited) == (THRESHOLD, SIZE - THRESHOLD);
-    if right { Ok(detail) } else { Err(detail) }
+    if right {
+        Ok(detail)
+    } else {
+        Err(detail)
+    }
 }
 
 #[cfg(test)]
