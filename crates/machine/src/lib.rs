@@ -1,26 +1,20 @@
-//! Puts a VM together: one [`iommu::Vm`], one VT-d unit, one memory map, and the messages between
-//! them.
+//! Puts a VM together: the PCI function that carries an IOMMU's register page, the ACPI table
+//! that names it, the routing of the IOMMU's own interrupts, and the one memory map merged from
+//! what the VM's functions report.
 //!
 //! ```text
-//!   transport ── config, BAR 0 ──► IommuFunction ─┐
-//!   transport ── DMA maps ───────► Member ──────┐ │          ┌─► MessageSink ─► guest's APIC
-//!                                               ▼ ▼          │
-//!   a thread of the shell ── poll, woken ──► Machine ────────┤
-//!                                               │            └─► waker
-//!                                               ▼
-//!                                            iommu::Vm ◄── devices' DMA
+//!   functions' DMA maps ─► Machine ─► Vm (one memory map)
+//!   IommuFunction ──────► RegisterPage (vtd::model) ─► MessageSink ─► somebody's DMA write
 //! ```
 //!
-//! There are no sockets and no threads here: a shell calls [`Machine::poll`] from a thread of its
-//! own whenever its waker was called, and says over [`MessageSink`] how an interrupt reaches the
-//! guest.
+//! No sockets and no threads: those are the shell's.
 
-mod acpi;
-mod function;
-mod machine;
-mod shared;
+mod assembly;
+mod carrier;
+mod dmar;
+mod router;
 
-pub use acpi::{Dmar, DmarError};
-pub use function::{BaseMismatch, IommuFunction, BAR_SIZE, CLASS, DEVICE_ID, VENDOR_ID};
-pub use machine::{Machine, MachineConfig, MachineError, MapError, Member, Next};
-pub use shared::{MessageSink, Waker};
+pub use assembly::{Machine, Waker};
+pub use carrier::{IommuFunction, Misplaced, RegisterPage, CARRIER_BAR_ADDRESS, CARRIER_BAR_SIZE};
+pub use dmar::Dmar;
+pub use router::MessageSink;

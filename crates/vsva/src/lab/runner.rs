@@ -169,6 +169,7 @@ impl Runner<'_> {
         let run_message = ToGuest::Run { scenario: run.to_owned(), seed: self.report.seed };
         booted.guest.send(&run_message)?;
         let wait = Wait::new(format!("the end of scenario {run}"), scenario.limit);
+        let failed_before = self.report.failed();
         let (mut checks, mut counted) = (0, false);
         for _ in 0..MAX_MESSAGES {
             let message = booted.guest.receive(&wait)?;
@@ -191,6 +192,8 @@ impl Runner<'_> {
                 }
                 FromGuest::Done { scenario: done } if done == run => {
                     self.require(scenario.name, checks > 0, "the scenario asserts something");
+                    // One that broke off has said so, and has no account to give.
+                    let counted = counted || self.report.failed() > failed_before;
                     self.require(scenario.name, counted, "the guest says what it counted");
                     return Ok(());
                 }
@@ -232,19 +235,24 @@ impl Runner<'_> {
         let run = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
         booted.guest.send(&run)?;
         let wait = Wait::new("the beginning of the storm", scenario.limit);
-        loop {
-            match booted.guest.receive(&wait)? {
-                FromGuest::Note { text } => self.note(&text),
-                FromGuest::Check { check, ok, detail } => {
-                    self.record(scenario.name, Check { check, ok, detail });
+        let mut begun = false;
+        for _ in 0..MAX_MESSAGES {
+            let message = booted.guest.receive(&wait)?;
+            match self.aside(scenario, message) {
+                None => {}
+                Some(FromGuest::Sync { point, .. }) if point == sync::STORM => {
+                    begun = true;
+                    break;
                 }
-                FromGuest::Sync { point, .. } if point == sync::STORM => break,
-                other => return Err(GuestError::Unexpected(kind(&other)).into()),
+                Some(other) => return Err(GuestError::Unexpected(kind(&other)).into()),
             }
+        }
+        if !begun {
+            return Err(GuestError::Endless { limit: MAX_MESSAGES }.into());
         }
         let before = self.counters(booted.id);
         booted.guest.send(&ToGuest::Continue { ok: true })?;
-        let (descriptors, bytes) = self.let_it_storm(booted, &before)?;
+        let (descriptors, bytes) = self.let_it_storm(booted, scenario, &before)?;
         booted.guest.kill()?;
         let detail = format!("after {descriptors} descriptors and {bytes} bytes");
         let check = "QEMU is killed in the middle of copies".to_owned();
@@ -262,10 +270,11 @@ impl Runner<'_> {
     fn let_it_storm(
         &mut self,
         booted: &mut Booted,
+        scenario: &Scenario,
         before: &BTreeMap<&'static str, u64>,
     ) -> Result<(u64, u64), Trouble> {
         let storm = Wait::new(format!("{STORM_DESCRIPTORS} descriptors of the storm"), STORM_LIMIT);
-        loop {
+        for _ in 0..MAX_MESSAGES {
             let now = self.counters(booted.id);
             let done = since(before, &now, counts::DESCRIPTORS).unwrap_or(0);
             if done >= STORM_DESCRIPTORS {
@@ -273,12 +282,28 @@ impl Runner<'_> {
             }
             storm.check()?;
             match booted.guest.receive(&Wait::new("the storm's next words", STORM_LOOK)) {
-                Ok(FromGuest::Note { text }) => self.note(&text),
-                Ok(other) => return Err(GuestError::Unexpected(kind(&other)).into()),
+                Ok(message) => {
+                    if let Some(other) = self.aside(scenario, message) {
+                        return Err(GuestError::Unexpected(kind(&other)).into());
+                    }
+                }
                 Err(GuestError::Expired { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
+    }
+
+    /// Takes what a guest may say at any time, and gives back the rest.
+    fn aside(&mut self, scenario: &Scenario, message: FromGuest) -> Option<FromGuest> {
+        match message {
+            FromGuest::Note { text } => self.note(&text),
+            FromGuest::Check { check, ok, detail } => {
+                self.record(scenario.name, Check { check, ok, detail });
+            }
+            other => return Some(other),
+        }
+        None
     }
 
     /// Ends a guest in the orderly way and checks that the server then holds nothing of it.

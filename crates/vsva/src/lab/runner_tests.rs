@@ -282,6 +282,14 @@ fn kill_takes_two_guests_and_asks_for_what_is_left() {
 }
 
 #[test]
+fn a_storm_that_never_begins_says_why() {
+    let script = vec![check(false), done("storm")];
+    let run = run(&["kill"], false, vec![script]);
+    assert_eq!(run.failures()[0], ("kill", "a check", ""));
+    assert_eq!(run.failures()[1].2, "the guest sent Done, which has no place here");
+}
+
+#[test]
 fn what_the_server_keeps_of_a_dead_guest_is_a_failure() {
     let kept = run(&["sva-copy"], true, vec![good("sva-copy")]);
     let why = "after 10s the server still held two domains";
