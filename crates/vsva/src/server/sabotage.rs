@@ -17,10 +17,11 @@ mod switch {
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 9] = [
+    const ALL: [(&str, Break); 10] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
+        ("hasty-abort", Break::Accelerator(accelerator::Sabotage::HastyAbort)),
         ("wrong-pasid", Break::Engine(engine::Sabotage::WrongPasid)),
         ("leak-cache", Break::Engine(engine::Sabotage::LeakCache)),
         ("no-accessed-dirty", Break::Engine(engine::Sabotage::NoAccessedDirty)),
@@ -43,10 +44,10 @@ mod switch {
                 None => return Err(ALL.iter().map(|(known, _)| *known).collect()),
             },
         };
-        let (mut engine, mut accelerator, mut keep) = (None, accelerator::Sabotage::Off, false);
+        let (mut engine, mut accelerator, mut keep) = (None, None, false);
         match chosen {
             Some(Break::Engine(sabotage)) => engine = Some(*sabotage),
-            Some(Break::Accelerator(sabotage)) => accelerator = *sabotage,
+            Some(Break::Accelerator(sabotage)) => accelerator = Some(*sabotage),
             Some(Break::KeepDeadGuests) => keep = true,
             None => {}
         }
