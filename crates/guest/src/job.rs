@@ -222,13 +222,11 @@ pub(crate) fn transfer_size(operation: &Operation) -> u32 {
 /// Bytes that a completed operation moved or examined, as `guest_protocol` counts them.
 pub(crate) fn bytes_done(operation: &Operation, record: &CompletionRecord) -> u64 {
     use Operation as O;
-    if matches!(operation, O::Noop | O::Batch { .. } | O::Drain { .. }) {
-        return 0;
-    }
-    let succeeded = matches!(record.status.status(), Ok(Status::Success | Status::FalsePredicate));
-    match record.bytes_completed {
-        0 if succeeded => transfer_size(operation).into(),
-        completed => completed.into(),
+    match (operation, record.status.status()) {
+        // The batch's number is one of descriptors.
+        (O::Noop | O::Batch { .. } | O::Drain { .. }, _) => 0,
+        (_, Ok(Status::Success | Status::FalsePredicate)) => transfer_size(operation).into(),
+        _ => record.bytes_completed.into(),
     }
 }
 
@@ -362,8 +360,10 @@ fn operands(operation: &Operation) -> Vec<(Range<u64>, bool)> {
         O::MemoryMove { source, destination, .. } => {
             vec![read(source, size), write(destination, size)]
         }
-        O::Fill { destination, .. } | O::CacheFlush { destination, .. } => {
-            vec![write(destination, size)]
+        O::Fill { destination, .. } => vec![write(destination, size)],
+        // What a flush asks the translation for is not established.
+        O::CacheFlush { destination, .. } => {
+            vec![read(destination, size), write(destination, size)]
         }
         O::Compare { source1, source2, .. } => vec![read(source1, size), read(source2, size)],
         O::ComparePattern { source, .. } | O::DifCheck { source, .. } => vec![read(source, size)],
