@@ -361,10 +361,8 @@ fn operands(operation: &Operation) -> Vec<(Range<u64>, bool)> {
             vec![read(source, size), write(destination, size)]
         }
         O::Fill { destination, .. } => vec![write(destination, size)],
-        // What a flush asks the translation for is not established.
-        O::CacheFlush { destination, .. } => {
-            vec![read(destination, size), write(destination, size)]
-        }
+        // It changes nothing, so it needs no more than a translation for reading.
+        O::CacheFlush { destination, .. } => vec![read(destination, size)],
         O::Compare { source1, source2, .. } => vec![read(source1, size), read(source2, size)],
         O::ComparePattern { source, .. } | O::DifCheck { source, .. } => vec![read(source, size)],
         O::CreateDelta { source1, source2, delta, max_delta_size, .. } => {

@@ -101,7 +101,8 @@ pub struct TableCaps {
 
 /// Where the engine finds a device's context on a miss: the model's own root tables.
 ///
-/// Called on the path of a DMA, so it must not block; it may be called from several threads.
+/// Called on the path of a DMA, so it must not block, nor use the device's channels; it may be
+/// called from several threads.
 pub trait ContextSource: Send + Sync {
     /// The context of `requester`, read from `memory`; a fault reason if the tables do not give one.
     ///

@@ -78,8 +78,9 @@ pub trait Vm: Clone + Send + Sync + 'static {
     /// Takes the oldest fault that is not taken yet.
     fn take_fault(&self) -> Option<Fault>;
 
-    /// Sets what is called when a fault is ready to be taken: from a DMA path, so it must neither
-    /// block nor call back.
+    /// Sets what is called when a fault arrives while none waits: from a DMA path, so it must
+    /// neither block nor call back. Not called for faults that wait already: take those once
+    /// after setting it, and always until there is none.
     fn set_fault_waker(&self, waker: Option<Arc<dyn Fn() + Send + Sync>>);
 
     /// Attaches a device: from here on it may do DMA.

@@ -9,6 +9,39 @@
 //!        ▲                  │                             │
 //!   trait Host         memory map               context, PASID entries, IOTLB
 //! ```
+//!
+//! A model posts invalidations and polls their tickets; a device's accesses never wait for it, nor
+//! for another device. How a ticket comes to say that nothing old is in use any more is argued in
+//! `docs/adr/0002-in-flight.md`.
+//!
+//! ```
+//! use iommu::{AddressSpace, DmaError, Host, Invalidation, SoftwareHost, Vm, VmConfig};
+//! use mem::{Gpa, Iova, MemoryMap};
+//! use pci::RequesterId;
+//!
+//! let vm = SoftwareHost::new().create_vm(VmConfig { name: "guest".into() }).unwrap();
+//! let ticket = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10000)]).unwrap());
+//! assert!(vm.is_complete(ticket));
+//!
+//! // The device: no IOMMU model has set a context source, so nothing is translated.
+//! let device = vm.attach(RequesterId::new(0, 16, 0).unwrap()).unwrap();
+//! let channel = device.channel();
+//! let no_pasid = AddressSpace { pasid: None, privileged: false };
+//! channel.enter().write(no_pasid, Iova(0x2000), b"hello").unwrap();
+//!
+//! // An access in flight keeps an invalidation from completing.
+//! let access = channel.enter();
+//! let ticket = vm.invalidate(Invalidation::IotlbAll);
+//! assert!(!vm.is_complete(ticket));
+//! drop(access);
+//! assert!(vm.is_complete(ticket));
+//!
+//! let ticket = vm.close();
+//! assert!(vm.is_complete(ticket));
+//! let mut bytes = [0; 5];
+//! let result = channel.enter().read(no_pasid, Iova(0x2000), &mut bytes);
+//! assert_eq!(result, Err(DmaError::Detached));
+//! ```
 #![no_std]
 
 extern crate alloc;

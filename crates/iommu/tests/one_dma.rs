@@ -54,11 +54,12 @@ fn first(guest: &mut Guest, state: State) -> Gpa {
     let root = guest.table();
     let flags = PRESENT | WRITABLE | USER;
     match state {
-        State::Mapped => guest.set_first(root, IOVA, 1, DATA | flags),
+        // As Linux maps data; with NXE clear the bit means nothing.
+        State::Mapped => guest.set_first(root, IOVA, 1, DATA | flags | NO_EXECUTE),
         State::NotMapped => guest.set_first(root, IOVA, 1, 0),
         State::ReadOnly => guest.set_first(root, IOVA, 1, DATA | PRESENT | USER),
-        // Without NXE in the PASID-table entry this bit is reserved.
-        State::Reserved => guest.set_first(root, IOVA, 1, DATA | flags | NO_EXECUTE),
+        // A page of 2 MiB cannot begin here (bit 12 would be a memory type).
+        State::Reserved => guest.set_first(root, IOVA, 2, 0x2000 | LARGE | flags),
         State::BadTable => guest.set_first(root, IOVA, 2, NOWHERE | flags),
     };
     root
@@ -141,13 +142,12 @@ fn expected(kind: Kind, with_pasid: bool, state: State, op: Op) -> Option<FaultR
             return (state != State::Mapped).then_some(FaultReason::NoMemory);
         }
     };
-    let reserved_level = if stage == Stage::One { 1 } else { 2 };
     match state {
         State::Mapped => None,
         State::NotMapped => Some(FaultReason::NotPresent { stage, level: 1 }),
         State::ReadOnly if op == Op::Read => None,
         State::ReadOnly => Some(FaultReason::Permission { stage, user: false }),
-        State::Reserved => Some(FaultReason::TableReserved { stage, level: reserved_level }),
+        State::Reserved => Some(FaultReason::TableReserved { stage, level: 2 }),
         // Where there is no memory, the second stage maps nothing, in an entry for 1 GiB.
         State::BadTable if kind == Kind::Nested => {
             Some(FaultReason::NotPresent { stage: Stage::TwoForTable, level: 3 })

@@ -61,7 +61,8 @@ impl<V: Vm> Machine<V> {
     ///
     /// As [`Claims::add`]; nothing has changed then.
     pub fn map(&self, reporter: ReporterId, claim: Claim) -> Result<(), ClaimError> {
-        // The new map only adds: nobody has to wait for the end of accesses under the old one.
+        // Nobody has to wait for the end of accesses under the old map: nothing was withdrawn, and
+        // the memory that a contradicting report hides stays there for whoever is still in it.
         self.remap(|claims| claims.add(reporter, claim)).map(|((), _ticket)| ())
     }
 
@@ -96,6 +97,13 @@ impl<V: Vm> Machine<V> {
     /// off, nothing cached. The functions are reset by who owns them.
     pub fn reset(&self) -> Ticket {
         self.unit().reset()
+    }
+
+    /// The end of the VM: all reports are withdrawn, every device is detached. Nothing of the
+    /// VM's is in use any more when the ticket is complete. Idempotent.
+    pub fn close(&self) -> Ticket {
+        lock(&self.claims).clear();
+        self.vm.close()
     }
 
     fn remap<R>(
@@ -142,3 +150,6 @@ impl<V: Vm> RegisterPage for Machine<V> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,14 +111,16 @@ impl Function for IommuFunction {
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
-        match in_page(bar, offset, data.len()) {
-            true => self.page.read(offset, data),
-            false => data.fill(0),
+        if in_bar(bar, offset, data.len(), REGISTER_PAGE) {
+            self.page.read(offset, data);
+        } else {
+            let exists = in_bar(bar, offset, data.len(), CARRIER_BAR_SIZE);
+            data.fill(if exists { 0 } else { 0xff });
         }
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if in_page(bar, offset, data.len()) {
+        if in_bar(bar, offset, data.len(), REGISTER_PAGE) {
             self.page.write(offset, data);
         }
     }
@@ -133,7 +135,10 @@ impl Function for IommuFunction {
     }
 }
 
-/// Whether an access lies in the register page.
-fn in_page(bar: u8, offset: u64, len: usize) -> bool {
-    bar == 0 && offset.checked_add(len as u64).is_some_and(|end| end <= REGISTER_PAGE)
+/// Whether an access lies in the first `size` bytes of the BAR.
+fn in_bar(bar: u8, offset: u64, len: usize, size: u64) -> bool {
+    bar == 0 && offset.checked_add(len as u64).is_some_and(|end| end <= size)
 }
+
+#[cfg(test)]
+mod tests;

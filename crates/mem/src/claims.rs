@@ -148,6 +148,11 @@ impl Claims {
         self.remove_where(|entry| entry.reporter == reporter)
     }
 
+    /// Withdraws every claim, as the end of the VM does.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+
     fn remove_where(&mut self, mut remove: impl FnMut(&Entry) -> bool) -> usize {
         let before = self.entries.len();
         self.entries.retain(|entry| !remove(entry));

@@ -1,4 +1,4 @@
-//! Interrupts: which eventfd stands for which vector.
+//! Interrupts of one kind: which eventfd stands for which vector.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +14,10 @@ use crate::stats::Stats;
 /// What the kernel calls an eventfd where it lists a process's descriptors.
 const EVENTFD_NAME: &str = "anon_inode:[eventfd]";
 
-/// The MSI-X vectors of one connection.
+/// The interrupts of one kind and one connection.
 pub(crate) struct Interrupts {
     vectors: RwLock<Vec<Vector>>,
+    count: u16,
     stats: Arc<Stats>,
 }
 
@@ -29,9 +30,14 @@ struct Vector {
 }
 
 impl Interrupts {
-    pub(crate) fn new(vectors: u16, stats: Arc<Stats>) -> Self {
-        let vectors = std::iter::repeat_with(Vector::default).take(vectors.into()).collect();
-        Self { vectors: RwLock::new(vectors), stats }
+    pub(crate) fn new(count: u16, stats: Arc<Stats>) -> Self {
+        let vectors = std::iter::repeat_with(Vector::default).take(count.into()).collect();
+        Self { vectors: RwLock::new(vectors), count, stats }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u32 {
+        self.count.into()
     }
 
     /// Binds vectors from `start` to these eventfds. Nothing is bound if one of them is none.

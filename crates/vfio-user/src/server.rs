@@ -20,7 +20,7 @@ use rustix::net::{
 
 use crate::connection::{lock, Link};
 use crate::error::Disconnect;
-use crate::interrupts::Interrupts;
+use crate::irqs::Irqs;
 use crate::limits::{ACCEPT_RETRY, BACKLOG, DEPARTURE_DEADLINE, SEND_DEADLINE};
 use crate::platform::Platform;
 use crate::session::Session;
@@ -198,13 +198,13 @@ impl Inner {
     /// All of a connection's life.
     fn serve(&self, link: &Arc<Link>) {
         link.read_by_this_thread();
-        let interrupts = Arc::new(Interrupts::new(self.function.vectors(), self.stats.clone()));
+        let irqs = Irqs::new(self.function.vectors(), &self.stats);
         let mut session = Session {
             link,
             function: &*self.function,
             platform: &*self.platform,
             stats: &self.stats,
-            interrupts: &interrupts,
+            irqs: &irqs,
             agreement: None,
             connected: false,
             reply: Vec::new(),

@@ -14,8 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::connection::{Connection, Link};
 use crate::error::{Consequence, Disconnect, DmaRefusal, ProtocolError};
-use crate::interrupts::Interrupts;
-use crate::irqs;
+use crate::irqs::{self, Irqs};
 use crate::platform::{DmaMap, Platform, UnmapRange};
 use crate::regions;
 use crate::stats::Stats;
@@ -43,7 +42,7 @@ pub(crate) struct Session<'a> {
     pub(crate) function: &'a dyn Function,
     pub(crate) platform: &'a dyn Platform,
     pub(crate) stats: &'a Stats,
-    pub(crate) interrupts: &'a Arc<Interrupts>,
+    pub(crate) irqs: &'a Irqs,
     pub(crate) agreement: Option<Agreement>,
     /// The platform was told of this connection.
     pub(crate) connected: bool,
@@ -149,10 +148,10 @@ impl Session<'_> {
                 Ok(())
             }
             Command::DeviceGetIrqInfo => {
-                self.reply_with(irqs::info(self.function, payload)?);
+                self.reply_with(irqs::info(self.irqs, payload)?);
                 Ok(())
             }
-            Command::DeviceSetIrqs => Ok(irqs::set(self.function, self.interrupts, payload, fds)?),
+            Command::DeviceSetIrqs => Ok(irqs::set(self.irqs, payload, fds)?),
             Command::RegionRead => {
                 self.stats.region_reads.add();
                 Ok(regions::read(self.function, payload, &mut self.reply)?)
@@ -186,7 +185,7 @@ impl Session<'_> {
         let agreement = negotiate(version.major, data)?;
         self.link.set_max_transfer(agreement.max_transfer);
         self.agreement = Some(agreement);
-        self.function.set_interrupts(Some(self.interrupts.clone()));
+        self.function.set_interrupts(Some(self.irqs.sink()));
         self.reply_with(Version { major: MAJOR, minor: MINOR });
         self.reply.extend_from_slice(&reply_data(agreement));
         Ok(())

@@ -1,6 +1,6 @@
 //! The first message: a version and the limits of both sides.
 
-use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
 
 use crate::error::ProtocolError;
 use crate::limits::{MAX_FDS, MAX_TRANSFER, MAX_VERSION_DATA};
@@ -12,23 +12,14 @@ pub(crate) const MINOR: u16 = 0;
 /// Bytes a client takes in one transfer if it does not say (vfio-user specification, VERSION).
 const DEFAULT_MAX_TRANSFER: u64 = 1024 * 1024;
 
-#[derive(Serialize, Deserialize, Default)]
-struct Data {
-    #[serde(default)]
-    capabilities: Capabilities,
-}
+/// Names in version data.
+const CAPABILITIES: &str = "capabilities";
+const MAX_MSG_FDS: &str = "max_msg_fds";
+const MAX_DATA_XFER_SIZE: &str = "max_data_xfer_size";
+const WRITE_MULTIPLE: &str = "write_multiple";
 
-/// What is read of the client's capabilities, and what ours are. Others are ignored, as the
-/// specification wants it.
-#[derive(Serialize, Deserialize, Default)]
-struct Capabilities {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_msg_fds: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_data_xfer_size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    write_multiple: Option<bool>,
-}
+/// A JSON object.
+type Object = Map<String, Value>;
 
 /// What both sides agreed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,37 +36,55 @@ pub(crate) fn negotiate(major: u16, data: &[u8]) -> Result<Agreement, ProtocolEr
     if major != MAJOR {
         return Err(ProtocolError::MajorVersion(major));
     }
-    let client = parse(data)?.capabilities;
-    let offered = client.max_data_xfer_size.unwrap_or(DEFAULT_MAX_TRANSFER);
+    let client = capabilities(data)?;
+    // How many descriptors the client takes does not matter: it is sent none.
+    member(&client, MAX_MSG_FDS, Value::as_u64)?;
+    let offered =
+        member(&client, MAX_DATA_XFER_SIZE, Value::as_u64)?.unwrap_or(DEFAULT_MAX_TRANSFER);
     if offered == 0 {
         return Err(ProtocolError::VersionData);
     }
     Ok(Agreement {
         max_transfer: usize::try_from(offered).unwrap_or(MAX_TRANSFER).min(MAX_TRANSFER),
-        write_multiple: client.write_multiple.unwrap_or(false),
+        write_multiple: member(&client, WRITE_MULTIPLE, Value::as_bool)?.unwrap_or(false),
     })
 }
 
-fn parse(data: &[u8]) -> Result<Data, ProtocolError> {
-    let Some((&last, json)) = data.split_last() else { return Ok(Data::default()) };
+/// The client's capabilities, empty if it names none. Those that are not known here are ignored, as
+/// the specification wants it.
+fn capabilities(data: &[u8]) -> Result<Object, ProtocolError> {
+    let Some((&last, json)) = data.split_last() else { return Ok(Object::new()) };
     if last != 0 || data.len() > MAX_VERSION_DATA {
         return Err(ProtocolError::VersionData);
     }
-    serde_json::from_slice(json).map_err(|_| ProtocolError::VersionData)
+    let object: Object = serde_json::from_slice(json).map_err(|_| ProtocolError::VersionData)?;
+    match object.get(CAPABILITIES) {
+        None => Ok(Object::new()),
+        Some(Value::Object(capabilities)) => Ok(capabilities.clone()),
+        Some(_) => Err(ProtocolError::VersionData),
+    }
+}
+
+/// A member of the type that `read` reads, if it is there at all.
+fn member<T>(
+    object: &Object,
+    name: &str,
+    read: impl FnOnce(&Value) -> Option<T>,
+) -> Result<Option<T>, ProtocolError> {
+    let member = |value| read(value).ok_or(ProtocolError::VersionData);
+    object.get(name).map(member).transpose()
 }
 
 /// Our own data for the reply, ending in NUL. QEMU takes no reply that is longer than what it sent,
 /// so defaults are left out.
 pub(crate) fn reply_data(agreement: Agreement) -> Vec<u8> {
-    let capabilities = Capabilities {
-        max_msg_fds: Some(MAX_FDS as u64),
-        max_data_xfer_size: Some(MAX_TRANSFER as u64),
-        write_multiple: agreement.write_multiple.then_some(true),
-    };
-    // Numbers and booleans under fixed names always have a JSON form.
-    let mut json = serde_json::to_vec(&Data { capabilities }).unwrap_or_else(|_| b"{}".to_vec());
-    json.push(0);
-    json
+    let mut ours = json!({ MAX_MSG_FDS: MAX_FDS, MAX_DATA_XFER_SIZE: MAX_TRANSFER });
+    if agreement.write_multiple {
+        ours[WRITE_MULTIPLE] = true.into();
+    }
+    let mut text = json!({ CAPABILITIES: ours }).to_string().into_bytes();
+    text.push(0);
+    text
 }
 
 #[cfg(test)]
@@ -94,7 +103,7 @@ mod tests {
         let reply = reply_data(agreement);
         assert_eq!(
             reply,
-            b"{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":65536,\
+            b"{\"capabilities\":{\"max_data_xfer_size\":65536,\"max_msg_fds\":16,\
               \"write_multiple\":true}}\0"
         );
         assert!(reply.len() <= QEMU.len());

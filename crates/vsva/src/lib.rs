@@ -9,15 +9,20 @@
 //!           │ ───► supervise   children that cannot be left behind
 //!           │ ───► private     directories that cannot be left behind
 //!           │ ───► control     what the lab and the guest program say to each other
-//!           └────► server      the devices
+//!           └────► server      the devices, for the lab and for QEMUs of the user's (serve)
 //! ```
 
 pub mod assets;
 pub mod capture;
+pub mod cli;
 pub mod control;
+pub mod guest_program;
 pub mod initramfs;
+pub mod lab;
 pub mod private;
 pub mod qemu;
+pub mod serve;
+pub mod server;
 pub mod stop;
 pub mod supervise;
 pub mod term;

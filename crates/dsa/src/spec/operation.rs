@@ -222,6 +222,27 @@ impl Operation {
         }
     }
 
+    /// Its transfer size in bytes; `None` if it has none.
+    pub const fn size(&self) -> Option<u32> {
+        match *self {
+            Self::Noop | Self::Batch { .. } | Self::Drain { .. } => None,
+            Self::MemoryMove { size, .. }
+            | Self::Fill { size, .. }
+            | Self::Compare { size, .. }
+            | Self::ComparePattern { size, .. }
+            | Self::CreateDelta { size, .. }
+            | Self::ApplyDelta { size, .. }
+            | Self::Dualcast { size, .. }
+            | Self::Crc { size, .. }
+            | Self::CopyCrc { size, .. }
+            | Self::DifCheck { size, .. }
+            | Self::DifInsert { size, .. }
+            | Self::DifStrip { size, .. }
+            | Self::DifUpdate { size, .. }
+            | Self::CacheFlush { size, .. } => Some(size),
+        }
+    }
+
     /// The operation of `opcode` with these operands.
     pub(super) fn decode(opcode: Opcode, operands: &[u8; Descriptor::OPERANDS]) -> Self {
         let o = Reader(operands);

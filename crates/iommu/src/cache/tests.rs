@@ -24,7 +24,9 @@ fn pages(start: u64, len: u64) -> PageRange {
 const PAGE: u64 = 0x40_0000;
 
 /// Every kind of entry, by name: domain, PASID, whether requested, stage, and its mapping's size.
-const NAMES: [(&str, u16, Option<(u32, bool)>, Kind, u8); 8] = [
+type Named = (&'static str, u16, Option<(u32, bool)>, Kind, u8);
+
+const NAMES: [Named; 8] = [
     ("device", 1, None, Kind::StageTwo, 12),
     ("device-other-domain", 2, None, Kind::StageTwo, 12),
     ("first-7", 1, Some((7, true)), Kind::StageOne, 12),
@@ -52,7 +54,7 @@ fn forgotten(scope: Invalidation) -> alloc::vec::Vec<&'static str> {
     }
     assert_eq!(caches.iotlb.len(), NAMES.len());
     caches.forget(&scope);
-    let gone = |(_, domain, pasid, ..): &(_, u16, _, _, _)| {
+    let gone = |(_, domain, pasid, ..): &Named| {
         caches.iotlb.get(tag(*domain, *pasid), Iova(PAGE)).is_none()
     };
     let gone: alloc::vec::Vec<_> =

@@ -116,7 +116,7 @@ pub struct PasidWord2 {
     pub first_stage_mode: u8,
     /// WPE: read-only pages stop supervisor writes too.
     pub write_protect: bool,
-    /// NXE: execute-disable bits in first-stage tables have their meaning; else they are reserved.
+    /// NXE: execute-disable bits in first-stage tables have their meaning; else they are ignored.
     pub no_execute: bool,
     /// SMEP.
     pub supervisor_no_execute: bool,
@@ -295,7 +295,10 @@ impl PasidEntry {
             five_level,
             output_bits,
             one_gib_pages: caps.first_stage_1g,
-            no_execute: word.no_execute(),
+            // Execute requests are refused, so NXE decides nothing; and bit 63 of a table entry is
+            // not reserved without it: Linux binds processes, whose tables are full of it, with
+            // NXE clear.
+            no_execute: true,
         };
         let (supervisor, write_protect) = (word.supervisor(), word.write_protect());
         Ok(StageOne { root, format, supervisor, write_protect })

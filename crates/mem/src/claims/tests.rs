@@ -99,6 +99,17 @@ fn another_offset_and_another_access_are_contradictions() {
 }
 
 #[test]
+fn the_end_of_the_vm_withdraws_everything_and_keeps_the_count() {
+    let mut claims = Claims::new();
+    claims.add(A, claim(0, 0x1000, &file(1), 0)).unwrap();
+    claims.add(B, claim(0, 0x1000, &file(2), 0)).unwrap();
+    claims.clear();
+    assert!(claims.is_empty());
+    assert_eq!(claims.contradictions(), 1);
+    assert_eq!(claims.build().segments().len(), 0);
+}
+
+#[test]
 fn a_withdrawal_takes_whole_claims() {
     let ram = file(1);
     let mut claims = Claims::new();

@@ -19,40 +19,40 @@ use rustix::event::{eventfd, EventfdFlags};
 use rustix::net::{sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, Server, UnmapRange};
 
-pub const BAR0_SIZE: u64 = 0x1_0000;
-pub const VECTORS: u16 = 40;
+pub(crate) const BAR0_SIZE: u64 = 0x1_0000;
+pub(crate) const VECTORS: u16 = 40;
 /// A write here raises the vector that is written.
-pub const DOORBELL: u64 = 0x100;
+pub(crate) const DOORBELL: u64 = 0x100;
 /// A write here panics.
-pub const PANIC: u64 = 0x108;
+pub(crate) const PANIC: u64 = 0x108;
 /// What a test waits for at most.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub const VERSION: u16 = 1;
-pub const DMA_MAP: u16 = 2;
-pub const DMA_UNMAP: u16 = 3;
-pub const GET_INFO: u16 = 4;
-pub const GET_REGION_INFO: u16 = 5;
-pub const GET_IRQ_INFO: u16 = 7;
-pub const SET_IRQS: u16 = 8;
-pub const REGION_READ: u16 = 9;
-pub const REGION_WRITE: u16 = 10;
-pub const DMA_READ: u16 = 11;
-pub const DMA_WRITE: u16 = 12;
-pub const RESET: u16 = 13;
-pub const WRITE_MULTI: u16 = 15;
+pub(crate) const VERSION: u16 = 1;
+pub(crate) const DMA_MAP: u16 = 2;
+pub(crate) const DMA_UNMAP: u16 = 3;
+pub(crate) const GET_INFO: u16 = 4;
+pub(crate) const GET_REGION_INFO: u16 = 5;
+pub(crate) const GET_IRQ_INFO: u16 = 7;
+pub(crate) const SET_IRQS: u16 = 8;
+pub(crate) const REGION_READ: u16 = 9;
+pub(crate) const REGION_WRITE: u16 = 10;
+pub(crate) const DMA_READ: u16 = 11;
+pub(crate) const DMA_WRITE: u16 = 12;
+pub(crate) const RESET: u16 = 13;
+pub(crate) const WRITE_MULTI: u16 = 15;
 
-pub const REPLY: u32 = 1;
-pub const NO_REPLY: u32 = 1 << 4;
-pub const ERROR: u32 = 1 << 5;
-pub const EINVAL: u32 = 22;
-pub const EOPNOTSUPP: u32 = 95;
+pub(crate) const REPLY: u32 = 1;
+pub(crate) const NO_REPLY: u32 = 1 << 4;
+pub(crate) const ERROR: u32 = 1 << 5;
+pub(crate) const EINVAL: u32 = 22;
+pub(crate) const EOPNOTSUPP: u32 = 95;
 
 /// A function that is 64 KiB of registers.
-pub struct RegisterFile {
+pub(crate) struct RegisterFile {
     state: Mutex<Registers>,
     bars: [Bar; 1],
-    pub resets: AtomicU64,
+    pub(crate) resets: AtomicU64,
 }
 
 struct Registers {
@@ -62,7 +62,7 @@ struct Registers {
 }
 
 impl RegisterFile {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let bars = [Bar { index: 0, kind: BarKind::Memory64, prefetchable: true, size: BAR0_SIZE }];
         let header = Header {
             vendor: 0x1b36,
@@ -89,7 +89,7 @@ impl RegisterFile {
         Arc::new(Self { state, bars, resets: AtomicU64::new(0) })
     }
 
-    pub fn sink(&self) -> Option<Arc<dyn InterruptSink>> {
+    pub(crate) fn sink(&self) -> Option<Arc<dyn InterruptSink>> {
         self.state.lock().unwrap().sink.clone()
     }
 }
@@ -141,25 +141,25 @@ impl Function for RegisterFile {
 
 /// What a platform was told.
 #[derive(Default)]
-pub struct Log {
-    pub maps: Vec<DmaMap>,
-    pub unmaps: Vec<UnmapRange>,
-    pub connections: Vec<Connection>,
-    pub ends: Vec<Disconnect>,
+pub(crate) struct Log {
+    pub(crate) maps: Vec<DmaMap>,
+    pub(crate) unmaps: Vec<UnmapRange>,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) ends: Vec<Disconnect>,
 }
 
 /// Records, and refuses maps at one address.
 #[derive(Default)]
-pub struct Recorder {
-    pub log: Mutex<Log>,
+pub(crate) struct Recorder {
+    pub(crate) log: Mutex<Log>,
     changed: Condvar,
 }
 
 /// Where [`Recorder`] maps nothing.
-pub const REFUSED: u64 = 0xdead_0000;
+pub(crate) const REFUSED: u64 = 0xdead_0000;
 
 impl Recorder {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
@@ -169,7 +169,7 @@ impl Recorder {
     }
 
     /// Waits until `ready` gives something.
-    pub fn wait_for<T>(&self, mut ready: impl FnMut(&mut Log) -> Option<T>) -> T {
+    pub(crate) fn wait_for<T>(&self, mut ready: impl FnMut(&mut Log) -> Option<T>) -> T {
         let mut found = None;
         let log = self.log.lock().unwrap();
         let _log = self
@@ -182,12 +182,12 @@ impl Recorder {
         found.expect("waited in vain")
     }
 
-    pub fn connection(&self) -> Connection {
+    pub(crate) fn connection(&self) -> Connection {
         self.wait_for(|log| log.connections.last().cloned())
     }
 
     /// Waits for the `count`th end of a connection.
-    pub fn end(&self, count: usize) -> Disconnect {
+    pub(crate) fn end(&self, count: usize) -> Disconnect {
         self.wait_for(|log| log.ends.get(count - 1).copied())
     }
 }
@@ -219,10 +219,10 @@ impl Platform for Recorder {
 }
 
 /// A directory for a socket, gone when it is dropped.
-pub struct Place(PathBuf);
+pub(crate) struct Place(PathBuf);
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!(
             "vfio-user-test-{}-{}",
@@ -234,7 +234,7 @@ impl Place {
         Self(path)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.0.join("socket")
     }
 }
@@ -246,15 +246,15 @@ impl Drop for Place {
 }
 
 /// A server of a register file.
-pub struct Rig {
-    pub server: Server,
-    pub function: Arc<RegisterFile>,
-    pub platform: Arc<Recorder>,
+pub(crate) struct Rig {
+    pub(crate) server: Server,
+    pub(crate) function: Arc<RegisterFile>,
+    pub(crate) platform: Arc<Recorder>,
     _place: Place,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Place::new();
         let function = RegisterFile::new();
         let platform = Recorder::new();
@@ -263,7 +263,7 @@ impl Rig {
     }
 
     /// A client that has agreed on the version.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let mut client = self.stranger();
         let reply = client.call(VERSION, &[0, 0, 0, 0], &[]);
         assert_eq!(reply.error(), None);
@@ -271,27 +271,27 @@ impl Rig {
     }
 
     /// A client that has said nothing.
-    pub fn stranger(&self) -> Client {
+    pub(crate) fn stranger(&self) -> Client {
         Client::connect(self.server.path())
     }
 
-    pub fn errors(&self, kind: vfio_user::ErrorKind) -> u64 {
+    pub(crate) fn errors(&self, kind: vfio_user::ErrorKind) -> u64 {
         self.server.counters().errors(kind)
     }
 }
 
 /// A message as it stands on the wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Wire {
-    pub id: u16,
-    pub command: u16,
-    pub flags: u32,
-    pub errno: u32,
-    pub payload: Vec<u8>,
+pub(crate) struct Wire {
+    pub(crate) id: u16,
+    pub(crate) command: u16,
+    pub(crate) flags: u32,
+    pub(crate) errno: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Wire {
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let size = 16 + self.payload.len() as u32;
         let mut bytes = Vec::new();
         bytes.extend(self.id.to_le_bytes());
@@ -304,7 +304,7 @@ impl Wire {
     }
 
     /// The errno, if it says that something failed.
-    pub fn error(&self) -> Option<u32> {
+    pub(crate) fn error(&self) -> Option<u32> {
         assert_eq!(self.flags & 0xf, REPLY, "{self:?}");
         if self.flags & ERROR == 0 {
             assert_eq!(self.errno, 0);
@@ -316,35 +316,54 @@ impl Wire {
 }
 
 /// The other end of a socket, without any idea of the protocol but its header.
-pub struct Client {
-    pub socket: UnixStream,
+pub(crate) struct Client {
+    pub(crate) socket: UnixStream,
     next_id: u16,
 }
 
-impl Client {
-    pub fn connect(path: &Path) -> Self {
-        let socket = UnixStream::connect(path).unwrap();
+impl From<UnixStream> for Client {
+    fn from(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { socket, next_id: 0x1000 }
     }
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> Self {
+        Self::from(UnixStream::connect(path).unwrap())
+    }
 
     /// Sends bytes with descriptors.
-    pub fn send_raw(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn send_raw(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        assert!(self.try_send_raw(bytes, fds));
+    }
+
+    /// The same; `false` if the server closed the connection.
+    pub(crate) fn try_send_raw(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
         let iov = [IoSlice::new(bytes)];
-        let sent = sendmsg(&self.socket, &iov, &mut control, SendFlags::NOSIGNAL).unwrap();
-        if sent < bytes.len() {
-            self.socket.write_all(&bytes[sent..]).unwrap();
+        match sendmsg(&self.socket, &iov, &mut control, SendFlags::NOSIGNAL) {
+            Ok(sent) => self.socket.write_all(&bytes[sent..]).is_ok(),
+            Err(errno) => {
+                assert!(matches!(errno, Errno::PIPE | Errno::CONNRESET), "{errno}");
+                false
+            }
         }
     }
 
     /// Sends a request and gives its id.
-    pub fn send(&mut self, command: u16, flags: u32, payload: &[u8], fds: &[&OwnedFd]) -> u16 {
+    pub(crate) fn send(
+        &mut self,
+        command: u16,
+        flags: u32,
+        payload: &[u8],
+        fds: &[&OwnedFd],
+    ) -> u16 {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         let message = Wire { id, command, flags, errno: 0, payload: payload.to_vec() };
@@ -354,7 +373,7 @@ impl Client {
     }
 
     /// The next message, or `None` if the server closed the connection.
-    pub fn receive(&mut self) -> Option<Wire> {
+    pub(crate) fn receive(&mut self) -> Option<Wire> {
         let mut header = [0; 16];
         match self.socket.read(&mut header) {
             Ok(0) => return None,
@@ -370,7 +389,7 @@ impl Client {
     }
 
     /// A request and its reply.
-    pub fn call(&mut self, command: u16, payload: &[u8], fds: &[&OwnedFd]) -> Wire {
+    pub(crate) fn call(&mut self, command: u16, payload: &[u8], fds: &[&OwnedFd]) -> Wire {
         let id = self.send(command, 0, payload, fds);
         let reply = self.receive().expect("connection closed instead of a reply");
         assert_eq!((reply.id, reply.command, reply.flags & 0xf), (id, command, REPLY));
@@ -378,23 +397,23 @@ impl Client {
     }
 
     /// Still served?
-    pub fn works(&mut self) -> bool {
+    pub(crate) fn works(&mut self) -> bool {
         self.call(GET_INFO, &words(&[16, 0, 0, 0]), &[]).error().is_none()
     }
 
     /// Waits for the server to close the connection.
-    pub fn closed(&mut self) -> bool {
+    pub(crate) fn closed(&mut self) -> bool {
         self.receive().is_none()
     }
 
-    pub fn read(&mut self, region: u32, offset: u64, count: u32) -> Vec<u8> {
+    pub(crate) fn read(&mut self, region: u32, offset: u64, count: u32) -> Vec<u8> {
         let reply = self.call(REGION_READ, &access(region, offset, count), &[]);
         assert_eq!(reply.error(), None);
         assert_eq!(reply.payload[..16], access(region, offset, count));
         reply.payload[16..].to_vec()
     }
 
-    pub fn write(&mut self, region: u32, offset: u64, data: &[u8]) {
+    pub(crate) fn write(&mut self, region: u32, offset: u64, data: &[u8]) {
         let mut payload = access(region, offset, data.len() as u32);
         payload.extend(data);
         let reply = self.call(REGION_WRITE, &payload, &[]);
@@ -403,36 +422,36 @@ impl Client {
     }
 }
 
-pub fn words(words: &[u32]) -> Vec<u8> {
+pub(crate) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-pub fn access(region: u32, offset: u64, count: u32) -> Vec<u8> {
+pub(crate) fn access(region: u32, offset: u64, count: u32) -> Vec<u8> {
     [&offset.to_le_bytes()[..], &words(&[region, count])].concat()
 }
 
-pub fn dma(address: u64, count: u64) -> Vec<u8> {
+pub(crate) fn dma(address: u64, count: u64) -> Vec<u8> {
     [address.to_le_bytes(), count.to_le_bytes()].concat()
 }
 
-pub fn dma_map(flags: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
+pub(crate) fn dma_map(flags: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
     [&words(&[32, flags])[..], &offset.to_le_bytes(), &dma(address, size)].concat()
 }
 
-pub fn dma_unmap(flags: u32, address: u64, size: u64) -> Vec<u8> {
+pub(crate) fn dma_unmap(flags: u32, address: u64, size: u64) -> Vec<u8> {
     [words(&[24, flags]), dma(address, size)].concat()
 }
 
-pub fn irq_set(flags: u32, index: u32, start: u32, count: u32) -> Vec<u8> {
+pub(crate) fn irq_set(flags: u32, index: u32, start: u32, count: u32) -> Vec<u8> {
     words(&[20, flags, index, start, count])
 }
 
-pub fn event() -> OwnedFd {
+pub(crate) fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }
 
 /// How often an eventfd was signalled since it was last asked.
-pub fn signals(event: &OwnedFd) -> u64 {
+pub(crate) fn signals(event: &OwnedFd) -> u64 {
     let mut count = [0; 8];
     match rustix::io::read(event, &mut count) {
         Ok(_) => u64::from_ne_bytes(count),

@@ -21,8 +21,11 @@ use crate::term::{megabytes, Mark, Screen};
 const RELEASE: &str = "trixie";
 const BACKPORTS: &str = "trixie-backports";
 
-/// Where the keyring package puts the archive's keys.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Where the keyring package puts the archive's keys; the ending differs between its versions.
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
 
 /// The longest that one step of the package system may take (a slow line needs minutes for 160 MB).
 const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -65,10 +68,10 @@ impl<'a> Apt<'a> {
         }
         let mut apt = Self { root: root.to_owned(), mirror: String::new(), screen, stop };
         apt.mirror = mirror::archive(mirror, stop)?;
-        if !Path::new(KEYRING).exists() {
-            return Err(Cause::NoKeyring { path: KEYRING.into() });
-        }
-        apt.write_configuration()?;
+        let Some(keyring) = KEYRINGS.into_iter().find(|path| Path::new(path).exists()) else {
+            return Err(Cause::NoKeyring { path: KEYRINGS[0].into() });
+        };
+        apt.write_configuration(keyring)?;
         screen.mark(Mark::Note, &format!("package lists of {RELEASE} from {}", apt.mirror));
         apt.run("fetching the package lists", apt.apt_get(&["update"]), || ())?;
         Ok(apt)
@@ -79,7 +82,7 @@ impl<'a> Apt<'a> {
         &self.mirror
     }
 
-    fn write_configuration(&self) -> Result<(), Cause> {
+    fn write_configuration(&self, keyring: &str) -> Result<(), Cause> {
         for dir in
             ["state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"]
         {
@@ -88,7 +91,7 @@ impl<'a> Apt<'a> {
         }
         let acquire = mirror::acquire_settings(self.stop)?;
         self.write("status", "")?;
-        self.write("etc/sources.list", &sources(&self.mirror))?;
+        self.write("etc/sources.list", &sources(&self.mirror, keyring))?;
         self.write("apt.conf", &configuration(&self.root, &acquire))
     }
 
@@ -208,9 +211,9 @@ fn bytes_in(dir: &Path) -> u64 {
     entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.len()).sum()
 }
 
-fn sources(mirror: &str) -> String {
+fn sources(mirror: &str, keyring: &str) -> String {
     [RELEASE, BACKPORTS]
-        .map(|suite| format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n"))
+        .map(|suite| format!("deb [arch=amd64 signed-by={keyring}] {mirror} {suite} main\n"))
         .concat()
 }
 
@@ -301,8 +304,8 @@ mod tests {
 
     #[test]
     fn the_sources_are_signed_and_from_the_mirror() {
-        let text = sources("http://a.example/debian/");
+        let text = sources("http://a.example/debian/", KEYRINGS[0]);
         assert_eq!(text.lines().count(), 2);
-        assert!(text.lines().all(|line| line.contains(KEYRING) && line.contains("a.example")));
+        assert!(text.lines().all(|line| line.contains(KEYRINGS[0]) && line.contains("a.example")));
     }
 }

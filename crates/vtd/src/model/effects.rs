@@ -2,6 +2,7 @@
 
 use iommu::Ticket;
 use mem::Gpa;
+use pci::RequesterId;
 
 /// A message-signalled interrupt: `data` stored to `address`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,6 +11,9 @@ pub struct Message {
     pub address: Gpa,
     /// What.
     pub data: u32,
+    /// Whose fault it is about, if it is about one just now: a shell that has to send it in the
+    /// name of a device takes this one.
+    pub requester: Option<RequesterId>,
 }
 
 /// What a call asks its caller to do.

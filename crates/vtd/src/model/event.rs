@@ -61,6 +61,10 @@ impl Event {
         if self.address >> 20 != INTERRUPT_RANGE {
             return Raised::Dropped;
         }
-        Raised::Send(Message { address: Gpa(self.address.into()), data: self.data })
+        Raised::Send(Message {
+            address: Gpa(self.address.into()),
+            data: self.data,
+            requester: None,
+        })
     }
 }

@@ -27,6 +27,7 @@ mod registers;
 mod tests;
 
 use iommu::{Ticket, Vm};
+use pci::RequesterId;
 
 pub use caps::{Caps, CapsError, Options};
 pub use contexts::RootTable;
@@ -183,7 +184,7 @@ impl<V: Vm> Model<V> {
                 Recorded::Recorded => {
                     self.counters.faults_recorded += 1;
                     if quiet {
-                        self.raise_fault_event(effects);
+                        self.raise_fault_event(Some(fault.requester), effects);
                     }
                 }
                 Recorded::Lost => self.counters.faults_lost += 1,
@@ -197,9 +198,10 @@ impl<V: Vm> Model<V> {
         self.faults.pending() || self.faults.overflow() || self.queue.error().is_some()
     }
 
-    fn raise_fault_event(&mut self, effects: &mut Effects) {
+    fn raise_fault_event(&mut self, requester: Option<RequesterId>, effects: &mut Effects) {
         let raised = self.fault_event.raise();
-        effects.fault = self.sent(raised).or(effects.fault);
+        let message = self.sent(raised).map(|message| Message { requester, ..message });
+        effects.fault = message.or(effects.fault);
     }
 
     fn raise_completion_event(&mut self, effects: &mut Effects) {

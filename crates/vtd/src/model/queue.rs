@@ -219,7 +219,7 @@ impl<V: Vm> Model<V> {
         let quiet = !self.has_fault_status();
         self.queue.error = Some(info);
         if quiet {
-            self.raise_fault_event(effects);
+            self.raise_fault_event(None, effects);
         }
     }
 }

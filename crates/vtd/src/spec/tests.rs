@@ -268,7 +268,7 @@ fn fault_records_lie_where_the_specification_has_them() {
         .with_pasid_present(true)
         .with_source(0x80);
     assert_eq!(high.into_bits(), 0xc000_0559_8000_0080);
-    let low = FaultRecordLow::new().with_page(0x7f12_3456_7);
+    let low = FaultRecordLow::new().with_page(0x7_f123_4567);
     assert_eq!(low.into_bits(), 0x7f12_3456_7000);
 }
 

@@ -53,7 +53,7 @@ pub(super) fn copy_crc(bench: &mut Bench, arena: &Arena<'_>, shape: Shape) -> Ou
 /// Moves within one buffer, forwards and backwards by one byte, a page and more.
 pub(super) fn overlapping_moves(bench: &mut Bench) -> Outcome {
     const LEN: usize = 64 * 1024;
-    let mapping = Mapping::anonymous(Place::Anywhere, 2 * LEN)?;
+    let mapping = Mapping::anonymous(Place::Anywhere, 2 * LEN + PAGE)?;
     let area = mapping.span();
     let mut cases = 0;
     for distance in [1, 63, PAGE - 1, PAGE, PAGE + 5, LEN - 1] {

@@ -77,10 +77,11 @@ fn words_round_trip() {
     assert_eq!(PasidEntry::from_words(words).words(), words);
 }
 
-/// What Linux writes for a bound process on a 4-level machine: PGTT 1, AW 2, DID 1, PWSNP, NXE.
+/// What Linux writes for a bound process on a 4-level machine: PGTT 1, AW 2, DID 1, PWSNP. Not
+/// NXE, though the process's tables disable execution.
 #[test]
 fn first_stage_as_linux_binds_it() {
-    let entry = PasidEntry::from_words([0x49, 0x0080_0001, 0x1_2345_6020, 0, 0, 0, 0, 0]);
+    let entry = PasidEntry::from_words([0x49, 0x0080_0001, 0x1_2345_6000, 0, 0, 0, 0, 0]);
     assert_eq!(entry.domain(), DomainId(1));
     let Ok(Translation::FirstStage(one)) = entry.decode(&CAPS) else { panic!("{entry:?}") };
     assert_eq!(one.root, Gpa(0x1_2345_6000));

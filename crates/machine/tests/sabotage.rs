@@ -1,0 +1,67 @@
+//! Each deliberate defect of the rooms below turns the verdict of a scenario that is there to
+//! notice it.
+
+mod common;
+
+use common::scenarios;
+use common::Drive::{Inline, Threads};
+use common::Verdict;
+use dsa::model::sabotage as accelerator;
+use iommu::sabotage as engine;
+
+/// A defect of one of the rooms.
+#[derive(Clone, Copy, Debug)]
+enum Defect {
+    Engine(engine::Sabotage),
+    Accelerator(accelerator::Sabotage),
+}
+
+use accelerator::Sabotage::{CorruptCopy, ForgeablePasid, ForgetCompletion, HastyAbort};
+use engine::Sabotage::{
+    DropInFlight, KeepOnClose, LeakCache, NoAccessedDirty, SkipIotlbInvalidation, WrongPasid,
+};
+use Defect::{Accelerator, Engine};
+
+type Scenario = fn() -> Verdict;
+
+const CASES: [(Defect, &str, Scenario); 13] = [
+    (Engine(SkipIotlbInvalidation), "remap", || scenarios::remap(Inline)),
+    (Engine(SkipIotlbInvalidation), "unmap", || scenarios::unmap_under_copy(Inline, 5)),
+    (Engine(SkipIotlbInvalidation), "unmap, threads", || scenarios::unmap_under_copy(Threads, 20)),
+    (Engine(NoAccessedDirty), "accessed_dirty", || scenarios::accessed_dirty(Inline)),
+    (Engine(WrongPasid), "isolation", || scenarios::isolation(Inline)),
+    (Engine(DropInFlight), "unmap, threads", || scenarios::unmap_under_copy(Threads, 100)),
+    (Engine(KeepOnClose), "vm_death", || scenarios::vm_death_under_copy(Inline)),
+    (Engine(LeakCache), "rebind", || scenarios::rebind(Inline)),
+    (Accelerator(CorruptCopy), "copies", || scenarios::copies(Inline)),
+    (Accelerator(ForgetCompletion), "copies", || scenarios::copies(Inline)),
+    (Accelerator(ForgeablePasid), "forged_pasid", || scenarios::forged_pasid(Inline)),
+    (Accelerator(ForgeablePasid), "unbound_pasid", || scenarios::unbound_pasid(Inline)),
+    (Accelerator(HastyAbort), "reset", scenarios::reset_under_copy),
+];
+
+/// How often a scenario may fail to notice: a race takes its time to go wrong.
+const ATTEMPTS: usize = 20;
+
+fn set(defect: Option<Defect>) {
+    engine::set(None);
+    accelerator::set(None);
+    match defect {
+        None => {}
+        Some(Engine(defect)) => engine::set(Some(defect)),
+        Some(Accelerator(defect)) => accelerator::set(Some(defect)),
+    }
+}
+
+/// One test, since a defect is on for the whole process.
+#[test]
+fn each_defect_is_noticed() {
+    for (defect, name, scenario) in CASES {
+        set(None);
+        assert_eq!(scenario(), Ok(()), "{name} without a defect");
+        set(Some(defect));
+        let noticed = (0..ATTEMPTS).find_map(|_| scenario().err());
+        assert!(noticed.is_some(), "{name} does not notice {defect:?}");
+    }
+    set(None);
+}

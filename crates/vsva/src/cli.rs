@@ -1,0 +1,222 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use crate::assets::Sources;
+use crate::lab::{self, LabError, Options, Report, SCENARIOS};
+use crate::serve;
+use crate::stop::{Stop, EXIT_STOPPED};
+use crate::term::Screen;
+
+/// The exit code of a run in which a check failed.
+pub const EXIT_FAILED: u8 = 1;
+
+/// The exit code of a run that is not possible on this machine (also clap's for a bad command line).
+pub const EXIT_IMPOSSIBLE: u8 = 2;
+
+/// PASIDs and shared virtual addressing for virtual machines.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot an unmodified Linux guest on our IOMMU and accelerator, and check what they do.
+    Lab(LabArgs),
+    /// Serve the IOMMU and the accelerator to a QEMU of your own.
+    Serve(ServeArgs),
+}
+
+/// Options of `vsva lab`.
+///
+/// Exit code: 0 all checks hold, 1 a check failed, 2 the lab cannot run here, 130 stopped by a signal.
+#[derive(Clone, Debug, Default, Args)]
+pub struct LabArgs {
+    /// Print one JSON object as the last line of standard output; lines for people go to standard error.
+    #[arg(long)]
+    pub json: bool,
+    /// Run only this scenario (can be given several times).
+    #[arg(long, value_name = "NAME")]
+    pub scenario: Vec<String>,
+    /// List the scenarios and end.
+    #[arg(long)]
+    pub list: bool,
+    /// Keep guests' consoles and control transcripts in this directory.
+    #[arg(long, value_name = "DIR")]
+    pub keep_logs: Option<PathBuf>,
+    /// Use this qemu-system-x86_64 (10.1 or newer) [default: the one on PATH if new enough, else one is fetched].
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Use this x86-64 boot image (vmlinuz) instead of fetching one. Its modules come from --modules, or are looked
+    /// for beside it and in /lib/modules.
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Take the modules of --kernel from this directory (as /lib/modules/RELEASE).
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub modules: Option<PathBuf>,
+    /// Fetch from this Debian archive instead of the one in this machine's apt configuration.
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// Fetch nothing: use what is on the machine or in the cache.
+    #[arg(long)]
+    pub offline: bool,
+    /// Repeat the guest's random choices of an earlier run.
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Break the server in the named way, to see a scenario notice.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub sabotage: Option<String>,
+}
+
+/// Options of `vsva serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Make the sockets and ACPI tables in this directory.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// How many guests can be connected at a time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub guests: u32,
+    /// Map guest memory from files that their owner could shrink, at the risk of being killed by SIGBUS.
+    #[arg(long)]
+    pub allow_unsealed: bool,
+}
+
+impl From<&LabArgs> for Options {
+    fn from(args: &LabArgs) -> Self {
+        Self {
+            sources: Sources {
+                qemu: args.qemu.clone(),
+                kernel: args.kernel.clone(),
+                modules: args.modules.clone(),
+                mirror: args.mirror.clone(),
+                offline: args.offline,
+            },
+            scenarios: args.scenario.clone(),
+            keep_logs: args.keep_logs.clone(),
+            seed: args.seed,
+            sabotage: args.sabotage.clone(),
+        }
+    }
+}
+
+/// Runs `vsva lab`.
+pub fn lab(args: &LabArgs) -> ExitCode {
+    if args.list {
+        list();
+        return ExitCode::SUCCESS;
+    }
+    let screen = if args.json { Screen::stderr() } else { Screen::stdout() };
+    let outcome = Stop::on_signals()
+        .map_err(LabError::Signals)
+        .and_then(|stop| lab::run(&Options::from(args), &crate::server::start, &screen, &stop));
+    match outcome {
+        Ok(report) => finish(args, &screen, &report),
+        Err(error) => {
+            eprintln!("vsva lab: {error}");
+            if args.json {
+                let error = error.to_string();
+                print_line(
+                    &json!({"ok": false, "checks": [], "counters": {}, "error": error}).to_string(),
+                );
+            }
+            let stopped = matches!(error, LabError::Stopped(_));
+            ExitCode::from(if stopped { EXIT_STOPPED } else { EXIT_IMPOSSIBLE })
+        }
+    }
+}
+
+fn finish(args: &LabArgs, screen: &Screen, report: &Report) -> ExitCode {
+    show(screen, report);
+    if args.json {
+        print_line(&report.json().to_string());
+    }
+    if report.ok() {
+        return ExitCode::SUCCESS;
+    }
+    if args.keep_logs.is_none() {
+        let seed = report.seed;
+        screen.line(&format!(
+            "to look closer: --seed {seed} --keep-logs DIR keeps consoles and transcripts"
+        ));
+    }
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// Shows what a finished run found.
+pub fn show(screen: &Screen, report: &Report) {
+    screen.line("");
+    screen.line(&report.table(screen.width()));
+    screen.line(&report.counters());
+    screen.line("");
+    screen.line(&report.verdict());
+}
+
+/// Runs `vsva serve`.
+pub fn serve(args: &ServeArgs) -> ExitCode {
+    let options = serve::Options {
+        dir: args.dir.clone(),
+        guests: args.guests,
+        allow_unsealed: args.allow_unsealed,
+    };
+    let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(print_line);
+    match serve::run(&options, &say) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vsva serve: {error}");
+            ExitCode::from(EXIT_IMPOSSIBLE)
+        }
+    }
+}
+
+fn list() {
+    for scenario in &SCENARIOS {
+        print_line(&format!("{:<16}{}", scenario.name, scenario.shows));
+    }
+}
+
+/// Prints to standard output; unlike `println!`, not being read to the end is no reason to panic.
+fn print_line(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_the_lab_arrives() {
+        let line = "vsva lab --json --scenario rebind --scenario kill --keep-logs logs --qemu q --kernel k \
+                    --modules m --mirror http://a.example/ --offline --seed 7 --sabotage s";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Lab(args) = cli.command else { panic!("another command") };
+        let options = Options::from(&args);
+        assert!(args.json && options.sources.offline);
+        assert_eq!(options.scenarios, ["rebind", "kill"]);
+        assert_eq!(options.sources.modules.as_deref(), Some("m".as_ref()));
+        assert_eq!((options.seed, options.sabotage.as_deref()), (Some(7), Some("s")));
+    }
+
+    #[test]
+    fn modules_without_a_kernel_are_refused() {
+        assert!(Cli::try_parse_from(["vsva", "lab", "--modules", "m"]).is_err());
+    }
+}

@@ -1,0 +1,456 @@
+//! Runs scenarios in guests and records what comes out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use guest_protocol::{counts, scenario, sync, FromGuest, ToGuest};
+
+use super::machine::{file_error, Guest, GuestError, Wait, BOOT_LIMIT};
+use super::report::Report;
+use super::scenario::{Plan, Scenario};
+use super::server::{Check, GuestId, LabServer, ServerError, AFTER_KILL};
+use crate::private::PrivateDir;
+use crate::qemu::Devices;
+use crate::stop::Stopped;
+use crate::term::{Mark, Screen};
+
+/// The longest that a guest may take to switch itself off.
+const OFF_LIMIT: Duration = Duration::from_secs(30);
+
+/// The longest that the server may hold something of a guest that has ended.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest from the beginning of the storm to [`STORM_DESCRIPTORS`].
+const STORM_LIMIT: Duration = Duration::from_secs(30);
+
+/// How many descriptors of the storm are done before the guest is killed in the middle of it.
+const STORM_DESCRIPTORS: u64 = 200;
+
+/// How often the server's counters are looked at during the storm.
+const STORM_LOOK: Duration = Duration::from_millis(50);
+
+/// The most messages that one scenario may send: a guest in a loop must not fill memory.
+const MAX_MESSAGES: usize = 10_000;
+
+/// The phases of the lab's own in results, beside the scenarios' names.
+const BOOT: &str = "boot";
+const POWER_OFF: &str = "power-off";
+
+/// Starts guests; the tests' one starts pretended ones.
+pub(super) trait Starter {
+    /// Starts guest number `number` of this run with `devices`, whose sockets are in `dir`.
+    fn start(
+        &mut self,
+        number: u32,
+        devices: &Devices,
+        dir: PrivateDir,
+    ) -> Result<Box<dyn Guest>, GuestError>;
+}
+
+/// A guest that said hello.
+struct Booted {
+    guest: Box<dyn Guest>,
+    id: GuestId,
+}
+
+/// Why a scenario cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+/// A run of the lab under way.
+pub(super) struct Runner<'a> {
+    pub(super) server: &'a mut dyn LabServer,
+    pub(super) starter: &'a mut dyn Starter,
+    pub(super) screen: &'a Screen,
+    pub(super) report: &'a mut Report,
+    pub(super) guests: u32,
+}
+
+impl Runner<'_> {
+    /// Runs `scenarios` in order. What goes wrong in one is a failed check of it, and the next one gets a new guest.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the user asked to stop; everything is then given back already.
+    pub(super) fn run(&mut self, scenarios: &[&Scenario]) -> Result<(), Stopped> {
+        let mut shared = None;
+        for scenario in scenarios {
+            self.screen.line(&format!("{}: {}", scenario.name, scenario.shows));
+            match scenario.plan {
+                Plan::Shared => self.in_shared_guest(scenario, &mut shared)?,
+                Plan::KillAndReplace => {
+                    self.retire(shared.take())?;
+                    self.kill_and_replace(scenario)?;
+                }
+            }
+        }
+        self.retire(shared)
+    }
+
+    fn in_shared_guest(
+        &mut self,
+        scenario: &Scenario,
+        shared: &mut Option<Booted>,
+    ) -> Result<(), Stopped> {
+        let mut booted = match shared.take() {
+            Some(booted) => booted,
+            None => match self.boot(scenario.name)? {
+                Some(booted) => booted,
+                None => return Ok(()),
+            },
+        };
+        match self.play(&mut booted, scenario, scenario.name, "") {
+            Ok(()) => *shared = Some(booted),
+            Err(trouble) => self.abandon(scenario.name, booted, &trouble)?,
+        }
+        Ok(())
+    }
+
+    /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `scenario`.
+    fn boot(&mut self, scenario: &str) -> Result<Option<Booted>, Stopped> {
+        let begun = Instant::now();
+        let dir = match PrivateDir::new().map_err(file_error(&std::env::temp_dir())) {
+            Ok(dir) => dir,
+            Err(error) => return self.not_booted(scenario, &error.into(), ""),
+        };
+        let given = match self.server.add_guest(dir.path()) {
+            Ok(given) => given,
+            Err(error) => return self.not_booted(scenario, &error.into(), ""),
+        };
+        self.guests += 1;
+        let mut guest = match self.starter.start(self.guests, &given.devices, dir) {
+            Ok(guest) => guest,
+            Err(error) => {
+                self.account(given.guest);
+                return self.not_booted(scenario, &error.into(), "");
+            }
+        };
+        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
+        let error = match guest.receive(&wait) {
+            Ok(FromGuest::Hello { kernel, cpus }) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                let detail = format!("Linux {kernel}, {cpus} CPUs, {seconds:.1} s");
+                let check = format!("guest {} reaches user space", self.guests);
+                self.record(BOOT, Check { check, ok: true, detail });
+                return Ok(Some(Booted { guest, id: given.guest }));
+            }
+            Ok(message) => GuestError::Unexpected(kind(&message)),
+            Err(error) => error,
+        };
+        let console = guest.console();
+        drop(guest);
+        self.account(given.guest);
+        self.not_booted(scenario, &error.into(), &console)
+    }
+
+    fn not_booted(
+        &mut self,
+        scenario: &str,
+        trouble: &Trouble,
+        console: &str,
+    ) -> Result<Option<Booted>, Stopped> {
+        self.fail(scenario, "the guest boots", trouble, console)?;
+        Ok(None)
+    }
+
+    /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.
+    fn play(
+        &mut self,
+        booted: &mut Booted,
+        scenario: &Scenario,
+        run: &str,
+        prefix: &str,
+    ) -> Result<(), Trouble> {
+        let before = self.counters(booted.id);
+        let run_message = ToGuest::Run { scenario: run.to_owned(), seed: self.report.seed };
+        booted.guest.send(&run_message)?;
+        let wait = Wait::new(format!("the end of scenario {run}"), scenario.limit);
+        let failed_before = self.report.failed();
+        let (mut checks, mut counted) = (0, false);
+        for _ in 0..MAX_MESSAGES {
+            let message = booted.guest.receive(&wait)?;
+            match message {
+                FromGuest::Check { check, ok, detail } => {
+                    checks += 1;
+                    let check = format!("{prefix}{check}");
+                    self.record(scenario.name, Check { check, ok, detail });
+                }
+                FromGuest::Note { text } => self.note(&text),
+                FromGuest::Sync { point, values } => {
+                    let ok = self.sync(scenario.name, booted.id, &point, &values);
+                    booted.guest.send(&ToGuest::Continue { ok })?;
+                }
+                FromGuest::Counts { values } if !counted => {
+                    counted = true;
+                    let mut check = agreement(&values, &before, &self.counters(booted.id));
+                    check.check.insert_str(0, prefix);
+                    self.record(scenario.name, check);
+                }
+                FromGuest::Done { scenario: done } if done == run => {
+                    self.require(scenario.name, checks > 0, "the scenario asserts something");
+                    // One that broke off has said so, and has no account to give.
+                    let counted = counted || self.report.failed() > failed_before;
+                    self.require(scenario.name, counted, "the guest says what it counted");
+                    return Ok(());
+                }
+                other => return Err(GuestError::Unexpected(kind(&other)).into()),
+            }
+        }
+        Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
+    }
+
+    fn sync(
+        &mut self,
+        scenario: &str,
+        guest: GuestId,
+        point: &str,
+        values: &BTreeMap<String, u64>,
+    ) -> bool {
+        let mut all = true;
+        for check in self.server.sync(guest, point, values) {
+            all &= check.ok;
+            self.record(scenario, check);
+        }
+        all
+    }
+
+    fn kill_and_replace(&mut self, scenario: &Scenario) -> Result<(), Stopped> {
+        let Some(mut first) = self.boot(scenario.name)? else { return Ok(()) };
+        if let Err(trouble) = self.kill_in_storm(&mut first, scenario) {
+            return self.abandon(scenario.name, first, &trouble);
+        }
+        drop(first);
+        let Some(mut second) = self.boot(scenario.name)? else { return Ok(()) };
+        match self.play(&mut second, scenario, scenario::SVA_COPY, "second guest: ") {
+            Ok(()) => self.retire(Some(second)),
+            Err(trouble) => self.abandon(scenario.name, second, &trouble),
+        }
+    }
+
+    fn kill_in_storm(&mut self, booted: &mut Booted, scenario: &Scenario) -> Result<(), Trouble> {
+        let run = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
+        booted.guest.send(&run)?;
+        let wait = Wait::new("the beginning of the storm", scenario.limit);
+        let mut begun = false;
+        for _ in 0..MAX_MESSAGES {
+            let message = booted.guest.receive(&wait)?;
+            match self.aside(scenario, message) {
+                None => {}
+                Some(FromGuest::Sync { point, .. }) if point == sync::STORM => {
+                    begun = true;
+                    break;
+                }
+                Some(other) => return Err(GuestError::Unexpected(kind(&other)).into()),
+            }
+        }
+        if !begun {
+            return Err(GuestError::Endless { limit: MAX_MESSAGES }.into());
+        }
+        let before = self.counters(booted.id);
+        booted.guest.send(&ToGuest::Continue { ok: true })?;
+        let (descriptors, bytes) = self.let_it_storm(booted, scenario, &before)?;
+        booted.guest.kill()?;
+        let detail = format!("after {descriptors} descriptors and {bytes} bytes");
+        let check = "QEMU is killed in the middle of copies".to_owned();
+        self.record(scenario.name, Check { check, ok: true, detail });
+        let took = self.server.wait_gone(booted.id, GONE_LIMIT)?;
+        let check = "the server frees all of the killed guest".to_owned();
+        let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
+        self.record(scenario.name, Check { check, ok: true, detail });
+        self.sync(scenario.name, booted.id, AFTER_KILL, &BTreeMap::new());
+        self.add_counters(booted.id);
+        Ok(())
+    }
+
+    /// Waits until the storm has done [`STORM_DESCRIPTORS`], and says how many it did and how many bytes.
+    fn let_it_storm(
+        &mut self,
+        booted: &mut Booted,
+        scenario: &Scenario,
+        before: &BTreeMap<&'static str, u64>,
+    ) -> Result<(u64, u64), Trouble> {
+        let storm = Wait::new(format!("{STORM_DESCRIPTORS} descriptors of the storm"), STORM_LIMIT);
+        for _ in 0..MAX_MESSAGES {
+            let now = self.counters(booted.id);
+            let done = since(before, &now, counts::DESCRIPTORS).unwrap_or(0);
+            if done >= STORM_DESCRIPTORS {
+                return Ok((done, since(before, &now, counts::BYTES).unwrap_or(0)));
+            }
+            storm.check()?;
+            match booted.guest.receive(&Wait::new("the storm's next words", STORM_LOOK)) {
+                Ok(message) => {
+                    if let Some(other) = self.aside(scenario, message) {
+                        return Err(GuestError::Unexpected(kind(&other)).into());
+                    }
+                }
+                Err(GuestError::Expired { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
+    }
+
+    /// Takes what a guest may say at any time, and gives back the rest.
+    fn aside(&mut self, scenario: &Scenario, message: FromGuest) -> Option<FromGuest> {
+        match message {
+            FromGuest::Note { text } => self.note(&text),
+            FromGuest::Check { check, ok, detail } => {
+                self.record(scenario.name, Check { check, ok, detail });
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Ends a guest in the orderly way and checks that the server then holds nothing of it.
+    fn retire(&mut self, booted: Option<Booted>) -> Result<(), Stopped> {
+        let Some(mut booted) = booted else { return Ok(()) };
+        let off = Wait::new("the guest's switching itself off", OFF_LIMIT);
+        let ended =
+            booted.guest.send(&ToGuest::PowerOff).and_then(|()| booted.guest.wait_off(&off));
+        if let Err(error) = ended {
+            return self.abandon(POWER_OFF, booted, &error.into());
+        }
+        let Booted { guest, id } = booted;
+        drop(guest);
+        match self.server.wait_gone(id, GONE_LIMIT) {
+            Ok(took) => {
+                let check = "the server frees all of the guest".to_owned();
+                let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
+                self.record(POWER_OFF, Check { check, ok: true, detail });
+            }
+            Err(error) => {
+                self.fail(POWER_OFF, "the server frees all of the guest", &error.into(), "")?;
+            }
+        }
+        self.add_counters(id);
+        Ok(())
+    }
+
+    /// Records what a guest failed with, shows the end of its console, and ends it.
+    fn abandon(
+        &mut self,
+        scenario: &str,
+        booted: Booted,
+        trouble: &Trouble,
+    ) -> Result<(), Stopped> {
+        let Booted { guest, id } = booted;
+        let console = guest.console();
+        drop(guest);
+        self.account(id);
+        self.fail(scenario, "the scenario runs to its end", trouble, &console)
+    }
+
+    /// Lets the server finish with a guest that has ended unhappily.
+    fn account(&mut self, guest: GuestId) {
+        if let Err(error) = self.server.wait_gone(guest, GONE_LIMIT) {
+            self.note(&error.to_string());
+        }
+        self.add_counters(guest);
+    }
+
+    fn fail(
+        &mut self,
+        scenario: &str,
+        check: &str,
+        trouble: &Trouble,
+        console: &str,
+    ) -> Result<(), Stopped> {
+        if let Trouble::Guest(GuestError::Stopped(stopped)) = trouble {
+            return Err(*stopped);
+        }
+        let detail = trouble.to_string();
+        self.record(scenario, Check { check: check.to_owned(), ok: false, detail });
+        if !console.is_empty() {
+            self.screen.line("       the end of the guest's console:");
+            for line in console.lines() {
+                self.screen.line(&format!("       | {line}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Records `check` only if it does not hold: what goes without saying needs no line.
+    fn require(&mut self, scenario: &str, ok: bool, check: &str) {
+        if !ok {
+            let detail = "it did not".to_owned();
+            self.record(scenario, Check { check: check.to_owned(), ok, detail });
+        }
+    }
+
+    fn record(&mut self, scenario: &str, check: Check) {
+        self.report.record(self.screen, scenario, check);
+    }
+
+    fn note(&self, text: &str) {
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        self.screen.mark(Mark::Note, &text);
+    }
+
+    fn counters(&self, guest: GuestId) -> BTreeMap<&'static str, u64> {
+        self.server.counters(guest).into_iter().collect()
+    }
+
+    fn add_counters(&mut self, guest: GuestId) {
+        for (name, value) in self.server.counters(guest) {
+            let sum = self.report.counters.entry(name).or_default();
+            *sum = sum.saturating_add(value);
+        }
+    }
+}
+
+/// How much the counter `name` grew, if the server has it.
+fn since(
+    before: &BTreeMap<&'static str, u64>,
+    now: &BTreeMap<&'static str, u64>,
+    name: &str,
+) -> Option<u64> {
+    let now = now.get(name)?;
+    Some(now.saturating_sub(before.get(name).copied().unwrap_or(0)))
+}
+
+/// Compares the guest's account of a scenario with the server's.
+fn agreement(
+    guest: &BTreeMap<String, u64>,
+    before: &BTreeMap<&'static str, u64>,
+    now: &BTreeMap<&'static str, u64>,
+) -> Check {
+    let mut ok = !guest.is_empty();
+    let mut parts = Vec::new();
+    for (name, value) in guest {
+        let server = since(before, now, name);
+        if server == Some(*value) {
+            parts.push(format!("{name} {value}"));
+        } else {
+            ok = false;
+            let server = server.map_or("none".to_owned(), |server| server.to_string());
+            parts.push(format!("{name}: guest {value}, server {server}"));
+        }
+    }
+    if guest.is_empty() {
+        parts.push("the guest counted nothing".to_owned());
+    }
+    let check = "guest's and server's counts agree".to_owned();
+    Check { check, ok, detail: parts.join(", ") }
+}
+
+/// A message's name, for saying that it came out of turn.
+fn kind(message: &FromGuest) -> &'static str {
+    match message {
+        FromGuest::Hello { .. } => "Hello",
+        FromGuest::Check { .. } => "Check",
+        FromGuest::Note { .. } => "Note",
+        FromGuest::Sync { .. } => "Sync",
+        FromGuest::Counts { .. } => "Counts",
+        FromGuest::Done { .. } => "Done",
+        FromGuest::Fatal { .. } => "Fatal",
+    }
+}
+
+#[cfg(test)]
+#[path = "runner_tests.rs"]
+mod tests;

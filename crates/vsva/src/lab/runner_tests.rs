@@ -1,0 +1,308 @@
+//! The runner against pretended guests and a pretended server.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::super::scenario::select;
+use super::super::server::GuestDevices;
+use super::*;
+
+/// What a pretended guest does next.
+enum Step {
+    Say(FromGuest),
+    Fail(fn() -> GuestError),
+}
+
+/// Everything that happened, in order.
+type Log = Rc<RefCell<Vec<String>>>;
+
+struct FakeGuest {
+    steps: VecDeque<Step>,
+    log: Log,
+}
+
+impl Guest for FakeGuest {
+    fn send(&mut self, message: &ToGuest) -> Result<(), GuestError> {
+        let said = match message {
+            ToGuest::Run { scenario, .. } => format!("run {scenario}"),
+            ToGuest::Continue { ok } => format!("continue {ok}"),
+            ToGuest::PowerOff => "power off".to_owned(),
+        };
+        self.log.borrow_mut().push(said);
+        Ok(())
+    }
+
+    fn receive(&mut self, wait: &Wait) -> Result<FromGuest, GuestError> {
+        match self.steps.pop_front() {
+            Some(Step::Say(message)) => Ok(message),
+            Some(Step::Fail(error)) => Err(error()),
+            // A silent guest: the wait passes at once.
+            None => Err(match wait.check() {
+                Ok(()) => {
+                    GuestError::Expired { what: "a silent guest".to_owned(), limit: OFF_LIMIT }
+                }
+                Err(error) => error,
+            }),
+        }
+    }
+
+    fn kill(&mut self) -> Result<(), GuestError> {
+        self.log.borrow_mut().push("killed".to_owned());
+        Ok(())
+    }
+
+    fn wait_off(&mut self, _wait: &Wait) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn console(&self) -> String {
+        "a console line".to_owned()
+    }
+}
+
+impl Drop for FakeGuest {
+    fn drop(&mut self) {
+        self.log.borrow_mut().push("guest dropped".to_owned());
+    }
+}
+
+/// Starts guests out of scripts, one after the other.
+struct Scripts {
+    scripts: VecDeque<Vec<Step>>,
+    log: Log,
+}
+
+impl Starter for Scripts {
+    fn start(
+        &mut self,
+        _number: u32,
+        _devices: &Devices,
+        _dir: PrivateDir,
+    ) -> Result<Box<dyn Guest>, GuestError> {
+        let mut steps: VecDeque<Step> = self.scripts.pop_front().expect("a script left").into();
+        let hello = FromGuest::Hello { kernel: "7.3".to_owned(), cpus: 2 };
+        steps.push_front(Step::Say(hello));
+        Ok(Box::new(FakeGuest { steps, log: Rc::clone(&self.log) }))
+    }
+}
+
+/// A server whose guests do `step` more descriptors and bytes each time that it is asked.
+struct FakeServer {
+    step: u64,
+    asked: RefCell<u64>,
+    still_held: bool,
+    log: Log,
+}
+
+impl LabServer for FakeServer {
+    fn add_guest(&mut self, _dir: &Path) -> Result<GuestDevices, ServerError> {
+        Ok(GuestDevices { guest: GuestId(1), devices: Devices::default() })
+    }
+
+    fn wait_gone(&mut self, _guest: GuestId, limit: Duration) -> Result<Duration, ServerError> {
+        self.log.borrow_mut().push("waited until gone".to_owned());
+        if self.still_held {
+            return Err(ServerError::StillHeld { what: "two domains".to_owned(), after: limit });
+        }
+        Ok(Duration::from_millis(3))
+    }
+
+    fn counters(&self, _guest: GuestId) -> Vec<(&'static str, u64)> {
+        let mut asked = self.asked.borrow_mut();
+        let count = *asked * self.step;
+        *asked += 1;
+        vec![(counts::DESCRIPTORS, count), (counts::BYTES, count)]
+    }
+
+    fn sync(
+        &mut self,
+        _guest: GuestId,
+        point: &str,
+        _values: &BTreeMap<String, u64>,
+    ) -> Vec<Check> {
+        let check = Check { check: point.to_owned(), ok: point != "bad", detail: String::new() };
+        vec![check]
+    }
+}
+
+struct Run {
+    report: Report,
+    log: Vec<String>,
+    stopped: bool,
+}
+
+fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Run {
+    let log = Log::default();
+    let mut server =
+        FakeServer { step: 100, asked: RefCell::default(), still_held, log: Rc::clone(&log) };
+    let mut starter = Scripts { scripts: scripts.into(), log: Rc::clone(&log) };
+    let mut report = Report::default();
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut runner = Runner {
+        server: &mut server,
+        starter: &mut starter,
+        screen: &Screen::none(),
+        report: &mut report,
+        guests: 0,
+    };
+    let stopped = runner.run(&select(&names).unwrap()).is_err();
+    assert!(starter.scripts.is_empty(), "fewer guests than scripts");
+    let log = log.borrow().clone();
+    Run { report, log, stopped }
+}
+
+impl Run {
+    fn failures(&self) -> Vec<(&str, &str, &str)> {
+        let failed = self.report.records.iter().filter(|record| !record.ok);
+        failed.map(|record| (&*record.scenario, &*record.check, &*record.detail)).collect()
+    }
+}
+
+fn check(ok: bool) -> Step {
+    Step::Say(FromGuest::Check { check: "a check".to_owned(), ok, detail: String::new() })
+}
+
+fn point(name: &str) -> Step {
+    Step::Say(FromGuest::Sync { point: name.to_owned(), values: BTreeMap::new() })
+}
+
+fn done(scenario: &str) -> Step {
+    Step::Say(FromGuest::Done { scenario: scenario.to_owned() })
+}
+
+/// The guest's account; the pretended server counts 100 between a scenario's beginning and this.
+fn counted(descriptors: u64) -> Step {
+    let values = BTreeMap::from([(counts::DESCRIPTORS.to_owned(), descriptors)]);
+    Step::Say(FromGuest::Counts { values })
+}
+
+fn good(scenario: &str) -> Vec<Step> {
+    vec![check(true), counted(100), done(scenario)]
+}
+
+#[test]
+fn scenarios_share_a_guest_that_is_then_switched_off() {
+    let mut script = good("sva-copy");
+    script.push(point("steady"));
+    script.extend(good("rebind"));
+    let run = run(&["sva-copy", "rebind"], false, vec![script]);
+    assert_eq!(run.failures(), []);
+    assert!(run.report.ok());
+    let expected = [
+        "run sva-copy",
+        "run rebind",
+        "continue true",
+        "power off",
+        "guest dropped",
+        "waited until gone",
+    ];
+    assert_eq!(run.log, expected);
+    assert!(run.report.counters[counts::DESCRIPTORS] > 0);
+}
+
+#[test]
+fn a_failed_check_fails_the_run_and_the_guest_goes_on() {
+    let mut script = vec![check(false), point("bad"), counted(100), done("sva-copy")];
+    script.extend(good("rebind"));
+    let run = run(&["sva-copy", "rebind"], false, vec![script]);
+    assert_eq!(run.failures(), [("sva-copy", "a check", ""), ("sva-copy", "bad", "")]);
+    assert!(run.log.contains(&"continue false".to_owned()));
+    assert!(run.log.contains(&"run rebind".to_owned()));
+}
+
+#[test]
+fn counts_that_differ_or_are_missing_are_failures() {
+    let script = vec![check(true), counted(99), done("sva-copy")];
+    let differing = run(&["sva-copy"], false, vec![script]);
+    let expected =
+        ("sva-copy", "guest's and server's counts agree", "descriptors: guest 99, server 100");
+    assert_eq!(differing.failures(), [expected]);
+    let missing = run(&["sva-copy"], false, vec![vec![check(true), done("sva-copy")]]);
+    assert_eq!(missing.failures()[0].1, "the guest says what it counted");
+    let unknown = BTreeMap::from([("storks".to_owned(), 1)]);
+    let script =
+        vec![check(true), Step::Say(FromGuest::Counts { values: unknown }), done("sva-copy")];
+    let unknown = run(&["sva-copy"], false, vec![script]);
+    assert_eq!(unknown.failures()[0].2, "storks: guest 1, server none");
+}
+
+#[test]
+fn a_scenario_without_a_check_is_a_failure() {
+    let run = run(&["sva-copy"], false, vec![vec![counted(100), done("sva-copy")]]);
+    assert_eq!(run.failures()[0].1, "the scenario asserts something");
+}
+
+#[test]
+fn after_a_dead_guest_the_next_scenario_gets_a_new_one() {
+    let dying = vec![check(true), Step::Fail(|| GuestError::Fatal("out of memory".to_owned()))];
+    let run = run(&["sva-copy", "rebind"], false, vec![dying, good("rebind")]);
+    let why = "the guest program gave up: out of memory";
+    assert_eq!(run.failures(), [("sva-copy", "the scenario runs to its end", why)]);
+    assert_eq!(run.log.iter().filter(|entry| *entry == "guest dropped").count(), 2);
+}
+
+#[test]
+fn messages_out_of_turn_end_the_scenario() {
+    for (step, name) in [(done("rebind"), "Done"), (counted(100), "Counts")] {
+        let run = run(&["sva-copy"], false, vec![vec![check(true), counted(100), step]]);
+        let why = format!("the guest sent {name}, which has no place here");
+        assert_eq!(run.failures(), [("sva-copy", "the scenario runs to its end", &*why)]);
+    }
+}
+
+#[test]
+fn an_endless_scenario_ends() {
+    let script =
+        (0..=MAX_MESSAGES).map(|_| Step::Say(FromGuest::Note { text: "and".to_owned() })).collect();
+    let run = run(&["sva-copy"], false, vec![script]);
+    assert!(run.failures()[0].2.contains("more than 10000 messages"));
+}
+
+#[test]
+fn kill_takes_two_guests_and_asks_for_what_is_left() {
+    let run = run(&["kill"], false, vec![vec![point(sync::STORM)], good("sva-copy")]);
+    assert_eq!(run.failures(), []);
+    let expected = [
+        "run storm",
+        "continue true",
+        "killed",
+        "waited until gone",
+        "guest dropped",
+        "run sva-copy",
+        "power off",
+        "guest dropped",
+        "waited until gone",
+    ];
+    assert_eq!(run.log, expected);
+    let checks: Vec<_> = run.report.records.iter().map(|record| &*record.check).collect();
+    assert!(checks.contains(&AFTER_KILL));
+    assert!(checks.contains(&"second guest: a check"));
+}
+
+#[test]
+fn a_storm_that_never_begins_says_why() {
+    let script = vec![check(false), done("storm")];
+    let run = run(&["kill"], false, vec![script]);
+    assert_eq!(run.failures()[0], ("kill", "a check", ""));
+    assert_eq!(run.failures()[1].2, "the guest sent Done, which has no place here");
+}
+
+#[test]
+fn what_the_server_keeps_of_a_dead_guest_is_a_failure() {
+    let kept = run(&["sva-copy"], true, vec![good("sva-copy")]);
+    let why = "after 10s the server still held two domains";
+    assert_eq!(kept.failures(), [("power-off", "the server frees all of the guest", why)]);
+    let killed = run(&["kill"], true, vec![vec![point(sync::STORM)]]);
+    assert_eq!(killed.failures(), [("kill", "the scenario runs to its end", why)]);
+}
+
+#[test]
+fn a_stop_ends_the_run_without_a_failure() {
+    let stopping = vec![check(true), Step::Fail(|| Stopped.into())];
+    let run = run(&["sva-copy", "rebind"], false, vec![stopping]);
+    assert!(run.stopped);
+    assert_eq!(run.failures(), []);
+    assert_eq!(run.log.last().unwrap(), "waited until gone");
+}

@@ -1,0 +1,122 @@
+//! The scenarios of the lab.
+
+use std::time::Duration;
+
+use guest_protocol::scenario;
+
+/// How a scenario uses guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Runs to its end in a guest that other scenarios use too.
+    Shared,
+    /// Kills its own guest in the middle, then runs `sva-copy` in another one on the same server.
+    KillAndReplace,
+}
+
+/// One scenario: what it shows, and the broken server that it must not pass on.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name on the command line and in results.
+    pub name: &'static str,
+    /// What it shows, in a sentence.
+    pub shows: &'static str,
+    /// How it uses guests.
+    pub plan: Plan,
+    /// How long it may take in one guest, boot not included.
+    pub limit: Duration,
+    /// The name of the sabotage that must turn it red.
+    pub sabotage: &'static str,
+}
+
+/// Every scenario, in running order.
+pub const SCENARIOS: [Scenario; 6] = [
+    Scenario {
+        name: scenario::SVA_COPY,
+        shows: "a process's plain addresses work in every operation of the accelerator",
+        plan: Plan::Shared,
+        limit: Duration::from_secs(120),
+        sabotage: "corrupt-copy",
+    },
+    Scenario {
+        name: scenario::ISOLATION,
+        shows: "two processes with the same addresses each see their own memory, and nobody a third one's",
+        plan: Plan::Shared,
+        limit: Duration::from_secs(120),
+        sabotage: "wrong-pasid",
+    },
+    Scenario {
+        name: scenario::REBIND,
+        shows: "200 processes bind, work and exit, and nothing is left of them",
+        plan: Plan::Shared,
+        limit: Duration::from_secs(300),
+        sabotage: "leak-cache",
+    },
+    Scenario {
+        name: scenario::ACCESSED_DIRTY,
+        shows: "the guest kernel sees exactly the pages that the device read and wrote",
+        plan: Plan::Shared,
+        limit: Duration::from_secs(120),
+        sabotage: "no-accessed-dirty",
+    },
+    Scenario {
+        name: scenario::IN_FLIGHT,
+        shows: "once an unmapping is acknowledged, no byte goes to or comes from the old page",
+        plan: Plan::Shared,
+        limit: Duration::from_secs(180),
+        sabotage: "skip-iotlb-invalidation",
+    },
+    Scenario {
+        name: "kill",
+        shows: "a guest killed while copying leaves nothing behind, and the next one works",
+        plan: Plan::KillAndReplace,
+        limit: Duration::from_secs(180),
+        sabotage: "keep-dead-guests",
+    },
+];
+
+/// A name that is no scenario's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no scenario {given:?}; there are: {}", names().join(", "))]
+pub struct UnknownScenario {
+    /// The name as given.
+    pub given: String,
+}
+
+/// The scenarios of the given names in running order, or all of them if none is given.
+///
+/// # Errors
+/// [`UnknownScenario`] for the first name that is none.
+pub fn select(wanted: &[String]) -> Result<Vec<&'static Scenario>, UnknownScenario> {
+    if let Some(given) = wanted.iter().find(|name| !names().contains(&name.as_str())) {
+        return Err(UnknownScenario { given: given.clone() });
+    }
+    let chosen =
+        |scenario: &&Scenario| wanted.is_empty() || wanted.iter().any(|name| name == scenario.name);
+    Ok(SCENARIOS.iter().filter(chosen).collect())
+}
+
+fn names() -> Vec<&'static str> {
+    SCENARIOS.iter().map(|scenario| scenario.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_select_in_running_order() {
+        let chosen = select(&["kill".to_owned(), "sva-copy".to_owned()]).unwrap();
+        let chosen: Vec<_> = chosen.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(chosen, ["sva-copy", "kill"]);
+        assert_eq!(select(&[]).unwrap().len(), SCENARIOS.len());
+        let error = select(&["rebind".to_owned(), "nothing".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("\"nothing\"; there are: sva-copy, "));
+    }
+
+    #[test]
+    fn the_guest_knows_every_scenario() {
+        for scenario in SCENARIOS.iter().filter(|scenario| scenario.plan == Plan::Shared) {
+            assert!(scenario::ALL.contains(&scenario.name), "{}", scenario.name);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the lab asks of the server whose devices its guests use.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::qemu::Devices;
+
+/// A guest's number on one server. It names the guest in calls and is never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GuestId(pub u32);
+
+/// What a guest gets, and its number.
+#[derive(Clone, Debug)]
+pub struct GuestDevices {
+    /// The guest's number in later calls.
+    pub guest: GuestId,
+    /// What to put on QEMU's command line.
+    pub devices: Devices,
+}
+
+/// One assertion made outside the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is asserted, in a few words.
+    pub check: String,
+    /// Whether it holds.
+    pub ok: bool,
+    /// What was measured, or what is wrong.
+    pub detail: String,
+}
+
+/// Why the server cannot do what it is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// It cannot run here at all.
+    #[error("the server cannot run: {0}")]
+    Unavailable(String),
+    /// It has no such sabotage.
+    #[error("there is no sabotage {given:?}; there are: {}", known.join(", "))]
+    UnknownSabotage {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: Vec<&'static str>,
+    },
+    /// No guest of that number is known.
+    #[error("the server knows no guest {}", .0 .0)]
+    UnknownGuest(GuestId),
+    /// Something of a dead guest was still held at the deadline.
+    #[error("after {after:?} the server still held {what}")]
+    StillHeld {
+        /// What was still held.
+        what: String,
+        /// How long after the guest's end.
+        after: Duration,
+    },
+    /// Its own failure.
+    #[error(transparent)]
+    Other(#[from] Box<dyn Error + Send + Sync>),
+}
+
+/// One running server, in this process.
+pub trait LabServer {
+    /// Makes devices for one more guest, with their sockets in `dir` (private, and short enough for a socket's name).
+    ///
+    /// # Errors
+    /// The server's own.
+    fn add_guest(&mut self, dir: &Path) -> Result<GuestDevices, ServerError>;
+
+    /// Waits until everything of a guest that has ended is freed, and says how long that took.
+    ///
+    /// # Errors
+    /// [`ServerError::StillHeld`] at `limit`, or the server's own.
+    fn wait_gone(&mut self, guest: GuestId, limit: Duration) -> Result<Duration, ServerError>;
+
+    /// What the guest has caused so far, by name: `translations`, `iotlb_hits`, `descriptors`, `bytes` and so on. Stays
+    /// readable after the guest's end.
+    fn counters(&self, guest: GuestId) -> Vec<(&'static str, u64)>;
+
+    /// Does what a scenario asks for at a named point, and says what it found. The names are those of
+    /// [`guest_protocol::sync`] and [`AFTER_KILL`]. A point that the server does not know is a failed check.
+    fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check>;
+}
+
+/// The point at which a guest has just been killed and waited for: nothing of it may be left.
+pub const AFTER_KILL: &str = "after-kill";
+
+/// Starts a server, broken in the named way if a sabotage is given.
+pub type StartServer<'a> = &'a dyn Fn(Option<&str>) -> Result<Box<dyn LabServer>, ServerError>;

@@ -1,0 +1,176 @@
+//! The lab as tests: every scenario in a real guest, and every scenario against the broken server that it must notice.
+//!
+//! Not under libtest's harness, because a machine that cannot run them (no packages to be had, no network) must say so:
+//! a test then counts as ignored, with the reason, unless `CI` is set, where it is a failure.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use vsva::cli;
+use vsva::lab::{self, LabError, Options, Report, Scenario, SCENARIOS};
+use vsva::stop::{Stop, EXIT_STOPPED};
+use vsva::term::Screen;
+
+/// libtest's exit code for failed tests.
+const EXIT_TESTS_FAILED: u8 = 101;
+
+/// One test.
+enum Case {
+    /// Every scenario holds.
+    AllScenarios,
+    /// The scenario fails on the server that is broken in its way.
+    Notices(&'static Scenario),
+}
+
+impl Case {
+    fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::AllScenarios).chain(SCENARIOS.iter().map(Self::Notices))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::AllScenarios => "real_guest".to_owned(),
+            Self::Notices(scenario) => format!("{}::notices::{}", scenario.name, scenario.sabotage),
+        }
+    }
+
+    fn options(&self) -> Options {
+        match self {
+            Self::AllScenarios => Options::default(),
+            Self::Notices(scenario) => Options {
+                scenarios: vec![scenario.name.to_owned()],
+                sabotage: Some(scenario.sabotage.to_owned()),
+                ..Options::default()
+            },
+        }
+    }
+
+    fn passed(&self, report: &Report) -> bool {
+        match self {
+            Self::AllScenarios => report.ok(),
+            Self::Notices(scenario) => {
+                report.records.iter().any(|record| !record.ok && record.scenario == scenario.name)
+            }
+        }
+    }
+
+    fn run(&self, screen: &Screen, stop: &Stop) -> Outcome {
+        match lab::run(&self.options(), &vsva::server::start, screen, stop) {
+            Ok(report) => {
+                cli::show(screen, &report);
+                if self.passed(&report) {
+                    Outcome::Passed
+                } else {
+                    Outcome::Failed
+                }
+            }
+            Err(LabError::Stopped(_)) => Outcome::Stopped,
+            Err(error) if std::env::var_os("CI").is_some() => {
+                println!("{error}");
+                Outcome::Failed
+            }
+            Err(error) => Outcome::Ignored(error.to_string()),
+        }
+    }
+}
+
+enum Outcome {
+    Passed,
+    Failed,
+    Ignored(String),
+    Stopped,
+}
+
+/// What libtest's command line asks for, as far as it makes a difference here.
+#[derive(Debug, Default)]
+struct Arguments {
+    list: bool,
+    exact: bool,
+    only_ignored: bool,
+    filters: Vec<String>,
+    skips: Vec<String>,
+}
+
+impl Arguments {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Self {
+        let mut parsed = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--list" => parsed.list = true,
+                "--exact" => parsed.exact = true,
+                "--ignored" => parsed.only_ignored = true,
+                "--skip" => parsed.skips.extend(arguments.next()),
+                // Options with a value of their own, which is no filter.
+                "--format" | "--color" | "--test-threads" | "--logfile" | "--shuffle-seed"
+                | "-Z" => {
+                    arguments.next();
+                }
+                option if option.starts_with('-') => {}
+                filter => parsed.filters.push(filter.to_owned()),
+            }
+        }
+        parsed
+    }
+
+    fn selects(&self, case: &Case) -> bool {
+        let name = case.name();
+        let matches =
+            |filter: &String| if self.exact { *filter == name } else { name.contains(&**filter) };
+        !self.only_ignored
+            && (self.filters.is_empty() || self.filters.iter().any(matches))
+            && !self.skips.iter().any(matches)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse(std::env::args().skip(1));
+    let (cases, others): (Vec<_>, Vec<_>) = Case::all().partition(|case| arguments.selects(case));
+    if arguments.list {
+        cases.iter().for_each(|case| println!("{}: test", case.name()));
+        return ExitCode::SUCCESS;
+    }
+    let stop = match Stop::on_signals() {
+        Ok(stop) => stop,
+        Err(error) => {
+            println!("signals cannot be handled: {error}");
+            return ExitCode::from(EXIT_TESTS_FAILED);
+        }
+    };
+    let (screen, begun) = (Screen::stdout(), Instant::now());
+    println!("\nrunning {} test{}", cases.len(), if cases.len() == 1 { "" } else { "s" });
+    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    let mut impossible = None;
+    for case in &cases {
+        // What the machine lacks for one it lacks for all, and finding out may have taken minutes.
+        let outcome = match &impossible {
+            Some(reason) => Outcome::Ignored(String::clone(reason)),
+            None => case.run(&screen, &stop),
+        };
+        let word = match outcome {
+            Outcome::Passed => "ok".to_owned(),
+            Outcome::Failed => "FAILED".to_owned(),
+            Outcome::Ignored(ref reason) => {
+                let words: Vec<_> = reason.split_whitespace().collect();
+                format!("ignored, {}", words.join(" "))
+            }
+            Outcome::Stopped => return ExitCode::from(EXIT_STOPPED),
+        };
+        println!("test {} ... {word}", case.name());
+        match outcome {
+            Outcome::Passed => passed += 1,
+            Outcome::Ignored(reason) => {
+                ignored += 1;
+                impossible = Some(reason);
+            }
+            Outcome::Failed | Outcome::Stopped => failed += 1,
+        }
+    }
+    println!(
+        "\ntest result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {} filtered \
+         out; finished in {:.2}s\n",
+        if failed == 0 { "ok" } else { "FAILED" },
+        others.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    ExitCode::from(if failed == 0 { 0 } else { EXIT_TESTS_FAILED })
+}

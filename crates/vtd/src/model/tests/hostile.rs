@@ -1,0 +1,137 @@
+//! Random stimulus: every register, any width and value, tables and queue anywhere. Nothing
+//! panics, and each call does a bounded amount of work.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Action {
+    Write {
+        offset: u64,
+        value: u64,
+        width: usize,
+    },
+    Read {
+        offset: u64,
+        width: usize,
+    },
+    /// A value that is likely to mean something, to a register that matters.
+    Aim {
+        register: usize,
+        value: u64,
+    },
+    Memory {
+        at: u64,
+        word: u64,
+    },
+    Fault {
+        page: u64,
+    },
+    Poll {
+        budget: u32,
+    },
+    Complete,
+    Lookup {
+        requester: u16,
+    },
+    Reset,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let width = prop::sample::select(std::vec![1usize, 2, 4, 8, 3, 16]);
+    let offset = prop_oneof![0u64..0x300, Just(0x18), Just(0x88), any::<u64>()];
+    let aimed = prop_oneof![
+        (0u64..0x100_000),
+        (0u64..0x100).prop_map(|page| page << 12 | 0x800),
+        (0u64..32).prop_map(|bit| 1 << bit),
+        any::<u64>(),
+        Just(0xc400_0000),
+    ];
+    let word =
+        prop_oneof![(0u64..0x100).prop_map(|page| page << 12 | 1), (0u64..0x80), any::<u64>(),];
+    prop_oneof![
+        3 => (offset.clone(), any::<u64>(), width.clone())
+            .prop_map(|(offset, value, width)| Action::Write { offset, value, width }),
+        1 => (offset, width).prop_map(|(offset, width)| Action::Read { offset, width }),
+        6 => (0..REGISTERS.len(), aimed)
+            .prop_map(|(register, value)| Action::Aim { register, value }),
+        6 => ((0u64..0x20_000), word).prop_map(|(word_at, word)| Action::Memory { at: word_at * 8, word }),
+        1 => any::<u64>().prop_map(|page| Action::Fault { page: page >> 12 }),
+        4 => any::<u32>().prop_map(|budget| Action::Poll { budget }),
+        2 => Just(Action::Complete),
+        2 => any::<u16>().prop_map(|requester| Action::Lookup { requester }),
+        1 => Just(Action::Reset),
+    ]
+}
+
+/// What one call may do to the VM: forget everything twice over is the most a write may ask for.
+const INVALIDATIONS_PER_WRITE: u64 = 8;
+
+fn apply(unit: &mut Unit, action: &Action) {
+    let mut buffer = [0u8; 16];
+    match *action {
+        Action::Write { offset, value, width } => {
+            buffer[..8].copy_from_slice(&value.to_le_bytes());
+            let _ = unit.model.write(offset, &buffer[..width]);
+        }
+        Action::Read { offset, width } => unit.model.read(offset, &mut buffer[..width]),
+        Action::Aim { register, value } => {
+            let register = &REGISTERS[register];
+            let bytes = value.to_le_bytes();
+            let width = usize::from(register.width.bytes());
+            let _ = unit.model.write(register.offset.into(), &bytes[..width]);
+        }
+        Action::Memory { at, word } => drop(unit.vm.memory().store_u64(Gpa(at), word)),
+        Action::Fault { page } => unit.inject(fault(page)),
+        Action::Poll { budget } => {
+            let polled = unit.model.poll(budget);
+            // A message never goes to memory.
+            for message in polled.effects.messages() {
+                assert_eq!(message.address.0 >> 20, 0xfee);
+            }
+        }
+        Action::Complete => unit.vm.complete(),
+        Action::Lookup { requester } => {
+            let source = unit.vm.state().contexts.clone();
+            if let Some(source) = source {
+                let memory = unit.vm.memory();
+                let _ = source.lookup(&*memory, RequesterId::from_bits(requester));
+            }
+        }
+        Action::Reset => drop(unit.model.reset()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn nothing_panics_and_every_call_is_bounded(
+        late: bool, actions in prop::collection::vec(action(), 1..120),
+    ) {
+        let mut unit = Unit::new();
+        if late {
+            unit.vm.complete_late();
+        }
+        for action in &actions {
+            let before = (unit.model.counters(), unit.vm.state().issued);
+            apply(&mut unit, action);
+            let after = (unit.model.counters(), unit.vm.state().issued);
+            let descriptors = after.0.descriptors - before.0.descriptors;
+            let issued = after.1 - before.1;
+            match action {
+                Action::Poll { .. } => {
+                    prop_assert!(descriptors <= DESCRIPTORS_PER_POLL.into());
+                    prop_assert!(issued <= descriptors);
+                }
+                _ => {
+                    prop_assert_eq!(descriptors, 0);
+                    prop_assert!(issued <= INVALIDATIONS_PER_WRITE);
+                }
+            }
+            let head = unit.read64(0x80);
+            prop_assert!(head < 4096 << (unit.read64(0x90) & 7));
+        }
+    }
+}
