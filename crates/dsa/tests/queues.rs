@@ -306,10 +306,10 @@ fn drains_complete_after_everything_before_them() {
     rig.post(0, &asked(copy, 0));
     rig.post(0, &asked(Descriptor::new(drain), 1));
     rig.post(0, &asked(Descriptor::new(Operation::Noop), 2));
-    rig.post(1, &asked(Descriptor::new(Operation::Noop), 3));
+    rig.post(1, &asked(Descriptor::new(drain), 3));
     assert_eq!(rig.engines[0].run(1), Ran::More);
     assert_eq!(rig.engines[1].run(100), Ran::Idle, "the drain is not for it yet");
-    assert_eq!(statuses(&rig, 4), [0, 0, 0, 1], "the other queue does not wait");
+    assert_eq!(statuses(&rig, 4), [0, 0, 0, 1], "the other queue's drain does not wait");
     assert_eq!(rig.engines[0].run(100), Ran::Idle);
     assert_eq!(statuses(&rig, 4), [1, 1, 1, 1]);
 }
