@@ -20,10 +20,11 @@
 //!   whatever they ended with. A batch counts one for itself and one for every member that was
 //!   executed; members that a fence abandoned do not count. Each resubmission counts again.
 //! * **`bytes`**: the sum over those descriptors of the bytes that the operation moved or examined:
-//!   its *transfer size* when it ended with success (whether or not a predicate held, and wherever
-//!   a comparison found its difference), otherwise the *bytes completed* of its record: what a
-//!   partial completion had done, what came before a bad block, zero for what was refused. No-op,
-//!   drain and batch count zero themselves (a batch's descriptors completed are no bytes).
+//!   the descriptor's *transfer size* when it ended with success and reports zero bytes completed
+//!   (a full completion), otherwise the record's *bytes completed*: partial completions, a
+//!   comparison that found a difference, a delta record that ran out, a block with a wrong
+//!   checksum, and zero for whatever was refused before it began. No-op, drain and batch count
+//!   zero themselves (a batch's number of descriptors completed is no number of bytes).
 //!
 //! ```
 //! use guest_protocol::{decode, encode, Lines, ToGuest};

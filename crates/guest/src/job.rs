@@ -222,11 +222,13 @@ pub(crate) fn transfer_size(operation: &Operation) -> u32 {
 /// Bytes that a completed operation moved or examined, as `guest_protocol` counts them.
 pub(crate) fn bytes_done(operation: &Operation, record: &CompletionRecord) -> u64 {
     use Operation as O;
-    match (operation, record.status.status()) {
-        // The batch's number is one of descriptors.
-        (O::Noop | O::Batch { .. } | O::Drain { .. }, _) => 0,
-        (_, Ok(Status::Success | Status::FalsePredicate)) => transfer_size(operation).into(),
-        _ => record.bytes_completed.into(),
+    if matches!(operation, O::Noop | O::Batch { .. } | O::Drain { .. }) {
+        return 0;
+    }
+    let succeeded = matches!(record.status.status(), Ok(Status::Success | Status::FalsePredicate));
+    match record.bytes_completed {
+        0 if succeeded => transfer_size(operation).into(),
+        completed => completed.into(),
     }
 }
 
