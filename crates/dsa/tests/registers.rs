@@ -233,7 +233,7 @@ fn msix_table_reads_back_and_pending_bits_do_not_write() {
     assert_eq!((message.address, message.data), (0xfee0_1000, 0x4021));
     assert_eq!(rig.device.message(2), None, "masked");
     assert_eq!(rig.read64(0x3000), 1 << 2, "and pending");
-    assert_eq!(rig.interrupts.take(), []);
+    assert!(rig.interrupts.take().is_empty());
     rig.write32(0x202c, 0);
     assert_eq!(rig.interrupts.take(), [2], "raised again when it is unmasked");
     assert_eq!(rig.read64(0x3000), 0);

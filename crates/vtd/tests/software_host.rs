@@ -93,7 +93,7 @@ fn faults_of_real_walks_have_the_codes_of_table_30() {
         assert!(written.is_err(), "{code:#x}");
         let _ = guest.poll();
         let record = guest.read64(0x228);
-        assert_eq!(record >> 32 & 0xff, code.into(), "{code:#x}: {record:#x}");
+        assert_eq!(record >> 32 & 0xff, u64::from(code), "{code:#x}: {record:#x}");
     }
 }
 
@@ -168,7 +168,7 @@ fn no_byte_of_an_old_page_is_seen_after_its_wait() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(stale.into_inner(), 0);
-    assert_eq!(guest.model.counters().waits, REMAPS.into());
+    assert_eq!(guest.model.counters().waits, u64::from(REMAPS));
 }
 
 #[test]
