@@ -122,6 +122,15 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// One step of engine `index`, if this is who runs it.
+    pub fn step_engine(&self, index: usize) {
+        if let Self::Inline(engines) = self {
+            let _ = engines.borrow_mut()[index].run(1);
+        }
+    }
+}
+
 /// A thread for the unit and one for each engine; they end with the value.
 pub struct Threads {
     stopping: Arc<AtomicBool>,

@@ -102,7 +102,14 @@ impl Ram {
         self.next = first + count * PAGE;
         assert!(self.next <= self.len, "the guest is out of memory");
         self.used += count;
+        (0..count).for_each(|page| self.write(Gpa(first + page * PAGE), &[0; PAGE as usize]));
         Gpa(first)
+    }
+
+    /// Forgets what was given out: a guest starts anew.
+    pub fn restart(&mut self) {
+        (self.next, self.used) = (PAGE, 0);
+        self.free.clear();
     }
 
     pub fn give_back(&mut self, page: Gpa) {
@@ -266,6 +273,11 @@ impl Space {
             f(self.physical(here), done..done + piece);
             done += piece;
         }
+    }
+
+    /// The pages of its tables.
+    pub fn tables(&self) -> impl Iterator<Item = Gpa> + '_ {
+        self.tables.iter().copied()
     }
 
     /// Every word of its tables, by address.

@@ -88,7 +88,7 @@ pub fn forged_pasid(drive: Drive) -> Verdict {
     guest.accelerator.store(&guest.rig, DEDICATED, &forged);
     let ended = || [&own, &victim].iter().any(|s| s.read(&guest.rig.ram, RECORD, 1) != [0]);
     guest.rig.wait("a record", ended)?;
-    guest.rig.settle();
+    guest.rig.settle()?;
     succeeded(&guest.wait_record(&own, RECORD)?)?;
     equal(own.read(&guest.rig.ram, DESTINATION, 4), b"mine".to_vec(), "its own memory")?;
     let untouched = victim.read(&guest.rig.ram, DESTINATION, 4);

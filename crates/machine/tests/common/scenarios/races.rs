@@ -6,7 +6,7 @@ use pci::Function;
 
 use super::super::accelerator::{self, Command, ACTIVE, CMDSTATUS};
 use super::super::{
-    check, equal, pasid, succeeded, Drive, Guest, Space, Verdict, DEDICATED, DEVICE, PAGE,
+    check, equal, pasid, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED, DEVICE, PAGE, RAM,
 };
 use super::{DESTINATION, RECORD, SOURCE};
 
@@ -110,7 +110,7 @@ pub fn reset_under_copy() -> Verdict {
         let abandoned = device.counters().abandoned;
         reset(&guest)?;
         destination().for_each(|page| guest.rig.ram.stamp(page, TAKEN));
-        guest.rig.settle();
+        guest.rig.settle()?;
         let untouched = destination().all(|page| guest.rig.ram.is_stamped(page, TAKEN));
         check(untouched, "a byte was written after the reset")?;
         let records = space.read(&guest.rig.ram, RECORD, 32 * COPIES as usize);
@@ -165,7 +165,7 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     guest.rig.wait("the end of the VM", || vm.is_complete(ticket))?;
     let destination = pages_of(DESTINATION).map(|at| space.page(at));
     destination.clone().for_each(|page| guest.rig.ram.stamp(page, TAKEN));
-    guest.rig.settle();
+    guest.rig.settle()?;
     check(destination.clone().all(|page| guest.rig.ram.is_stamped(page, TAKEN)), "a late byte")?;
     equal(guest.rig.footprint(), [0; 3], "cached entries and devices")?;
     equal(guest.rig.host.vms(), 0, "VMs of the host")?;
@@ -176,7 +176,7 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     // Its registers still answer, and the next VM is none the wiser.
     guest.rig.device.bar_read(0, 0, &mut [0; 4]);
     guest.rig.carrier.bar_read(0, 0, &mut [0; 4]);
-    let next = super::super::Rig::on(&guest.rig.host, drive);
+    let next = Rig::on(&guest.rig.host, drive, RAM);
     let mut next = Guest::boot_on(next)?;
     let mut space = Space::new(&mut next.rig.ram, pasid(0x10));
     for at in super::COPY {
