@@ -15,7 +15,7 @@ use common::memory::PAGE;
 use common::rig::REPORTERS;
 use common::{equal, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED};
 use dsa::model::CHUNK;
-use dsa::spec::Status;
+use dsa::spec::{Descriptor, Flags, Iova, Operation, Status};
 use iommu::{SoftwareHost, Vm};
 use pci::Function;
 use stimulus::{Action, Hostile, BASE, PAGES};
@@ -36,7 +36,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Translations that one step of an engine may ask for. Each of up to three operands of a chunk ends
 /// where a page of another does, some are looked at twice, and there is the record; a delta record
 /// is written and applied by entries, of eight bytes of an operand each.
-const TRANSLATIONS_PER_STEP: u64 = CHUNK as u64 / 8 + 9 * (CHUNK as u64 / PAGE + 2) + 1;
+const TRANSLATIONS_PER_STEP: u64 = CHUNK as u64 / 8 + PAGED_PER_STEP;
+/// The same for operations that go through their operands by pages.
+const PAGED_PER_STEP: u64 = 9 * (CHUNK as u64 / PAGE + 2) + 1;
 /// Translations and PASID-table entries that the engines' channels may remember.
 const CACHED: u64 = 4 * 2048;
 /// Messages that the unit may send in one call: the fault event and the completion event.
@@ -266,4 +268,51 @@ fn threads_at_work_survive_a_hostile_guest() {
         boot(rig).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
     seen.check();
+}
+
+/// Large operations are worked through a chunk at a time, also when nothing is aligned.
+#[test]
+fn a_step_of_an_engine_is_a_chunk() {
+    const SIZE: u32 = 8 * CHUNK as u32;
+    let mut guest = Guest::boot_on(Rig::on(&SoftwareHost::new(), Drive::Inline, RAM)).unwrap();
+    let mut space = guest.process(PROCESS).unwrap();
+    let place = |index: u64| BASE + index * 4 * u64::from(SIZE);
+    (0..3).for_each(|i| space.allocate(&mut guest.rig.ram, place(i), u64::from(SIZE) + PAGE));
+    let record = BASE - PAGE;
+    space.allocate(&mut guest.rig.ram, record, 1);
+    guest.accelerator.open(&guest.rig, DEDICATED, space.pasid).unwrap();
+
+    let (source, destination) = (Iova(place(0) + 3), Iova(place(1) + 77));
+    let other = Iova(place(2) + 77);
+    let (size, expected, seed, seed_address) = (SIZE, 0, 0, Iova(0));
+    let operations = [
+        Operation::MemoryMove { source, destination, size },
+        Operation::MemoryMove { source, destination: Iova(source.0 + 5), size },
+        Operation::Fill { pattern: 0, destination, size },
+        Operation::Fill { pattern: 0, destination: source, size },
+        Operation::Compare { source1: source, source2: destination, size, expected },
+        Operation::ComparePattern { source, pattern: 0, size, expected },
+        Operation::Dualcast { source, destination1: destination, destination2: other, size },
+        Operation::Crc { source, size, seed, seed_address },
+        Operation::CopyCrc { source, destination, size, seed, seed_address },
+        Operation::CacheFlush { destination, size },
+    ];
+    for operation in operations {
+        let descriptor =
+            Descriptor::new(operation).with_record(Iova(record)).with_flags(Flags::REQUEST_RECORD);
+        space.write(&guest.rig.ram, record, &[0; 32]);
+        guest.accelerator.store(&guest.rig, DEDICATED, &descriptor);
+        let mut steps = 0;
+        while space.read(&guest.rig.ram, record, 1) == [0] {
+            let before = Before::new(&guest.rig);
+            guest.rig.driver.step_engine(0);
+            let translations = Before::new(&guest.rig).translations - before.translations;
+            assert!(translations <= PAGED_PER_STEP, "{operation:x?}: {translations}");
+            steps += 1;
+            assert!(steps < 1000, "{operation:x?} does not end");
+        }
+        let at_least = u64::from(SIZE) / CHUNK as u64;
+        assert!(steps >= at_least, "{operation:x?} took {steps} steps");
+        succeeded(&guest.wait_record(&space, record).unwrap()).unwrap();
+    }
 }
