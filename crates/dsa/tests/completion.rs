@@ -484,7 +484,8 @@ fn long_operations() {
     rig.fill(from, &data);
     rig.expect(memory_move(from, to, len as u32), Status::Success);
     assert!(rig.bytes(to, len) == data);
-    for shift in [1u64, 4095, 0x1_0000, 0x12_3457] {
+    // The last one overlaps in a single byte.
+    for shift in [1u64, 4095, 0x1_0000, 0x12_3457, len as u64 - 1] {
         rig.fill(from, &data);
         rig.expect(memory_move(from, from + shift, len as u32), Status::Success);
         assert!(rig.bytes(from + shift, len) == data, "up by {shift}");
@@ -498,6 +499,51 @@ fn long_operations() {
     let record = rig.run_operation(memory_move(end - 0x3_0000, end - 0x2_0000, 0x3_0000));
     assert_eq!((record.status.into_bits(), record.result), (0x83, 1));
     assert_eq!(record.bytes_completed, 0);
+}
+
+/// With faults on both sides, whichever comes first stops a comparison.
+#[test]
+fn the_first_of_two_faults() {
+    let mut rig = Rig::dedicated();
+    let end = FLAT + FLAT_LEN;
+    for (first, second, done) in [(64, 40, 40), (40, 64, 40), (40, 40, 40), (0, 8, 0)] {
+        let [source1, source2] = [first, second].map(|left| Iova(end - left));
+        let compare = Operation::Compare { source1, source2, size: 80, expected: 0 };
+        let record = rig.expect(compare, Status::PageFault);
+        assert_eq!((record.bytes_completed, record.fault_address), (done, Iova(end)));
+        let create = Operation::CreateDelta {
+            source1,
+            source2,
+            size: 80,
+            delta: Iova(FLAT),
+            max_delta_size: 80,
+            expected_mask: 0,
+        };
+        let record = rig.expect(create, Status::PageFault);
+        assert_eq!((record.bytes_completed, record.fault_address), (done, Iova(end)));
+    }
+}
+
+#[test]
+fn delta_records_that_contradict_themselves() {
+    let mut rig = Rig::dedicated();
+    let cases = [
+        ([3u16, 4, 5], Status::Success, 0),
+        ([3, 3, 5], Status::DeltaOffsetOrder, 10),
+        ([3, 2, 5], Status::DeltaOffsetOrder, 10),
+        ([3, 7, 8], Status::DeltaOffsetRange, 20),
+        ([8, 9, 10], Status::DeltaOffsetRange, 0),
+    ];
+    for (offsets, status, done) in cases {
+        for (index, offset) in offsets.into_iter().enumerate() {
+            let at = FLAT + index as u64 * 10;
+            rig.fill(at, &offset.to_le_bytes());
+        }
+        let (delta, destination) = (Iova(FLAT), Iova(FLAT + 0x1000));
+        let apply = Operation::ApplyDelta { delta, destination, size: 64, delta_size: 30 };
+        let record = rig.expect(apply, status);
+        assert_eq!(record.bytes_completed, done, "{offsets:?}");
+    }
 }
 
 /// The accelerator's own test suite: a delta of everything, applied.

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use dsa::model::{Config, Device, Engine, Ran};
 use dsa::spec::*;
-use iommu::{Host, SoftwareHost, Vm, VmConfig};
+use iommu::{ContextFault, ContextSource, DeviceContext, FaultReason};
+use iommu::{Host, Invalidation, SoftwareHost, Vm, VmConfig};
 use mem::{Gpa, GuestMemory, MemoryMap};
 use pci::{Function, InterruptSink, RequesterId};
 use rig::{memory_move, FLAT, GRPCFG, WQCFG};
@@ -28,6 +29,11 @@ fn bench(mode: WqMode, ats: bool) -> Bench<impl Vm> {
     let endpoint = vm.attach(RequesterId::from_bits(0x80)).unwrap();
     let device = Device::new(Config::default(), endpoint).unwrap();
     let engine = device.engine(0).unwrap();
+    bring_up(&device, mode, ats);
+    Bench { vm, device, engine }
+}
+
+fn bring_up(device: &Device, mode: WqMode, ats: bool) {
     device.config_write(0x04, &6u16.to_le_bytes());
     device.config_write(0x236, &1u16.to_le_bytes());
     device.config_write(0x226, &(u16::from(ats) << 15).to_le_bytes());
@@ -40,9 +46,8 @@ fn bench(mode: WqMode, ats: bool) -> Bench<impl Vm> {
     device.bar_write(0, GRPCFG + 32, &1u64.to_le_bytes());
     for command in [1u32 << 20, 6 << 20] {
         device.bar_write(0, 0xa0, &command.to_le_bytes());
-        assert_eq!(read32(&device, 0xa8), 0);
+        assert_eq!(read32(device, 0xa8), 0);
     }
-    Bench { vm, device, engine }
 }
 
 fn read32(device: &Device, at: u64) -> u32 {
@@ -60,6 +65,15 @@ impl<V: Vm> Bench<V> {
         let descriptor =
             Descriptor::new(operation).with_record(Iova(RECORD)).with_flags(Flags::REQUEST_RECORD);
         self.device.bar_write(2, 0x1000, &descriptor.to_bytes());
+    }
+
+    /// The first fault of a copy: PASID, address, and whether it was a translation request.
+    fn first_fault(&mut self) -> (Option<iommu::Pasid>, Iova, bool) {
+        self.post(memory_move(FLAT, FLAT + 64, 6));
+        assert_eq!(self.engine.run(10), Ran::Idle);
+        let fault = self.vm.take_fault().unwrap();
+        while self.vm.take_fault().is_some() {}
+        (fault.pasid, fault.address, fault.translation_request)
     }
 
     fn status(&self) -> u8 {
@@ -129,6 +143,28 @@ fn a_vm_that_is_closed_in_the_middle_of_a_copy() {
     // Commands still end.
     bench.device.bar_write(0, 0xa0, &(2u32 << 20).to_le_bytes());
     assert_eq!(read32(&bench.device, 0xa8), 0);
+}
+
+/// Tables in which no device is found.
+struct Empty;
+
+impl ContextSource for Empty {
+    fn lookup(&self, _: &dyn GuestMemory, _: RequesterId) -> Result<DeviceContext, ContextFault> {
+        Err(ContextFault { reason: FaultReason::ContextNotPresent, fault_disable: false })
+    }
+}
+
+/// The IOMMU hears of ATS when the guest turns it on, and of its end by a reset.
+#[test]
+fn translation_requests_end_with_a_reset() {
+    let mut bench = bench(mode(), true);
+    bench.vm.set_contexts(Some(Arc::new(Empty)));
+    let ticket = bench.vm.invalidate(Invalidation::ContextAll);
+    assert!(bench.vm.is_complete(ticket));
+    assert_eq!(bench.first_fault(), (None, Iova(FLAT), true));
+    bench.device.reset();
+    bring_up(&bench.device, mode(), false);
+    assert_eq!(bench.first_fault(), (None, Iova(FLAT), false));
 }
 
 /// A sink that looks at the device when it is called, as nothing forbids it to.

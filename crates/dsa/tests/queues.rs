@@ -57,7 +57,7 @@ fn stores_that_submit_nothing() {
     let rig = both();
     let bytes = noop(0).to_bytes();
     // Interrupt message storage portals, a shared queue, a disabled queue, one that is not there.
-    for offset in [0x2000, 0x3000, 0x5000, 0x8000, 0x2_0000, u64::MAX & !63] {
+    for offset in [0x2000, 0x3000, 0x5000, 0x8000, 0x2_0000, !63] {
         rig.device.bar_write(2, offset, &bytes);
     }
     assert_eq!(rig.device.counters().portal_ignored, 6);
@@ -306,10 +306,10 @@ fn drains_complete_after_everything_before_them() {
     rig.post(0, &asked(copy, 0));
     rig.post(0, &asked(Descriptor::new(drain), 1));
     rig.post(0, &asked(Descriptor::new(Operation::Noop), 2));
-    rig.post(1, &asked(Descriptor::new(Operation::Noop), 3));
+    rig.post(1, &asked(Descriptor::new(drain), 3));
     assert_eq!(rig.engines[0].run(1), Ran::More);
     assert_eq!(rig.engines[1].run(100), Ran::Idle, "the drain is not for it yet");
-    assert_eq!(statuses(&rig, 4), [0, 0, 0, 1], "the other queue does not wait");
+    assert_eq!(statuses(&rig, 4), [0, 0, 0, 1], "the other queue's drain does not wait");
     assert_eq!(rig.engines[0].run(100), Ran::Idle);
     assert_eq!(statuses(&rig, 4), [1, 1, 1, 1]);
 }

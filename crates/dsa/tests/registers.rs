@@ -358,3 +358,24 @@ fn random_stimulus() {
     rig.expect(memory_move(FLAT, FLAT + 0x1000, 7), Status::Success);
     assert_eq!(rig.bytes(FLAT + 0x1000, 7), b"as ever");
 }
+
+/// The device page has the same registers and capability values.
+#[test]
+fn the_device_page_is_right() {
+    let page = include_str!("../../../docs/devices/dsa.md");
+    let (_, table) =
+        page.split_once("| offset | name | bytes | access |\n|---|---|---|---|\n").unwrap();
+    let rows: Vec<String> = REGISTERS
+        .iter()
+        .map(|r| format!("| {:#04x} | {} | {} | {:?} |", r.offset, r.name, r.size, r.access))
+        .collect();
+    assert_eq!(table.trim_end().lines().collect::<Vec<_>>(), rows);
+    let rig = Rig::new();
+    for (name, at) in
+        [("GENCAP", 0x10), ("WQCAP", 0x20), ("GRPCAP", 0x30), ("OPCAP", 0x40), ("OFFSETS", 0x60)]
+    {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap();
+        let value = row.split('|').nth(2).unwrap().trim().trim_start_matches("0x");
+        assert_eq!(u64::from_str_radix(value, 16), Ok(rig.read64(at)), "{name}");
+    }
+}

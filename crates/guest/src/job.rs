@@ -362,9 +362,9 @@ fn operands(operation: &Operation) -> Vec<(Range<u64>, bool)> {
         O::MemoryMove { source, destination, .. } => {
             vec![read(source, size), write(destination, size)]
         }
-        O::Fill { destination, .. } | O::CacheFlush { destination, .. } => {
-            vec![write(destination, size)]
-        }
+        O::Fill { destination, .. } => vec![write(destination, size)],
+        // It changes nothing, so it needs no more than a translation for reading.
+        O::CacheFlush { destination, .. } => vec![read(destination, size)],
         O::Compare { source1, source2, .. } => vec![read(source1, size), read(source2, size)],
         O::ComparePattern { source, .. } | O::DifCheck { source, .. } => vec![read(source, size)],
         O::CreateDelta { source1, source2, delta, max_delta_size, .. } => {

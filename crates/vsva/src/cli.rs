@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
 use crate::assets::Sources;
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
+use crate::serve;
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
 
@@ -161,9 +163,20 @@ pub fn show(screen: &Screen, report: &Report) {
 }
 
 /// Runs `vsva serve`.
-pub fn serve(_args: &ServeArgs) -> ExitCode {
-    eprintln!("vsva serve: this build has no device models yet");
-    ExitCode::from(EXIT_IMPOSSIBLE)
+pub fn serve(args: &ServeArgs) -> ExitCode {
+    let options = serve::Options {
+        dir: args.dir.clone(),
+        guests: args.guests,
+        allow_unsealed: args.allow_unsealed,
+    };
+    let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(print_line);
+    match serve::run(&options, &say) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vsva serve: {error}");
+            ExitCode::from(EXIT_IMPOSSIBLE)
+        }
+    }
 }
 
 fn list() {

@@ -9,7 +9,7 @@
 //!           │ ───► supervise   children that cannot be left behind
 //!           │ ───► private     directories that cannot be left behind
 //!           │ ───► control     what the lab and the guest program say to each other
-//!           └────► server      the devices
+//!           └────► server      the devices, for the lab and for QEMUs of the user's (serve)
 //! ```
 
 pub mod assets;
@@ -21,6 +21,7 @@ pub mod initramfs;
 pub mod lab;
 pub mod private;
 pub mod qemu;
+pub mod serve;
 pub mod server;
 pub mod stop;
 pub mod supervise;

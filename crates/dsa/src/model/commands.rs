@@ -182,7 +182,7 @@ impl State {
 
     /// Abandons what there is in `scope`; then waits until it is over.
     fn abort(&mut self, scope: Scope, then: Then) -> Start {
-        self.cancel(scope, self.sequence);
+        self.cancel(scope);
         let scope = if sabotage::is(Sabotage::HastyAbort) { Scope::Wqs(0) } else { scope };
         Start::Wait(scope, then)
     }

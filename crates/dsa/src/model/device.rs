@@ -78,7 +78,8 @@ impl Device {
         Some(Engine::new(self.shared.clone(), index, cancel))
     }
 
-    /// Sets or removes what is called when an engine may have work.
+    /// Sets or removes what is called when an engine may have work. Of work that is queued already
+    /// it says nothing: run every engine once after setting it.
     pub fn set_waker(&self, waker: Option<Waker>) {
         *self.shared.waker.lock() = waker;
     }

@@ -130,7 +130,7 @@ impl State {
     /// engine still runs stays on its slot until the engine notices, so that later commands wait
     /// for it.
     pub(super) fn power_on_reset(&mut self, fx: &mut Effects) {
-        self.cancel(Scope::All, Sequence::MAX);
+        self.cancel(Scope::All);
         self.clear_configuration();
         let Self {
             caps: _,
@@ -199,7 +199,7 @@ impl State {
     pub(super) fn halt(&mut self, needed: ResetType, fx: &mut Effects) {
         self.device = DeviceState::Halted;
         self.reset_needed = needed;
-        self.cancel(Scope::All, Sequence::MAX);
+        self.cancel(Scope::All);
         for wq in &mut self.wqs {
             wq.set_state(WqState::Disabled);
         }
@@ -209,18 +209,14 @@ impl State {
         }
     }
 
-    /// Abandons what was submitted up to `barrier`: what is queued goes at once, what runs is told
-    /// to stop.
-    pub(super) fn cancel(&mut self, scope: Scope, barrier: Sequence) {
+    /// Abandons everything submitted so far: what is queued goes at once, what runs is told to stop.
+    pub(super) fn cancel(&mut self, scope: Scope) {
         for (index, wq) in self.wqs.iter_mut().enumerate() {
-            let gone =
-                wq.retain(|entry| !scope.covers(index, entry.space) || entry.sequence > barrier);
+            let gone = wq.retain(|entry| !scope.covers(index, entry.space));
             self.tally.abandoned.add(gone as u64);
         }
         for engine in &self.engines {
-            let covered = |running: &Running| {
-                scope.covers(running.wq, running.space) && running.sequence <= barrier
-            };
+            let covered = |running: &Running| scope.covers(running.wq, running.space);
             if engine.running.as_ref().is_some_and(covered) {
                 engine.cancel.store(true, Ordering::Release);
             }
@@ -371,10 +367,12 @@ impl State {
     fn is_ready(&self, wq: usize) -> bool {
         let Some(queue) = self.wqs.get(wq) else { return false };
         let Some(drain) = queue.drain_at_head() else { return queue.head().is_some() };
-        let dedicated = queue.config.mode.dedicated();
-        !self.engines.iter().filter_map(|engine| engine.running.as_ref()).any(|running| {
-            running.wq == wq && (dedicated || running.space.pasid == drain.space.pasid)
-        })
+        // In a dedicated queue everything has one PASID.
+        !self
+            .engines
+            .iter()
+            .filter_map(|engine| engine.running.as_ref())
+            .any(|running| running.wq == wq && running.space.pasid == drain.space.pasid)
     }
 
     /// `engine` has finished what it ran, all of its writes and interrupts included.

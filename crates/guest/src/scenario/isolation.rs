@@ -10,7 +10,7 @@ use guest_protocol::{sync, FromGuest};
 
 use crate::child::{Child, Event};
 use crate::dma::{Mapping, Place, Span, PAGE};
-use crate::failure::{ensure, same, Failure, Outcome};
+use crate::failure::{same, Failure, Outcome};
 use crate::job;
 use crate::kmsg::{self, KernelLog};
 use crate::model::pattern::Random;
@@ -188,13 +188,15 @@ fn device_error() -> Outcome {
         .find(LOGGED_WITHIN, ours)?
         .map_err(|_| Failure::new("the kernel logged no software error with that PASID"))?;
     let code = kmsg::software_error(&line).map_or(0, |head| head.code());
-    let status = Status::try_from(code);
-    let expected = matches!(
-        status,
-        Ok(Status::RecordFault | Status::TranslationError | Status::ReadError | Status::WriteError)
-    );
-    ensure!(expected, "software error {code:#x}: {line:?}");
-    Ok(format!("{status:?}, logged as {line:?}"))
+    match Status::try_from(code) {
+        Ok(
+            status @ (Status::RecordFault
+            | Status::TranslationError
+            | Status::ReadError
+            | Status::WriteError),
+        ) => Ok(format!("{status:?}, logged as {line:?}")),
+        _ => Err(Failure::new(format!("software error {code:#x}: {line:?}"))),
+    }
 }
 
 #[cfg(test)]

@@ -35,21 +35,21 @@ pub const SCENARIOS: [Scenario; 6] = [
         shows: "a process's plain addresses work in every operation of the accelerator",
         plan: Plan::Shared,
         limit: Duration::from_secs(120),
-        sabotage: "wrong-pasid",
+        sabotage: "corrupt-copy",
     },
     Scenario {
         name: scenario::ISOLATION,
         shows: "two processes with the same addresses each see their own memory, and nobody a third one's",
         plan: Plan::Shared,
         limit: Duration::from_secs(120),
-        sabotage: "trust-descriptor-pasid",
+        sabotage: "wrong-pasid",
     },
     Scenario {
         name: scenario::REBIND,
         shows: "200 processes bind, work and exit, and nothing is left of them",
         plan: Plan::Shared,
         limit: Duration::from_secs(300),
-        sabotage: "leak-pasid-entry",
+        sabotage: "leak-cache",
     },
     Scenario {
         name: scenario::ACCESSED_DIRTY,
@@ -70,7 +70,7 @@ pub const SCENARIOS: [Scenario; 6] = [
         shows: "a guest killed while copying leaves nothing behind, and the next one works",
         plan: Plan::KillAndReplace,
         limit: Duration::from_secs(180),
-        sabotage: "drop-no-reference",
+        sabotage: "keep-dead-guests",
     },
 ];
 

@@ -1,11 +1,93 @@
-//! The server behind the lab's guests: the IOMMU and the accelerator over vfio-user.
+//! The server: one host, and a place on it for each guest.
+//!
+//! ```text
+//!   QEMU ─ vfio-user ─► dsa function ──────► Device ─► engines (a thread each) ─► Channel ─┐
+//!        └ vfio-user ─► IOMMU's carrier ──► Machine ─► vtd model (a thread) ──────► Vm ◄───┘
+//!        ◄─ messages ── Router ◄──────────────┘                                     │
+//!                                                                      SoftwareHost ◄┘
+//! ```
 
-use crate::lab::{LabServer, ServerError};
+mod bell;
+mod counters;
+mod guest;
+mod lab;
+mod life;
+mod notices;
+mod platform;
+mod resources;
+mod router;
+mod sabotage;
+mod shared_queue;
 
-/// Starts the server in this process, broken in the named way if a sabotage is given.
-///
-/// # Errors
-/// [`ServerError::Unavailable`]: this build has no device models yet.
-pub fn start(_sabotage: Option<&str>) -> Result<Box<dyn LabServer>, ServerError> {
-    Err(ServerError::Unavailable("this build has no device models yet".to_owned()))
+use std::io;
+use std::path::{Path, PathBuf};
+
+use iommu::SoftwareHost;
+use mem::Policy;
+
+pub use guest::GuestPlace;
+pub use lab::start;
+pub use notices::{Lines, LINES_PER_PERIOD, PERIOD};
+
+/// Why the server cannot do what it is asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// A socket or a table cannot be made.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started: {source}")]
+    Thread {
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The host takes no more guests.
+    #[error(transparent)]
+    Host(#[from] iommu::HostError),
+    /// The VM takes no such device.
+    #[error(transparent)]
+    Attach(#[from] iommu::AttachError),
+    /// There is no such accelerator.
+    #[error(transparent)]
+    Accelerator(#[from] dsa::model::ConfigError),
+    /// There is no such IOMMU.
+    #[error(transparent)]
+    Unit(#[from] vtd::model::CapsError),
+    /// The carrier's configuration space cannot be laid out.
+    #[error(transparent)]
+    Carrier(#[from] pci::LayoutError),
+}
+
+/// One host and its guests' places.
+pub struct Server {
+    host: SoftwareHost,
+    policy: Policy,
+    lines: Lines,
+}
+
+impl Server {
+    /// A server without guests. What guests do that a person should know is said to `lines`.
+    pub fn new(policy: Policy, lines: Lines) -> Self {
+        Self { host: SoftwareHost::new(), policy, lines }
+    }
+
+    /// Makes a place for a guest called `name`, its files in `dir`, which must be private to the
+    /// user: whoever can connect to the sockets is the guest.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind then but files.
+    pub fn add_guest(&self, dir: &Path, name: &str) -> Result<GuestPlace, ServeError> {
+        GuestPlace::new(&self.host, dir, name, self.policy, self.lines.clone())
+    }
+
+    /// Number of VMs on the host.
+    pub fn vms(&self) -> usize {
+        self.host.vms()
+    }
 }

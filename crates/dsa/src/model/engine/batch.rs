@@ -49,7 +49,7 @@ impl Batch {
     /// Reads the next member and gets it ready; ends the batch if there is none.
     fn next_member(&mut self, batch: &Dispatch, parts: &Parts) -> Step {
         if self.done == self.count {
-            return self.end().into();
+            return Step::Done(self.end());
         }
         let (space, rules) = (batch.running.space, &batch.rules);
         let mut bytes = [0; Descriptor::SIZE];
@@ -61,7 +61,7 @@ impl Batch {
         let descriptor = Descriptor::from_bytes(&bytes);
         // A fence that finds an error keeps itself and all that follow from running.
         if descriptor.flags().contains(Flags::FENCE) && self.failed {
-            return self.end().into();
+            return Step::Done(self.end());
         }
         parts.shared.tally.descriptors.add(1);
         match parts.check(&descriptor, rules, space, Place::Batch) {
@@ -106,7 +106,7 @@ impl Batch {
             outcome.record.status = StatusByte::of(Status::BatchListFault, false);
         }
         outcome.bytes = 0;
-        outcome.into()
+        Step::Done(outcome)
     }
 
     /// Descriptors completed are given in the place of bytes completed.

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::{AddressSpace, Channel};
 
 use super::device::Shared;
-use super::ops::{Outcome, Scratch, Step, Task};
+use super::ops::{Scratch, Step, Task};
 use super::state::{Dispatch, Rules};
 use batch::Batch;
 use complete::Completion;
@@ -173,11 +173,5 @@ impl Parts {
     /// Accesses for one step.
     fn dma(&self, space: AddressSpace, rules: &Rules) -> Dma<'_> {
         Dma::new(self.channel.enter(), space, rules.ats)
-    }
-}
-
-impl From<Outcome> for Step {
-    fn from(outcome: Outcome) -> Self {
-        Self::Done(outcome)
     }
 }

@@ -89,20 +89,8 @@ impl Create {
                 break;
             }
         }
-        let (written, room) = (self.written, self.room);
-        debug_assert!(written <= room);
-        step.map(|outcome| {
-            let outcome = outcome.with_tail(0, written.to_le_bytes());
-            match outcome.status() {
-                // The results of a whole comparison are checked; `RAN_OUT` was when it was found.
-                Some(Status::Success) if outcome.record.result == EQUAL => {
-                    let result = if written == 0 { EQUAL } else { DIFFERENT };
-                    self.checked(outcome, result)
-                }
-                Some(Status::Success | Status::FalsePredicate) => outcome,
-                _ => outcome.with_result(if written == 0 { EQUAL } else { DIFFERENT }),
-            }
-        })
+        let written = self.written;
+        step.map(|outcome| outcome.with_tail(0, written.to_le_bytes()))
     }
 
     fn piece(&mut self, dma: &Dma<'_>, scratch: &mut Scratch) -> Step {
@@ -127,11 +115,22 @@ impl Create {
             }
             if let Err(short) = dma.write(plus(self.delta, self.written), &entry(at, word)) {
                 self.progress.advance(index * WORD);
-                return Step::stopped(short.stop, self.progress.done);
+                let step = Step::stopped(short.stop, self.progress.done);
+                return step.map(|outcome| self.with_result(outcome));
             }
             self.written += ENTRY as u32;
         }
-        self.progress.step(len, read.map_err(|short| Short { done: words * WORD, ..short }))
+        let read = read.map_err(|short| Short { done: words * WORD, ..short });
+        self.progress.step(len, read).map(|outcome| self.with_result(outcome))
+    }
+
+    /// What the record so far says of the sources.
+    fn with_result(&self, outcome: Outcome) -> Outcome {
+        let result = if self.written == 0 { EQUAL } else { DIFFERENT };
+        match outcome.status() {
+            Some(Status::Success) => self.checked(outcome, result),
+            _ => outcome.with_result(result),
+        }
     }
 
     fn ran_out(&self) -> Outcome {

@@ -17,8 +17,9 @@ use crate::spec::{CompletionRecord, Flags, Operation, Status, StatusByte, WqLimi
 /// Bytes of an operand that one step works through: how long an invalidation, an abort or a reset
 /// may have to wait for an engine.
 pub const CHUNK: usize = 64 * 1024;
-/// Bytes that are looked at at once: a page, and the longest protected block with its DIF.
-pub(super) const PIECE: usize = 4096;
+/// Bytes that an operation looks at at once, where it has to look at them: a page.
+const PIECE: usize = 4096;
+/// Room for a piece, or for the longest protected block with its DIF.
 const SCRATCH: usize = 4104 + 8;
 
 const _: () = assert!(CHUNK % PIECE == 0 && PIECE % 8 == 0 && SCRATCH >= PIECE);

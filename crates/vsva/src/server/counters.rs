@@ -1,0 +1,46 @@
+//! Everything that is counted for one guest, under one list of names.
+
+use iommu::Vm as _;
+use vfio_user::Server as Socket;
+
+use super::guest::Shared;
+
+/// All counts of a guest's devices and their sockets.
+pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
+    let vm = shared.machine.vm().counters();
+    let unit = shared.machine.unit_counters();
+    let accelerator = shared.accelerator.counters();
+    let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
+    let over = |count: fn(&vfio_user::Counters) -> u64| sockets.iter().map(count).sum();
+    let (messages, messages_lost) = shared.router.counts();
+    vec![
+        ("descriptors", accelerator.descriptors),
+        ("bytes", accelerator.bytes),
+        ("partial_completions", accelerator.partial_completions),
+        ("abandoned_descriptors", accelerator.abandoned),
+        ("software_errors", accelerator.software_errors),
+        ("portal_stores_ignored", accelerator.portal_ignored),
+        ("device_commands", accelerator.commands),
+        ("device_interrupts", accelerator.interrupts),
+        ("translations", vm.translations),
+        ("iotlb_hits", vm.iotlb_hits),
+        ("iotlb_misses", vm.iotlb_misses),
+        ("walks", vm.walks),
+        ("context_lookups", vm.context_lookups),
+        ("pasid_entry_reads", vm.pasid_entry_reads),
+        ("invalidations", vm.invalidations),
+        ("queue_descriptors", unit.descriptors),
+        ("waits", unit.waits),
+        ("waits_held", unit.waits_held),
+        ("faults", vm.faults),
+        ("faults_lost", vm.faults_lost + unit.faults_lost),
+        ("messages_sent", messages),
+        ("messages_lost", messages_lost),
+        ("register_reads", over(|socket| socket.region_reads)),
+        ("register_writes", over(|socket| socket.region_writes)),
+        ("memory_maps", over(|socket| socket.dma_maps)),
+        ("memory_refused", over(|socket| socket.dma_refusals)),
+        ("protocol_errors", over(vfio_user::Counters::all_errors)),
+        ("clients_refused", over(|socket| socket.refused)),
+    ]
+}

@@ -1,0 +1,233 @@
+//! The server as the lab uses it: guests by number, injections and samples.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest_protocol::sync;
+use iommu::Pasid;
+use mem::Policy;
+
+use super::resources::{guest_mappings, Resources};
+use super::{sabotage, shared_queue, GuestPlace, Server};
+use crate::lab::{Check, GuestDevices, GuestId, LabServer, ServerError, AFTER_KILL};
+
+/// Growth of the process's own memory between two samples that is no leak, in KiB: allocators
+/// keep a few pages here and there. A leak of one cache line an iteration would be more.
+const RESIDENT_SLACK_KIB: u64 = 64;
+
+/// Starts a server for the lab, broken in the named way if a sabotage is given.
+///
+/// # Errors
+/// [`ServerError::UnknownSabotage`].
+pub fn start(broken: Option<&str>) -> Result<Box<dyn LabServer>, ServerError> {
+    sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
+        given: broken.unwrap_or_default().to_owned(),
+        known,
+    })?;
+    let lines = Arc::new(|line: &str| eprintln!("{line}"));
+    Ok(Box::new(Lab {
+        server: Server::new(Policy::SealedOnly, lines),
+        guests: BTreeMap::new(),
+        next: 0,
+    }))
+}
+
+struct Lab {
+    server: Server,
+    guests: BTreeMap<GuestId, Guest>,
+    next: u32,
+}
+
+struct Guest {
+    place: Place,
+    /// The PASIDs that were in queues before an injection.
+    injected: BTreeMap<u64, Pasid>,
+    /// The first sample of a scenario that must not grow.
+    steady: Option<Steady>,
+}
+
+/// A guest's place, or what was counted in it.
+enum Place {
+    Open(Box<GuestPlace>),
+    Closed(Vec<(&'static str, u64)>),
+}
+
+#[derive(Clone, Copy)]
+struct Steady {
+    resources: Resources,
+    iotlb_entries: u64,
+    pasid_entries: u64,
+    devices: u64,
+    vms: usize,
+}
+
+impl LabServer for Lab {
+    fn add_guest(&mut self, dir: &Path) -> Result<GuestDevices, ServerError> {
+        let guest = GuestId(self.next);
+        let place = self.server.add_guest(dir, &format!("guest{}", guest.0)).map_err(other)?;
+        self.next += 1;
+        let devices = place.devices().clone();
+        let place = Place::Open(Box::new(place));
+        self.guests.insert(guest, Guest { place, injected: BTreeMap::new(), steady: None });
+        Ok(GuestDevices { guest, devices })
+    }
+
+    fn wait_gone(&mut self, guest: GuestId, limit: Duration) -> Result<Duration, ServerError> {
+        let start = Instant::now();
+        let held = |what: String| ServerError::StillHeld { what, after: start.elapsed() };
+        let record = self.guests.get_mut(&guest).ok_or(ServerError::UnknownGuest(guest))?;
+        let Place::Open(place) = &record.place else { return Ok(Duration::ZERO) };
+        let took = place.wait_ended(limit).map_err(|left| held(format!("{left} connections")))?;
+        let (claims, segments) = place.memory();
+        let cached = place.vm_counters();
+        if claims > 0 || segments > 0 {
+            return Err(held(format!("{claims} memory reports, {segments} pieces of memory")));
+        }
+        if cached.iotlb_entries > 0 || cached.pasid_entries > 0 {
+            return Err(held(format!(
+                "{} translations and {} PASID entries",
+                cached.iotlb_entries, cached.pasid_entries
+            )));
+        }
+        let counters = place.counters();
+        if let Place::Open(place) = std::mem::replace(&mut record.place, Place::Closed(counters)) {
+            place.close();
+        }
+        let open = self.guests.values().filter(|guest| matches!(guest.place, Place::Open(_)));
+        let open = open.count();
+        if self.server.vms() != open {
+            return Err(held(format!("{} VMs for {open} guests", self.server.vms())));
+        }
+        let mappings = guest_mappings().map_err(other)?;
+        if open == 0 && mappings > 0 {
+            return Err(held(format!("{mappings} mappings of guest memory")));
+        }
+        Ok(took)
+    }
+
+    fn counters(&self, guest: GuestId) -> Vec<(&'static str, u64)> {
+        match self.guests.get(&guest).map(|guest| &guest.place) {
+            Some(Place::Open(place)) => place.counters(),
+            Some(Place::Closed(counters)) => counters.clone(),
+            None => Vec::new(),
+        }
+    }
+
+    fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
+        let value = |name: &str| values.get(name).copied();
+        let vms = self.server.vms();
+        let Some(record) = self.guests.get_mut(&guest) else {
+            return vec![check(point, Err(format!("no guest {}", guest.0)))];
+        };
+        match point {
+            sync::INJECT_UNBOUND_PASID => {
+                let (wq, pasid) = (value("wq"), value("pasid"));
+                vec![check("a PASID nobody bound is put into a queue", record.inject(wq, pasid))]
+            }
+            sync::INJECT_RESTORE => record.restore(value("wq")),
+            sync::SHARED_PORTAL => shared_queue::checks(),
+            sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
+            sync::STORM | AFTER_KILL => Vec::new(),
+            unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
+        }
+    }
+}
+
+impl Guest {
+    fn place(&self) -> Result<&GuestPlace, String> {
+        match &self.place {
+            Place::Open(place) => Ok(place),
+            Place::Closed(_) => Err("the guest has ended".to_owned()),
+        }
+    }
+
+    fn inject(&mut self, wq: Option<u64>, pasid: Option<u64>) -> Result<String, String> {
+        let wq = wq.ok_or("no queue was named")?;
+        let pasid = pasid
+            .and_then(|pasid| Pasid::new(u32::try_from(pasid).ok()?))
+            .ok_or("no PASID was named")?;
+        let index = usize::try_from(wq).map_err(|_| "no such queue")?;
+        let before =
+            self.place()?.accelerator().inject_wq_pasid(index, pasid).ok_or("no such queue")?;
+        self.injected.insert(wq, before);
+        Ok(format!("queue {wq}: {before} replaced by {pasid}"))
+    }
+
+    /// Puts the PASID back, and looks at what the accelerator made of the one that was there.
+    fn restore(&mut self, wq: Option<u64>) -> Vec<Check> {
+        let restored = wq
+            .and_then(|wq| Some((wq, self.injected.remove(&wq)?)))
+            .ok_or_else(|| "nothing was injected there".to_owned())
+            .and_then(|(wq, before)| {
+                self.inject(Some(wq), Some(before.get().into()))?;
+                self.injected.remove(&wq);
+                Ok(format!("queue {wq}: {before} again"))
+            });
+        let refused = self.place().and_then(|place| {
+            let software_errors = place.accelerator().counters().software_errors;
+            match software_errors {
+                0 => Err("SWERROR reported nothing".to_owned()),
+                count => Ok(format!("{count} software errors, no record to write them to")),
+            }
+        });
+        vec![
+            check("the queue's own PASID is put back", restored),
+            check("the accelerator reports the refused PASID in SWERROR", refused),
+        ]
+    }
+
+    /// The first call takes a sample, the second compares.
+    fn steady(&mut self, vms: usize, iteration: u64) -> Vec<Check> {
+        let sample = self.place().and_then(|place| {
+            let vm = place.vm_counters();
+            Ok(Steady {
+                resources: Resources::sample().map_err(|error| error.to_string())?,
+                iotlb_entries: vm.iotlb_entries,
+                pasid_entries: vm.pasid_entries,
+                devices: vm.devices,
+                vms,
+            })
+        });
+        let now = match sample {
+            Ok(now) => now,
+            Err(error) => return vec![check("resources are sampled", Err(error))],
+        };
+        let Some(before) = self.steady.replace(now) else { return Vec::new() };
+        self.steady = None;
+        let same = |what: &str, before: u64, now: u64, slack: u64| {
+            let detail = format!("{before} then, {now} at iteration {iteration}");
+            let held = now <= before.saturating_add(slack);
+            check(what, if held { Ok(detail) } else { Err(detail) })
+        };
+        let (was, is) = (before.resources, now.resources);
+        vec![
+            same(
+                "memory of the server, KiB",
+                was.resident_kib,
+                is.resident_kib,
+                RESIDENT_SLACK_KIB,
+            ),
+            same("open descriptors", was.descriptors, is.descriptors, 0),
+            same("threads", was.threads, is.threads, 0),
+            same("cached translations", before.iotlb_entries, now.iotlb_entries, 0),
+            same("cached PASID entries", before.pasid_entries, now.pasid_entries, 0),
+            same(
+                "devices and VMs",
+                before.devices + before.vms as u64,
+                now.devices + now.vms as u64,
+                0,
+            ),
+        ]
+    }
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> ServerError {
+    ServerError::Other(Box::new(error))
+}
+
+fn check(what: &str, outcome: Result<String, String>) -> Check {
+    let ok = outcome.is_ok();
+    Check { check: what.to_owned(), ok, detail: outcome.unwrap_or_else(|error| error) }
+}

@@ -1,0 +1,110 @@
+//! What one function's client reports: memory, and its own life.
+
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iommu::{Ticket, Vm as _};
+use mem::{Access, Claim, MapError, ReporterId, SealedFile};
+use pci::Function;
+use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
+
+use super::guest::Shared;
+
+/// Longest wait for accesses in flight when memory is withdrawn. They are bounded pieces of work;
+/// if one takes this long, something is broken, and the client is told that its memory is in use.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
+
+/// One function of a guest, as its transport's platform.
+pub(super) struct FunctionPlatform {
+    pub(super) shared: Arc<Shared>,
+    pub(super) function: Arc<dyn Function>,
+    pub(super) reporter: ReporterId,
+}
+
+impl FunctionPlatform {
+    fn claim(&self, map: DmaMap) -> Result<Option<Claim>, MapError> {
+        // Memory without a file is out of our devices' reach; the guest's own firmware, mostly.
+        let Some(fd) = map.fd else { return Ok(None) };
+        let shared = &self.shared;
+        let file = SealedFile::new(fd, shared.policy)?;
+        let access = if map.writable { Access::Write } else { Access::Read };
+        let len = map.range.len_minus_one().saturating_add(1);
+        let mut mappings = shared.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let backing = mappings.map(&file, map.offset, len, access)?;
+        let id = file.id(map.offset);
+        Ok(Some(Claim { range: map.range, id, backing, offset: 0, access }))
+    }
+
+    /// Waits until nothing uses what was withdrawn.
+    fn settle(&self, ticket: Ticket) -> Result<(), DmaRefusal> {
+        let limit = Instant::now() + WITHDRAW_LIMIT;
+        while !self.shared.machine.vm().is_complete(ticket) {
+            if Instant::now() >= limit {
+                self.shared.notices.say("an access did not end in time; memory stays mapped");
+                return Err(DmaRefusal { errno: Errno::BUSY });
+            }
+            thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+impl Platform for FunctionPlatform {
+    fn dma_map(&self, map: DmaMap) -> Result<(), DmaRefusal> {
+        let range = map.range;
+        let refused = |error: &dyn std::fmt::Display, errno| {
+            self.shared
+                .notices
+                .say(format_args!("memory {} to {} refused: {error}", range.start, range.last));
+            DmaRefusal { errno }
+        };
+        let claim = self.claim(map).map_err(|error| {
+            let errno = match error {
+                MapError::Unsealed { .. } | MapError::HugePages => Errno::PERM,
+                MapError::TooMuch { .. } => Errno::NOMEM,
+                _ => Errno::INVAL,
+            };
+            refused(&error, errno)
+        })?;
+        let Some(claim) = claim else { return Ok(()) };
+        let machine = &self.shared.machine;
+        machine.map(self.reporter, claim).map_err(|error| refused(&error, Errno::INVAL))
+    }
+
+    fn dma_unmap(&self, range: UnmapRange) -> Result<(), DmaRefusal> {
+        let machine = &self.shared.machine;
+        let ticket = match range {
+            UnmapRange::All => machine.forget(self.reporter),
+            UnmapRange::Range(range) => match machine.unmap(self.reporter, range) {
+                Ok(ticket) => ticket,
+                // It had no file, so we never had it.
+                Err(mem::ClaimError::NotClaimed { .. }) => return Ok(()),
+                Err(_) => return Err(DmaRefusal { errno: Errno::INVAL }),
+            },
+        };
+        self.settle(ticket)
+    }
+
+    fn connected(&self, connection: Connection) {
+        self.shared.router.add(self.function.clone(), connection);
+        self.shared.life.begin();
+    }
+
+    fn disconnected(&self, why: Disconnect) {
+        let shared = &self.shared;
+        shared.router.remove(&self.function);
+        if let Disconnect::Protocol(_) | Disconnect::Panicked = why {
+            shared.notices.say(format_args!("connection ended: {why}"));
+        }
+        if !super::sabotage::keeps_dead_guests() {
+            let ticket = shared.machine.forget(self.reporter);
+            // A failure is said by `settle`; there is nobody left to answer.
+            let _ = self.settle(ticket);
+        }
+        shared.life.end(|| {
+            let ticket = shared.machine.reset();
+            let _ = self.settle(ticket);
+        });
+    }
+}

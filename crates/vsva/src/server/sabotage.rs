@@ -1,0 +1,79 @@
+//! Servers broken on purpose, so that a scenario can show that it would notice.
+//!
+//! Only with the feature `sabotage`, which the tests switch on and no other build does.
+
+#[cfg(feature = "sabotage")]
+mod switch {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use dsa::model::sabotage as accelerator;
+    use iommu::sabotage as engine;
+
+    /// A way to break a server.
+    enum Break {
+        Engine(engine::Sabotage),
+        Accelerator(accelerator::Sabotage),
+        KeepDeadGuests,
+    }
+
+    /// Everything that can be broken, by name.
+    const ALL: [(&str, Break); 10] = [
+        ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
+        ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
+        ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
+        ("hasty-abort", Break::Accelerator(accelerator::Sabotage::HastyAbort)),
+        ("wrong-pasid", Break::Engine(engine::Sabotage::WrongPasid)),
+        ("leak-cache", Break::Engine(engine::Sabotage::LeakCache)),
+        ("no-accessed-dirty", Break::Engine(engine::Sabotage::NoAccessedDirty)),
+        ("skip-iotlb-invalidation", Break::Engine(engine::Sabotage::SkipIotlbInvalidation)),
+        ("drop-in-flight", Break::Engine(engine::Sabotage::DropInFlight)),
+        ("keep-dead-guests", Break::KeepDeadGuests),
+    ];
+
+    static KEEP_DEAD_GUESTS: AtomicBool = AtomicBool::new(false);
+
+    /// Breaks this process's servers in the named way and no other, or (`None`) in none.
+    ///
+    /// # Errors
+    /// The names that there are, if `name` is none of them.
+    pub(in crate::server) fn apply(name: Option<&str>) -> Result<(), Vec<&'static str>> {
+        let chosen = match name {
+            None => None,
+            Some(name) => match ALL.iter().find(|(known, _)| *known == name) {
+                Some((_, chosen)) => Some(chosen),
+                None => return Err(ALL.iter().map(|(known, _)| *known).collect()),
+            },
+        };
+        let (mut engine, mut accelerator, mut keep) = (None, None, false);
+        match chosen {
+            Some(Break::Engine(sabotage)) => engine = Some(*sabotage),
+            Some(Break::Accelerator(sabotage)) => accelerator = Some(*sabotage),
+            Some(Break::KeepDeadGuests) => keep = true,
+            None => {}
+        }
+        engine::set(engine);
+        accelerator::set(accelerator);
+        KEEP_DEAD_GUESTS.store(keep, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether the memory of dead guests is kept.
+    pub(in crate::server) fn keeps_dead_guests() -> bool {
+        KEEP_DEAD_GUESTS.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(not(feature = "sabotage"))]
+mod switch {
+    /// No sabotage is known to this build.
+    pub(in crate::server) fn apply(name: Option<&str>) -> Result<(), Vec<&'static str>> {
+        name.map_or(Ok(()), |_| Err(Vec::new()))
+    }
+
+    /// Whether the memory of dead guests is kept.
+    pub(in crate::server) const fn keeps_dead_guests() -> bool {
+        false
+    }
+}
+
+pub(super) use switch::{apply, keeps_dead_guests};
