@@ -22,7 +22,7 @@ use stimulus::{Action, Hostile, BASE, PAGES};
 use vtd::model::{DESCRIPTORS_PER_POLL, FAULTS_PER_POLL};
 
 /// Runs unless more are asked for.
-const RUNS: u64 = 12;
+const RUNS: u64 = 80;
 /// Guests in a run, one after the other on the same devices.
 const EPISODES: u64 = 8;
 /// What each of them does.

@@ -105,7 +105,7 @@ impl Driver {
         Err(format!("waited in vain for {what}"))
     }
 
-    /// One step of everything; whether there may be more to do. Threads need none of it.
+    /// One step of everything; whether there may be more to do.
     pub fn round(&self, machine: &Machine<SoftwareVm>) -> bool {
         let unit = machine.poll() != Progress::Idle;
         self.step_engines(1) || unit
