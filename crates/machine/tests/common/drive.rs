@@ -105,7 +105,7 @@ impl Driver {
         Err(format!("waited in vain for {what}"))
     }
 
-    /// One step of everything; whether there may be more to do. Threads need none of it.
+    /// One step of everything; whether there may be more to do.
     pub fn round(&self, machine: &Machine<SoftwareVm>) -> bool {
         let unit = machine.poll() != Progress::Idle;
         self.step_engines(1) || unit
@@ -119,6 +119,15 @@ impl Driver {
             busy |= engine.run(steps) == Ran::More;
         }
         busy
+    }
+}
+
+impl Driver {
+    /// One step of engine `index`, if this is who runs it.
+    pub fn step_engine(&self, index: usize) {
+        if let Self::Inline(engines) = self {
+            let _ = engines.borrow_mut()[index].run(1);
+        }
     }
 }
 

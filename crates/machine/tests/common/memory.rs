@@ -102,7 +102,14 @@ impl Ram {
         self.next = first + count * PAGE;
         assert!(self.next <= self.len, "the guest is out of memory");
         self.used += count;
+        (0..count).for_each(|page| self.write(Gpa(first + page * PAGE), &[0; PAGE as usize]));
         Gpa(first)
+    }
+
+    /// Forgets what was given out: a guest starts anew.
+    pub fn restart(&mut self) {
+        (self.next, self.used) = (PAGE, 0);
+        self.free.clear();
     }
 
     pub fn give_back(&mut self, page: Gpa) {
@@ -132,20 +139,26 @@ impl Ram {
 
     /// Fills a page with one word.
     pub fn stamp(&self, page: Gpa, word: u64) {
-        for at in (0..PAGE).step_by(8) {
-            self.store(Gpa(page.0 + at), word);
-        }
+        self.write(page, &stamped(word));
     }
 
     /// Whether a page holds nothing but `word`.
     pub fn is_stamped(&self, page: Gpa, word: u64) -> bool {
-        (0..PAGE).step_by(8).all(|at| self.load(Gpa(page.0 + at)) == word)
+        let mut bytes = [0; PAGE as usize];
+        self.read(page, &mut bytes);
+        bytes == stamped(word)
     }
 
     /// Whether a page holds `word` anywhere.
     pub fn has(&self, page: Gpa, word: u64) -> bool {
         (0..PAGE).step_by(8).any(|at| self.load(Gpa(page.0 + at)) == word)
     }
+}
+
+fn stamped(word: u64) -> [u8; PAGE as usize] {
+    let mut bytes = [0; PAGE as usize];
+    bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&word.to_le_bytes()));
+    bytes
 }
 
 fn segment(backing: &Arc<HeapMemory>, offset: usize, len: u64) -> Segment {
@@ -260,6 +273,11 @@ impl Space {
             f(self.physical(here), done..done + piece);
             done += piece;
         }
+    }
+
+    /// The pages of its tables.
+    pub fn tables(&self) -> impl Iterator<Item = Gpa> + '_ {
+        self.tables.iter().copied()
     }
 
     /// Every word of its tables, by address.

@@ -6,7 +6,8 @@
 //!     │ ──── accelerator.rs (idxd) ──► dsa Device ─► Engine ─────┴─► Vm ─► Ram
 //!     └───── memory.rs (page tables, processes' memory) ─────────────────► Ram
 //! ```
-#![allow(dead_code, unreachable_pub, missing_docs)]
+// Each test binary uses a part of it.
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 
 pub mod accelerator;
 pub mod drive;
@@ -16,12 +17,14 @@ pub mod rig;
 pub mod scenarios;
 pub mod unit;
 
+use std::sync::atomic::Ordering;
+
 use dsa::spec::{CompletionRecord, Status};
 
 pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
 pub use memory::{pasid, Space, PAGE};
-pub use rig::{Rig, DEVICE};
+pub use rig::{Rig, DEVICE, RAM};
 pub use unit::Unit;
 
 /// How a scenario ends: well, or with what went wrong, so that builds with a deliberate defect can
@@ -58,6 +61,7 @@ impl Guest {
     /// Boots on `rig`.
     pub fn boot_on(mut rig: Rig) -> Verdict<Self> {
         let unit = Unit::boot(&mut rig)?;
+        equal(rig.misplaced.load(Ordering::Relaxed), 0, "BARs in the wrong place")?;
         let accelerator = Accelerator::probe(&rig)?;
         let guest = Self { rig, unit, accelerator };
         guest.accelerator.configure(&guest.rig)?;

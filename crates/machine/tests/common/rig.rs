@@ -16,6 +16,8 @@ use super::Verdict;
 
 /// The accelerator, 00:10.0.
 pub const DEVICE: RequesterId = RequesterId::from_bits(0x0080);
+/// The accelerator and the carrier, as they report memory.
+pub const REPORTERS: [ReporterId; 2] = [ReporterId(0), ReporterId(1)];
 /// Bytes of a guest's memory.
 pub const RAM: u64 = 32 << 20;
 
@@ -57,6 +59,8 @@ pub struct Rig {
     pub host: SoftwareHost,
     pub machine: Arc<Machine<SoftwareVm>>,
     pub carrier: IommuFunction,
+    /// How often the carrier's BAR was decoded in the wrong place.
+    pub misplaced: Arc<AtomicU64>,
     pub device: Device,
     pub messages: Arc<Messages>,
     pub vectors: Arc<Vectors>,
@@ -65,11 +69,11 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(drive: Drive) -> Self {
-        Self::on(&SoftwareHost::new(), drive)
+        Self::on(&SoftwareHost::new(), drive, RAM)
     }
 
-    /// A machine on `host`, whose two functions have reported the same memory.
-    pub fn on(host: &SoftwareHost, drive: Drive) -> Self {
+    /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
+    pub fn on(host: &SoftwareHost, drive: Drive, ram: u64) -> Self {
         let vm = host.create_vm(VmConfig { name: "guest".into() }).expect("room for a VM");
         let endpoint = vm.attach(DEVICE).expect("the first device");
         let device = Device::new(Config::default(), endpoint).expect("the default device");
@@ -84,15 +88,24 @@ impl Rig {
         let caps = Caps::new(Options::default()).expect("the default unit");
         let waker = Arc::new(move || bell.ring());
         let machine = Arc::new(Machine::new(vm, caps, messages.clone(), waker));
-        let misplaced = Box::new(|misplaced| panic!("{misplaced}"));
-        let carrier = IommuFunction::new(machine.clone(), CARRIER_BAR_ADDRESS, misplaced);
+        let misplaced = Arc::<AtomicU64>::default();
+        let count = misplaced.clone();
+        let tell = Box::new(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let carrier = IommuFunction::new(machine.clone(), CARRIER_BAR_ADDRESS, tell);
         let carrier = carrier.expect("the carrier's layout");
-        let ram = Ram::new(RAM);
-        for reporter in [0, 1] {
-            machine.map(ReporterId(reporter), ram.claim()).expect("the same memory");
-        }
         let driver = Driver::new(drive, &machine, &device, &bells);
-        Self { driver, host: host.clone(), machine, carrier, device, messages, vectors, ram }
+        let (host, ram) = (host.clone(), Ram::new(ram));
+        let rig =
+            Self { driver, host, machine, carrier, misplaced, device, messages, vectors, ram };
+        REPORTERS.into_iter().for_each(|reporter| rig.report(reporter));
+        rig
+    }
+
+    /// A function reports the memory, which it has not yet.
+    pub fn report(&self, reporter: ReporterId) {
+        self.machine.map(reporter, self.ram.claim()).expect("the same memory");
     }
 
     /// Waits until `done`; tells what it waited for if that does not come.
@@ -100,9 +113,9 @@ impl Rig {
         self.driver.wait(&self.machine, what, done)
     }
 
-    /// Works until nothing is left to do.
-    pub fn settle(&self) {
-        while self.driver.round(&self.machine) {}
+    /// Works until nothing is left to do; nothing is to do here if threads do it.
+    pub fn settle(&self) -> Verdict {
+        self.wait("the end of all work", || !self.driver.round(&self.machine))
     }
 
     /// What is cached of the guest's tables now, and how many devices are attached.

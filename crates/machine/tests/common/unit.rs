@@ -19,6 +19,7 @@ pub const FSTS: u64 = 0x34;
 pub const FECTL: u64 = 0x38;
 pub const FEDATA: u64 = 0x3c;
 pub const FEADDR: u64 = 0x40;
+pub const IQH: u64 = 0x80;
 pub const IQT: u64 = 0x88;
 pub const IQA: u64 = 0x90;
 
@@ -184,7 +185,8 @@ impl Unit {
         entry_at(ram, slot, pasid)
     }
 
-    fn present_entry(&self, ram: &Ram, pasid: Pasid) -> Verdict<Gpa> {
+    /// Where the entry of a PASID is that is bound.
+    pub fn present_entry(&self, ram: &Ram, pasid: Pasid) -> Verdict<Gpa> {
         let slot = Gpa(self.directory.0 + 8 * (number(pasid) / PASIDS_PER_TABLE));
         check(ram.load(slot) & 1 == 1, "the PASID has a table")?;
         let entry = entry_at(ram, slot, pasid);

@@ -2,9 +2,10 @@
 
 use dsa::spec::Status;
 
+use super::super::accelerator::{copy, copy_as};
 use super::super::memory::{ACCESSED, DIRTY, LARGE_PAGE};
 use super::super::random::Random;
-use super::super::{check, equal, succeeded, Drive, Guest, Verdict, DEDICATED, OTHER, PAGE};
+use super::super::{check, equal, succeeded, Drive, Guest, Space, Verdict, DEDICATED, OTHER, PAGE};
 use super::{COPY, DESTINATION, RECORD, SOURCE};
 
 /// Copies of all sizes by first-stage translations, unaligned, across pages and across 2 MiB.
@@ -35,15 +36,16 @@ pub fn copies(drive: Drive) -> Verdict {
     equal((counters.descriptors, counters.errors()), (7, 0), "descriptors and errors")
 }
 
-/// Two processes with the same addresses and two queues see their own memory.
+/// Two processes with the same addresses and two queues see their own memory. They copy different
+/// amounts, so that it shows if each did the other's work.
 pub fn isolation(drive: Drive) -> Verdict {
-    const LEN: u32 = 50_000;
+    const LENS: [usize; 2] = [50_000, 20_001];
     let mut guest = Guest::boot(drive)?;
     let mut spaces = Vec::new();
     for (queue, number) in [(DEDICATED, 0x10), (OTHER, 0x11)] {
         let mut space = guest.process(number)?;
         for at in [SOURCE, DESTINATION] {
-            space.allocate(&mut guest.rig.ram, at, LEN.into());
+            space.allocate(&mut guest.rig.ram, at, LENS[0] as u64);
         }
         space.allocate(&mut guest.rig.ram, RECORD, 1);
         guest.accelerator.open(&guest.rig, queue, space.pasid)?;
@@ -51,19 +53,20 @@ pub fn isolation(drive: Drive) -> Verdict {
     }
     let mut random = Random::new(2);
     for round in 0..20 {
-        let mut written = Vec::new();
-        for (queue, space) in &spaces {
-            let data = random.bytes(LEN as usize);
+        let mut expected = Vec::new();
+        for ((queue, space), len) in spaces.iter().zip(LENS) {
+            let mut data = random.bytes(LENS[0]);
             space.write(&guest.rig.ram, SOURCE, &data);
+            space.write(&guest.rig.ram, DESTINATION, &[0; LENS[0]]);
             space.write(&guest.rig.ram, RECORD, &[0; 32]);
-            let descriptor = super::super::accelerator::copy(COPY, LEN);
-            guest.accelerator.store(&guest.rig, *queue, &descriptor);
-            written.push(data);
+            guest.accelerator.store(&guest.rig, *queue, &copy(COPY, len as u32));
+            data[len..].fill(0);
+            expected.push(data);
         }
-        for ((_, space), data) in spaces.iter().zip(written) {
+        for ((_, space), data) in spaces.iter().zip(expected) {
             succeeded(&guest.wait_record(space, RECORD)?)?;
             let copied = space.read(&guest.rig.ram, DESTINATION, data.len());
-            check(copied == data, &format!("round {round}: its own bytes"))?;
+            check(copied == data, &format!("round {round}: its own bytes, and no more"))?;
         }
     }
     Ok(())
@@ -81,11 +84,11 @@ pub fn forged_pasid(drive: Drive) -> Verdict {
         space.write(&guest.rig.ram, SOURCE, content);
     }
     guest.accelerator.open(&guest.rig, DEDICATED, own.pasid)?;
-    let forged = super::super::accelerator::copy_as(victim.pasid, COPY, 4);
+    let forged = copy_as(victim.pasid, COPY, 4);
     guest.accelerator.store(&guest.rig, DEDICATED, &forged);
     let ended = || [&own, &victim].iter().any(|s| s.read(&guest.rig.ram, RECORD, 1) != [0]);
     guest.rig.wait("a record", ended)?;
-    guest.rig.settle();
+    guest.rig.settle()?;
     succeeded(&guest.wait_record(&own, RECORD)?)?;
     equal(own.read(&guest.rig.ram, DESTINATION, 4), b"mine".to_vec(), "its own memory")?;
     let untouched = victim.read(&guest.rig.ram, DESTINATION, 4);
@@ -106,7 +109,7 @@ pub fn accessed_dirty(drive: Drive) -> Verdict {
     // The middle two pages of the source, the last four of the destination.
     let (from, to) = (SOURCE + 3 * PAGE, DESTINATION + 4 * PAGE);
     let (read, written) = (2 * PAGE, 4 * PAGE);
-    let mut mark = |guest: &mut Guest, space: &mut super::super::Space, at, level, bits| {
+    let mut mark = |guest: &mut Guest, space: &mut Space, at, level, bits| {
         let entry = space.entry(&mut guest.rig.ram, at, level);
         *expected.get_mut(&entry.0).expect("an entry of a table") |= bits;
     };

@@ -38,7 +38,7 @@ fn submit(guest: &Guest, times: u64) -> Verdict {
 pub fn unbound_pasid(drive: Drive) -> Verdict {
     let (guest, space) = guest_with_unbound_queue(drive)?;
     submit(&guest, 1)?;
-    guest.rig.settle();
+    guest.rig.settle()?;
     equal(space.read(&guest.rig.ram, DESTINATION, 6), vec![0; 6], "the destination")?;
     equal(space.read(&guest.rig.ram, COPY[2], 32), vec![0; 32], "the record")?;
 
@@ -68,7 +68,7 @@ pub fn fault_message(drive: Drive) -> Verdict {
     let (guest, _space) = guest_with_unbound_queue(drive)?;
     let message = || guest.rig.messages.take();
     submit(&guest, 1)?;
-    guest.rig.settle();
+    guest.rig.settle()?;
     guest.rig.wait("both faults", || guest.rig.machine.unit_counters().faults_recorded >= 2)?;
     equal(message(), vec![FAULT_MESSAGE], "messages of the first faults")?;
     submit(&guest, 2)?;

@@ -5,17 +5,21 @@ use mem::Gpa;
 use pci::Function;
 
 use super::super::accelerator::{self, Command, ACTIVE, CMDSTATUS};
-use super::super::{check, equal, pasid, Drive, Guest, Space, Verdict, DEDICATED, DEVICE, PAGE};
+use super::super::{
+    check, equal, pasid, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED, DEVICE, PAGE, RAM,
+};
 use super::{DESTINATION, RECORD, SOURCE};
 
 /// Pages that a copy covers.
 const PAGES: u64 = 64;
 const LEN: u32 = (PAGES * PAGE) as u32;
 /// Copies that are under way.
-const COPIES: u64 = 4;
+const COPIES: u64 = 15;
 /// What the guest's own data is.
 const DATA: u64 = 0x0123_4567_89ab_cdef;
-/// What a page holds that no longer belongs to the process.
+/// What a source holds that no longer belongs to the process.
+const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+/// What a destination holds that no longer belongs to the process.
 const TAKEN: u64 = 0xdead_dead_dead_dead;
 
 /// A process with a source and destinations for [`COPIES`], and its queue.
@@ -25,7 +29,7 @@ fn process(guest: &mut Guest) -> Verdict<Space> {
         space.allocate(&mut guest.rig.ram, at, PAGE);
     }
     space.allocate(&mut guest.rig.ram, RECORD, 1);
-    for at in (SOURCE..SOURCE + u64::from(LEN)).step_by(PAGE as usize) {
+    for at in pages_of(SOURCE) {
         guest.rig.ram.stamp(space.page(at), DATA);
     }
     guest.accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
@@ -34,7 +38,11 @@ fn process(guest: &mut Guest) -> Verdict<Space> {
 
 /// Virtual addresses of the pages of source and destination.
 fn pages() -> impl Iterator<Item = u64> {
-    [SOURCE, DESTINATION].into_iter().flat_map(|base| (0..PAGES).map(move |i| base + i * PAGE))
+    pages_of(SOURCE).chain(pages_of(DESTINATION))
+}
+
+fn pages_of(base: u64) -> impl Iterator<Item = u64> + Clone {
+    (0..PAGES).map(move |index| base + index * PAGE)
 }
 
 /// Submits the copies, all to the same place.
@@ -52,21 +60,21 @@ pub fn unmap_under_copy(drive: Drive, rounds: u32) -> Verdict {
     let mut guest = Guest::boot(drive)?;
     let mut space = process(&mut guest)?;
     for round in 0..rounds {
-        submit(&guest, &space);
-        // Lets the copies get into their stride, a little further each time.
         let begun = guest.rig.device.counters().descriptors;
-        let mut patience = round % 7 * 40;
-        guest.rig.wait("a copy", || {
-            patience = patience.saturating_sub(1);
-            patience == 0 || guest.rig.device.counters().descriptors > begun
-        })?;
+        submit(&guest, &space);
+        guest.rig.wait("a copy", || guest.rig.device.counters().descriptors > begun)?;
+        // Lets it get a little further, as far as the round says.
+        guest.rig.driver.step_engines(round as usize % 5);
+        (0..round % 7 * 200).for_each(|_| std::hint::spin_loop());
         let ram = &mut guest.rig.ram;
-        let old: Vec<Gpa> = pages().map(|at| space.unmap(ram, at)).collect();
+        let old = [SOURCE, DESTINATION]
+            .map(|base| pages_of(base).map(|at| space.unmap(ram, at)).collect::<Vec<Gpa>>());
         for base in [SOURCE, DESTINATION] {
             guest.unit.flush_pages(&guest.rig, &space, base, PAGES.trailing_zeros())?;
         }
         // They belong to somebody else now.
-        old.iter().for_each(|page| guest.rig.ram.stamp(*page, TAKEN));
+        old[1].iter().for_each(|page| guest.rig.ram.stamp(*page, TAKEN));
+        old[0].iter().for_each(|page| guest.rig.ram.stamp(*page, SECRET));
         let ram = &mut guest.rig.ram;
         for at in pages() {
             let page = ram.page();
@@ -76,11 +84,14 @@ pub fn unmap_under_copy(drive: Drive, rounds: u32) -> Verdict {
         for index in 0..COPIES {
             guest.wait_record(&space, RECORD + 32 * index)?;
         }
+        let record = guest.copy(DEDICATED, &space, [SOURCE, DESTINATION, RECORD], LEN)?;
+        succeeded(&record)?;
         let ram = &mut guest.rig.ram;
-        check(old.iter().all(|page| ram.is_stamped(*page, TAKEN)), "a byte went to an old page")?;
-        let stale = pages().any(|at| ram.has(space.page(at), TAKEN));
+        let untouched = old[1].iter().all(|page| ram.is_stamped(*page, TAKEN));
+        check(untouched, "a byte went to an old page")?;
+        let stale = pages_of(DESTINATION).any(|at| ram.has(space.page(at), SECRET));
         check(!stale, "a byte came from an old page")?;
-        old.into_iter().for_each(|page| ram.give_back(page));
+        old.into_iter().flatten().for_each(|page| ram.give_back(page));
     }
     Ok(())
 }
@@ -90,7 +101,7 @@ pub fn reset_under_copy() -> Verdict {
     let mut guest = Guest::boot(Drive::Inline)?;
     let space = process(&mut guest)?;
     let device = guest.rig.device.clone();
-    let destination = || (0..PAGES).map(|i| DESTINATION + i * PAGE).map(|at| space.page(at));
+    let destination = || pages_of(DESTINATION).map(|at| space.page(at));
     let resets: [fn(&Guest) -> Verdict; 2] = [reset_device, reset_function];
     for reset in resets {
         submit(&guest, &space);
@@ -99,7 +110,7 @@ pub fn reset_under_copy() -> Verdict {
         let abandoned = device.counters().abandoned;
         reset(&guest)?;
         destination().for_each(|page| guest.rig.ram.stamp(page, TAKEN));
-        guest.rig.settle();
+        guest.rig.settle()?;
         let untouched = destination().all(|page| guest.rig.ram.is_stamped(page, TAKEN));
         check(untouched, "a byte was written after the reset")?;
         let records = space.read(&guest.rig.ram, RECORD, 32 * COPIES as usize);
@@ -111,7 +122,7 @@ pub fn reset_under_copy() -> Verdict {
         accelerator.configure(&guest.rig)?;
         accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
         let record = guest.copy(DEDICATED, &space, [SOURCE, DESTINATION, RECORD], LEN)?;
-        super::super::succeeded(&record)?;
+        succeeded(&record)?;
         destination().try_for_each(|page| {
             check(guest.rig.ram.is_stamped(page, DATA), "a copy after the reset")
         })?;
@@ -152,14 +163,9 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     let vm = guest.rig.machine.vm().clone();
     let ticket = guest.rig.machine.close();
     guest.rig.wait("the end of the VM", || vm.is_complete(ticket))?;
-    let destination = (0..PAGES).map(|i| space.page(DESTINATION + i * PAGE));
+    let destination = pages_of(DESTINATION).map(|at| space.page(at));
     destination.clone().for_each(|page| guest.rig.ram.stamp(page, TAKEN));
-    let over = || {
-        let counters = device.counters();
-        counters.descriptors - counters.errors() - counters.abandoned == 0
-    };
-    let _ = over;
-    guest.rig.settle();
+    guest.rig.settle()?;
     check(destination.clone().all(|page| guest.rig.ram.is_stamped(page, TAKEN)), "a late byte")?;
     equal(guest.rig.footprint(), [0; 3], "cached entries and devices")?;
     equal(guest.rig.host.vms(), 0, "VMs of the host")?;
@@ -170,7 +176,7 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     // Its registers still answer, and the next VM is none the wiser.
     guest.rig.device.bar_read(0, 0, &mut [0; 4]);
     guest.rig.carrier.bar_read(0, 0, &mut [0; 4]);
-    let next = super::super::Rig::on(&guest.rig.host, drive);
+    let next = Rig::on(&guest.rig.host, drive, RAM);
     let mut next = Guest::boot_on(next)?;
     let mut space = Space::new(&mut next.rig.ram, pasid(0x10));
     for at in super::COPY {
@@ -179,6 +185,6 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     next.unit.bind(&mut next.rig, &space)?;
     space.write(&next.rig.ram, SOURCE, b"next");
     next.accelerator.open(&next.rig, DEDICATED, space.pasid)?;
-    super::super::succeeded(&next.copy(DEDICATED, &space, super::COPY, 4)?)?;
+    succeeded(&next.copy(DEDICATED, &space, super::COPY, 4)?)?;
     equal(space.read(&next.rig.ram, DESTINATION, 4), b"next".to_vec(), "the next VM's copy")
 }

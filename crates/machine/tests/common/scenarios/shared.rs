@@ -67,7 +67,7 @@ pub fn plain_stores_to_shared() -> Verdict {
     let [space, _] = processes(&mut guest)?;
     let before = guest.rig.device.counters();
     guest.accelerator.store(&guest.rig, SHARED, &copy_as(space.pasid, COPY, 64));
-    guest.rig.settle();
+    guest.rig.settle()?;
     let after = guest.rig.device.counters();
     equal(after.descriptors, before.descriptors, "descriptors taken up")?;
     equal(after.portal_ignored, before.portal_ignored + 1, "stores ignored")?;
