@@ -7,14 +7,15 @@
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
-use core::ffi::c_void;
 use core::fmt;
-use core::ptr::{null_mut, NonNull};
+use core::ptr::NonNull;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{FileType, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::{FileOffset, MmapRegion};
 
 use crate::{Access, Backing, BackingId};
 
@@ -107,7 +108,7 @@ fn system(call: &'static str) -> impl Fn(Errno) -> MapError {
 /// A file that may be mapped.
 #[derive(Debug)]
 pub struct SealedFile {
-    fd: OwnedFd,
+    file: Arc<File>,
     dev: u64,
     ino: u64,
     writable: bool,
@@ -139,7 +140,8 @@ impl SealedFile {
         if mode == OFlags::WRONLY {
             return Err(MapError::Forbidden { access: Access::Read });
         }
-        Ok(Self { fd, dev: stat.st_dev, ino: stat.st_ino, writable: mode == OFlags::RDWR })
+        let file = Arc::new(File::from(fd));
+        Ok(Self { file, dev: stat.st_dev, ino: stat.st_ino, writable: mode == OFlags::RDWR })
     }
 
     /// The identity of the byte at `offset`.
@@ -149,7 +151,7 @@ impl SealedFile {
 
     /// The file's length in bytes, now. A sealed file can still grow.
     fn file_len(&self) -> Result<u64, MapError> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(system("fstat"))?;
+        let stat = rustix::fs::fstat(&*self.file).map_err(system("fstat"))?;
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
@@ -171,8 +173,8 @@ impl SealedFile {
 
 /// A part of a file, mapped: gone from the address space when the last reference is.
 pub struct Mapping {
+    region: MmapRegion<()>,
     base: NonNull<u8>,
-    len: usize,
     access: Access,
 }
 
@@ -185,25 +187,29 @@ impl Mapping {
             Access::Read => ProtFlags::READ,
             Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing else uses.
-        let base = unsafe {
-            rustix::mm::mmap(null_mut(), len, protection, MapFlags::SHARED, &file.fd, offset)
-        };
-        let base = base.map_err(system("mmap"))?.cast::<u8>();
-        let base = NonNull::new(base).ok_or(system("mmap")(Errno::NOMEM))?;
-        Ok(Self { base, len, access })
+        let region = MmapRegion::build(
+            Some(FileOffset::from_arc(file.file.clone(), offset)),
+            len,
+            protection.bits() as i32,
+            MapFlags::SHARED.bits() as i32,
+        );
+        let region = region.map_err(|error| system("mmap")(errno(&error)))?;
+        let base = NonNull::new(region.as_ptr()).ok_or(system("mmap")(Errno::NOMEM))?;
+        Ok(Self { region, base, access })
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: these bytes were mapped by `new`, and whoever points in holds this value.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
-        debug_assert_eq!(unmapped, Ok(()));
+/// The system's error number in an error of `mmap`.
+fn errno(error: &vm_memory::mmap::MmapRegionError) -> Errno {
+    match error {
+        vm_memory::mmap::MmapRegionError::Mmap(error) => {
+            Errno::from_io_error(error).unwrap_or(Errno::INVAL)
+        }
+        _ => Errno::INVAL,
     }
 }
 
-// SAFETY: the value owns its mapping, and hands out its address only.
+// SAFETY: the pointer is the region's own, which is `Send` itself.
 unsafe impl Send for Mapping {}
 // SAFETY: no method of the value touches the bytes.
 unsafe impl Sync for Mapping {}
@@ -217,7 +223,7 @@ unsafe impl Backing for Mapping {
     }
 
     fn len(&self) -> usize {
-        self.len
+        self.region.size()
     }
 
     fn access(&self) -> Access {
@@ -227,8 +233,8 @@ unsafe impl Backing for Mapping {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { base: _, len, access } = self;
-        f.debug_struct("Mapping").field("len", len).field("access", access).finish_non_exhaustive()
+        let Self { region, base: _, access } = self;
+        f.debug_struct("Mapping").field("len", &region.size()).field("access", access).finish_non_exhaustive()
     }
 }
 

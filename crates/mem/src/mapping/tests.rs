@@ -64,7 +64,7 @@ fn ranges_lie_inside_the_file_and_on_page_borders() {
         assert_eq!(refused(offset, len), MapError::PastEnd { offset, len, file_len: LEN });
     }
     // A sealed file may grow, and then there is more to map.
-    ftruncate(&file.fd, 2 * LEN).unwrap();
+    ftruncate(&*file.file, 2 * LEN).unwrap();
     mappings.map(&file, LEN, 0x1000, Access::Write).unwrap();
 }
 
