@@ -234,7 +234,10 @@ unsafe impl Backing for Mapping {
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { region, base: _, access } = self;
-        f.debug_struct("Mapping").field("len", &region.size()).field("access", access).finish_non_exhaustive()
+        f.debug_struct("Mapping")
+            .field("len", &region.size())
+            .field("access", access)
+            .finish_non_exhaustive()
     }
 }
 

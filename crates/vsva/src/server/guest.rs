@@ -21,6 +21,7 @@ use super::life::Life;
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
 use super::router::Router;
+use super::settled::Settled;
 use super::ServeError;
 use crate::qemu::{Devices, PciSocket};
 
@@ -77,7 +78,11 @@ impl GuestPlace {
             Box::new(move |misplaced| notices.say(misplaced)),
         )?;
         let functions: [(u8, &str, Arc<dyn Function>); 2] = [
-            (ACCELERATOR_DEVICE, "dsa", Arc::new(shared.accelerator.clone())),
+            (
+                ACCELERATOR_DEVICE,
+                "dsa",
+                Arc::new(Settled::new(shared.accelerator.clone(), shared.machine.vm().clone())),
+            ),
             (CARRIER_DEVICE, "iommu", Arc::new(carrier)),
         ];
         let dmar = dir.join(format!("{name}-dmar.aml"));

@@ -17,6 +17,7 @@ mod platform;
 mod resources;
 mod router;
 mod sabotage;
+mod settled;
 mod shared_queue;
 
 use std::io;

@@ -1,19 +1,14 @@
 //! What one function's client reports: memory, and its own life.
 
 use std::sync::{Arc, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use iommu::{Ticket, Vm as _};
+use iommu::Ticket;
 use mem::{Access, Claim, MapError, ReporterId, SealedFile};
 use pci::Function;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
 
 use super::guest::Shared;
-
-/// Longest wait for accesses in flight when memory is withdrawn. They are bounded pieces of work;
-/// if one takes this long, something is broken, and the client is told that its memory is in use.
-const WITHDRAW_LIMIT: Duration = Duration::from_secs(5);
+use super::settled::settle;
 
 /// One function of a guest, as its transport's platform.
 pub(super) struct FunctionPlatform {
@@ -36,17 +31,14 @@ impl FunctionPlatform {
         Ok(Some(Claim { range: map.range, id, backing, offset: 0, access }))
     }
 
-    /// Waits until nothing uses what was withdrawn.
+    /// Waits until nothing uses what was withdrawn. If an access does not end, something is broken,
+    /// and the client is told that its memory is in use.
     fn settle(&self, ticket: Ticket) -> Result<(), DmaRefusal> {
-        let limit = Instant::now() + WITHDRAW_LIMIT;
-        while !self.shared.machine.vm().is_complete(ticket) {
-            if Instant::now() >= limit {
-                self.shared.notices.say("an access did not end in time; memory stays mapped");
-                return Err(DmaRefusal { errno: Errno::BUSY });
-            }
-            thread::yield_now();
+        if settle(self.shared.machine.vm(), ticket) {
+            return Ok(());
         }
-        Ok(())
+        self.shared.notices.say("an access did not end in time; memory stays mapped");
+        Err(DmaRefusal { errno: Errno::BUSY })
     }
 }
 
