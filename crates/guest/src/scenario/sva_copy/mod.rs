@@ -236,7 +236,11 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     };
     let mut by_subject = SUBJECTS.each_ref().map(|_| Tally::default());
     for kind in Kind::ALL {
-        let (back, tally, backing) = over_kind(bench, kind, &mut by_subject)?;
+        let over = over_kind(bench, kind, &mut by_subject);
+        if over.is_err() {
+            report_failed(report, &by_subject);
+        }
+        let (back, tally, backing) = over?;
         bench = back;
         let outcome =
             tally.outcome("all operations").and_then(|text| Ok(format!("{text}; {}", backing?)));
@@ -254,6 +258,15 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
         }
     }
     Ok(bench.counts())
+}
+
+/// Reports the operations that failed so far, when the scenario ends early.
+fn report_failed(report: &mut Report, by_subject: &[Tally]) {
+    for (subject, tally) in SUBJECTS.iter().zip(by_subject) {
+        if let Some(failure) = &tally.failure {
+            report.check(subject.name, Err(failure.clone()));
+        }
+    }
 }
 
 /// Runs every operation over one kind of memory.
