@@ -34,6 +34,10 @@ pub enum Command {
     /// Boot an unmodified Linux guest on our IOMMU and accelerator, and check what they do.
     Lab(LabArgs),
     /// Serve the IOMMU and the accelerator to a QEMU of your own.
+    ///
+    /// Prints the arguments that give each guest its devices, then a line whenever a guest comes or goes or does
+    /// something that its user should know. A guest may end in any way and be started again with the same arguments,
+    /// without notice to the others. Ctrl-C ends the server and removes what it made in DIR.
     Serve(ServeArgs),
 }
 
@@ -81,13 +85,15 @@ pub struct LabArgs {
 /// Options of `vsva serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Make the sockets and ACPI tables in this directory.
+    /// Make the sockets and ACPI tables in this directory, which nobody else may be able to write to; it is made if it
+    /// is not there.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// How many guests can be connected at a time.
+    /// How many guests can be connected at a time, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub guests: u32,
-    /// Map guest memory from files that their owner could shrink, at the risk of being killed by SIGBUS.
+    /// Take guest memory from files that are not sealed against shrinking (F_SEAL_SHRINK), too. Whoever shrinks such
+    /// a file kills the server, and with it every guest's devices.
     #[arg(long)]
     pub allow_unsealed: bool,
 }

@@ -1,6 +1,6 @@
 //! `vsva serve`: places for a user's own QEMUs.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mem::Policy;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
+use crate::qemu::Devices;
 use crate::server::{GuestPlace, ServeError, Server};
 use crate::stop::Stop;
 
@@ -47,7 +50,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Others can write to the directory, and so could replace the sockets.
-    #[error("{}: mode {mode:03o}, owner {owner}: the directory must be yours alone (chmod 700, or another --dir)", path.display())]
+    #[error("{}: mode {mode:03o}, owner {owner}: nobody else may be able to write there (chmod 700 it, or choose another --dir)", path.display())]
     NotPrivate {
         /// The directory.
         path: PathBuf,
@@ -55,6 +58,18 @@ pub enum Error {
         mode: u32,
         /// Its owner.
         owner: u32,
+    },
+    /// Another server uses the directory.
+    #[error("{}: another vsva serves from this directory; end it, or choose another --dir", path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// QEMU could not be told of the directory on its command line.
+    #[error("{path:?}: the directory's name is not UTF-8, which QEMU's arguments are (--dir)")]
+    NotUnicode {
+        /// The directory.
+        path: PathBuf,
     },
     /// Signals cannot be handled.
     #[error("signals cannot be handled: {0}")]
@@ -73,38 +88,27 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
         return Err(Error::Guests { got: options.guests });
     }
     let stop = Stop::on_signals().map_err(Error::Signals)?;
-    let dir = private_dir(&options.dir)?;
+    let dir = Directory::new(&options.dir)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
     let server = Server::new(policy, say.clone());
-    let mut places = Places { open: Vec::new() };
+    let (mut places, mut introductions) = (Vec::new(), Vec::new());
     for index in 0..options.guests {
         let name = format!("guest{index}");
-        let place = server.add_guest(&dir, &name)?;
-        say(&introduction(&name, &place));
-        places.open.push((name, place, Watch::default()));
+        // Dropped and so closed however this function ends.
+        let place = server.add_guest(&dir.path, &name)?;
+        introductions.push(introduction(&name, place.devices()));
+        places.push((place, Watch::default()));
     }
-    say("Ready. Ctrl-C ends the server.");
+    // Not before all is there: what is printed can be used.
+    introductions.iter().for_each(|text| say(text));
+    say(&closing_words(&dir.path));
     while stop.pause(Instant::now() + LOOK).is_ok() {
-        for (name, place, watch) in &mut places.open {
-            for line in watch.look(place) {
-                say(&format!("{name}: {line}"));
-            }
+        for (place, watch) in &mut places {
+            watch.look(place);
         }
     }
+    say("Stopped: sockets and tables are removed.");
     Ok(())
-}
-
-/// Closes what is open, however the server ends.
-struct Places {
-    open: Vec<(String, GuestPlace, Watch)>,
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        for (_, place, _) in self.open.drain(..) {
-            place.close();
-        }
-    }
 }
 
 /// What was last said about a place.
@@ -116,59 +120,85 @@ struct Watch {
 }
 
 impl Watch {
-    fn look(&mut self, place: &GuestPlace) -> Vec<String> {
-        let mut lines = Vec::new();
+    /// Says what happened since the last look.
+    fn look(&mut self, place: &GuestPlace) {
         let lives = place.lives();
         if lives != self.lives {
             self.lives = lives;
             self.connected = true;
             self.descriptors = place.accelerator().counters().descriptors;
-            lines.push(format!("connected (number {lives} on this place)"));
+            place.say(format_args!("connected (guest number {lives} in this place)"));
         }
         if self.connected {
             if let Ok(took) = place.wait_ended(Duration::ZERO) {
                 self.connected = false;
                 let executed = place.accelerator().counters().descriptors - self.descriptors;
-                lines.push(format!(
-                    "ended after {executed} descriptors; everything freed in {:.1} ms; the place is free again",
+                place.say(format_args!(
+                    "gone after {executed} descriptors; everything freed in {:.1} ms; the place is free again",
                     took.as_secs_f64() * 1e3
                 ));
             }
         }
-        lines
+        place.say_suppressed();
     }
 }
 
-/// The directory, made if it is not there, and the user's alone.
-fn private_dir(path: &Path) -> Result<PathBuf, Error> {
-    let failed = |source| Error::Dir { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    let dir = path.canonicalize().map_err(failed)?;
-    let about = fs::metadata(&dir).map_err(failed)?;
-    let mode = about.mode() & 0o777;
-    if mode & 0o022 != 0 || about.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::NotPrivate { path: dir, mode, owner: about.uid() });
+/// A directory that is the user's and this server's alone.
+struct Directory {
+    path: PathBuf,
+    /// Locked for as long as the server lives.
+    _lock: File,
+}
+
+impl Directory {
+    /// The directory at `path`, made if it is not there.
+    fn new(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Dir { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let path = path.canonicalize().map_err(failed)?;
+        if path.to_str().is_none() {
+            return Err(Error::NotUnicode { path });
+        }
+        let lock = File::open(&path).map_err(failed)?;
+        let about = lock.metadata().map_err(failed)?;
+        let mode = about.mode() & 0o777;
+        if mode & 0o022 != 0 || about.uid() != rustix::process::geteuid().as_raw() {
+            return Err(Error::NotPrivate { path, mode, owner: about.uid() });
+        }
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(Errno::WOULDBLOCK) => Err(Error::Busy { path }),
+            Err(errno) => Err(failed(errno.into())),
+        }
     }
-    Ok(dir)
 }
 
 /// What a user pastes.
-fn introduction(name: &str, place: &GuestPlace) -> String {
+fn introduction(name: &str, devices: &Devices) -> String {
     let mut text = format!(
-        "{name}: add to your command line of qemu-system-x86_64 (10.1 or newer)\n\n    \
-         -machine q35,memory-backend=ram -object memory-backend-memfd,id=ram,share=on,size=2G -m 2G \\\n    \
+        "{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
+         -machine q35,memory-backend=ram -m 2G \\\n    \
+         -object memory-backend-memfd,id=ram,share=on,size=2G \\\n    \
          -cpu max,la57=off"
     );
-    let arguments = place.devices().arguments();
-    for pair in arguments.chunks(2) {
+    for pair in devices.arguments().chunks(2) {
         let quoted: Vec<_> = pair.iter().map(|part| quoted(&part.to_string_lossy())).collect();
         text.push_str(" \\\n    ");
         text.push_str(&quoted.join(" "));
     }
-    text.push_str(
-        "\n\n  and to the guest kernel's: intel_iommu=on,sm_on (and setcpuid=movdir64b under software emulation)\n",
-    );
+    text.push('\n');
     text
+}
+
+/// What holds for every guest.
+fn closing_words(dir: &Path) -> String {
+    format!(
+        "Another size of memory: change both 2G. With KVM: -accel kvm -cpu host,la57=off.\n\
+         The guest kernel's command line needs intel_iommu=on,sm_on, and setcpuid=movdir64b where the\n\
+         processor has no MOVDIR64B (no KVM, or an old one).\n\
+         Ready in {}; Ctrl-C ends the server.",
+        dir.display()
+    )
 }
 
 /// As a shell takes it for one word.
@@ -182,9 +212,11 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::qemu::PciSocket;
 
     #[test]
     fn words_survive_a_shell() {
@@ -197,9 +229,47 @@ mod tests {
     fn a_directory_that_others_write_to_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(private_dir(dir.path()), Err(Error::NotPrivate { mode: 0o777, .. })));
+        let refused = Directory::new(dir.path());
+        assert!(matches!(refused, Err(Error::NotPrivate { mode: 0o777, .. })));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(private_dir(dir.path()).is_ok());
+        assert!(Directory::new(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_server_at_a_time() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("a/b");
+        let first = Directory::new(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        assert!(matches!(Directory::new(&path), Err(Error::Busy { .. })));
+        drop(first);
+        Directory::new(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_a_directory_is_named() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("file");
+        fs::write(&path, "").unwrap();
+        let error = Directory::new(&path).err().unwrap().to_string();
+        assert!(error.starts_with(path.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn what_is_pasted_survives_a_shell() {
+        let devices = Devices {
+            acpi_tables: vec!["/run/it's/a b,c.aml".into()],
+            functions: vec![PciSocket { path: "/run/it's/s".into(), addr: "10.0".into() }],
+        };
+        let text = introduction("guest0", &devices);
+        let (_, arguments) = text.split_once("\n\n").unwrap();
+        let echo = format!("printf '%s\\n' {arguments}");
+        let output = std::process::Command::new("sh").args(["-c", &echo]).output().unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<_> = output.lines().collect();
+        let wanted = devices.arguments();
+        let wanted: Vec<_> = wanted.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(words[words.len() - wanted.len()..], wanted);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! One guest's place on the server: its VM, its IOMMU, its accelerator, their sockets and threads.
 
+use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -22,6 +23,7 @@ use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
 use super::router::Router;
 use super::settled::Settled;
+use super::way::make_way;
 use super::ServeError;
 use crate::qemu::{Devices, PciSocket};
 
@@ -53,7 +55,6 @@ pub(super) struct Shared {
 pub struct GuestPlace {
     shared: Arc<Shared>,
     devices: Devices,
-    // Dropped in this order: sockets first, so that nobody comes while the rest goes.
     sockets: Vec<Socket>,
     workers: Workers,
 }
@@ -67,47 +68,59 @@ impl GuestPlace {
         policy: Policy,
         lines: Lines,
     ) -> Result<Self, ServeError> {
-        let mut workers = Workers::default();
+        let workers = Workers::default();
         let shared = Arc::new(Shared::new(host, name, policy, lines, &workers.unit_bell)?);
-        workers.start(&shared).map_err(|source| ServeError::Thread { source })?;
+        // From here on, dropping it takes down what was made so far.
+        let mut place = Self { shared, devices: Devices::default(), sockets: Vec::new(), workers };
+        place.workers.start(&place.shared).map_err(|source| ServeError::Thread { source })?;
 
-        let notices = shared.notices.clone();
+        let notices = place.shared.notices.clone();
         let carrier = IommuFunction::new(
-            shared.machine.clone(),
+            place.shared.machine.clone(),
             CARRIER_BAR_ADDRESS,
             Box::new(move |misplaced| notices.say(misplaced)),
         )?;
-        let functions: [(u8, &str, Arc<dyn Function>); 2] = [
-            (
-                ACCELERATOR_DEVICE,
-                "dsa",
-                Arc::new(Settled::new(shared.accelerator.clone(), shared.machine.vm().clone())),
-            ),
-            (CARRIER_DEVICE, "iommu", Arc::new(carrier)),
-        ];
-        let dmar = dir.join(format!("{name}-dmar.aml"));
+        let (accelerator, vm) = (&place.shared.accelerator, place.shared.machine.vm());
+        let accelerator = Arc::new(Settled::new(accelerator.clone(), vm.clone()));
+        place.serve(ACCELERATOR_DEVICE, &dir.join(format!("{name}-dsa.sock")), accelerator)?;
+        place.serve(CARRIER_DEVICE, &dir.join(format!("{name}-iommu.sock")), Arc::new(carrier))?;
+        // Last: the sockets show that the names in `dir` are no other server's.
+        place.write_dmar(dir.join(format!("{name}-dmar.aml")))?;
+        Ok(place)
+    }
+
+    /// Serves a function of the guest at `path`.
+    fn serve(
+        &mut self,
+        device: u8,
+        path: &Path,
+        function: Arc<dyn Function>,
+    ) -> Result<(), ServeError> {
+        make_way(path)?;
+        let platform = FunctionPlatform {
+            shared: self.shared.clone(),
+            function: function.clone(),
+            reporter: ReporterId(device.into()),
+        };
+        let socket = Socket::start(path, function, Arc::new(platform))
+            .map_err(|source| ServeError::File { path: path.to_owned(), source })?;
+        self.sockets.push(socket);
+        let addr = format!("{device:x}.0");
+        self.devices.functions.push(PciSocket { path: path.to_owned(), addr });
+        Ok(())
+    }
+
+    /// Writes the table that tells the guest of its IOMMU.
+    fn write_dmar(&mut self, path: PathBuf) -> Result<(), ServeError> {
         let table = Dmar {
             register_base: CARRIER_BAR_ADDRESS,
             host_address_width: HOST_ADDRESS_WIDTH,
             endpoints: vec![accelerator_id()],
         };
-        fs::write(&dmar, table.to_bytes())
-            .map_err(|source| ServeError::File { path: dmar.clone(), source })?;
-        let mut devices = Devices { acpi_tables: vec![dmar], functions: Vec::new() };
-        let mut sockets = Vec::new();
-        for (index, (device, kind, function)) in functions.into_iter().enumerate() {
-            let path = dir.join(format!("{name}-{kind}.sock"));
-            let platform = FunctionPlatform {
-                shared: shared.clone(),
-                function: function.clone(),
-                reporter: ReporterId(index as u32),
-            };
-            let socket = Socket::start(&path, function, Arc::new(platform))
-                .map_err(|source| ServeError::File { path: path.clone(), source })?;
-            sockets.push(socket);
-            devices.functions.push(PciSocket { path, addr: format!("{device:x}.0") });
-        }
-        Ok(Self { shared, devices, sockets, workers })
+        let written = fs::write(&path, table.to_bytes());
+        // Known before it is whole, so that no half of it stays.
+        self.devices.acpi_tables.push(path.clone());
+        written.map_err(|source| ServeError::File { path, source })
     }
 
     /// What to put on QEMU's command line.
@@ -146,13 +159,30 @@ impl GuestPlace {
         self.shared.machine.vm().counters()
     }
 
+    /// Says something about this guest, within its share of lines.
+    pub fn say(&self, what: impl fmt::Display) {
+        self.shared.notices.say(what);
+    }
+
+    /// Says how many lines were left out, if some were and there is room for one.
+    pub fn say_suppressed(&self) {
+        self.shared.notices.say_suppressed();
+    }
+
     /// Ends the place: sockets, threads and VM are gone when this returns.
     pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for GuestPlace {
+    fn drop(&mut self) {
+        // Sockets first, so that nobody comes while the rest goes.
         for socket in &self.sockets {
             socket.stop();
         }
-        drop(self.workers);
-        let _ticket = self.shared.machine.vm().close();
+        self.workers.stop();
+        let _ticket = self.shared.machine.close();
         for table in &self.devices.acpi_tables {
             // It may be gone with its directory.
             let _ = fs::remove_file(table);
@@ -232,10 +262,9 @@ impl Workers {
         self.threads.push(thread::Builder::new().name(name).spawn(move || body(&stopping))?);
         Ok(())
     }
-}
 
-impl Drop for Workers {
-    fn drop(&mut self) {
+    /// Ends the threads and waits for their end.
+    fn stop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.unit_bell.ring();
         self.engine_bells.iter().for_each(|bell| bell.ring());

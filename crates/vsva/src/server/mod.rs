@@ -19,6 +19,7 @@ mod router;
 mod sabotage;
 mod settled;
 mod shared_queue;
+mod way;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use mem::Policy;
 pub use guest::GuestPlace;
 pub use lab::start;
 pub use notices::{Lines, LINES_PER_PERIOD, PERIOD};
+pub use way::MAX_SOCKET_PATH;
 
 /// Why the server cannot do what it is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,26 @@ pub enum ServeError {
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// The socket's path does not fit into a socket address.
+    #[error("{}: a socket's path has at most {MAX_SOCKET_PATH} bytes, this one has {len}; a shorter directory is needed", path.display())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// Somebody listens there.
+    #[error("{}: another server listens there already", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// What is there is not a socket, and is not replaced.
+    #[error("{}: a file is in the way that is not a socket", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
     },
     /// A thread cannot be started.
     #[error("a thread cannot be started: {source}")]
@@ -82,7 +104,7 @@ impl Server {
     /// user: whoever can connect to the sockets is the guest.
     ///
     /// # Errors
-    /// [`ServeError`]; nothing is left behind then but files.
+    /// [`ServeError`]; nothing is left behind then.
     pub fn add_guest(&self, dir: &Path, name: &str) -> Result<GuestPlace, ServeError> {
         GuestPlace::new(&self.host, dir, name, self.policy, self.lines.clone())
     }

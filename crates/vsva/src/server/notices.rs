@@ -1,7 +1,8 @@
 //! Lines for a person about what guests do, and never more than a few a second.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most lines that one guest can cause in [`PERIOD`].
@@ -19,16 +20,16 @@ pub(crate) struct Notices {
     recent: Mutex<Recent>,
 }
 
+#[derive(Default)]
 struct Recent {
-    since: Instant,
-    said: u32,
+    /// When the last lines were said, the oldest first; [`LINES_PER_PERIOD`] at most.
+    said: VecDeque<Instant>,
     suppressed: u64,
 }
 
 impl Notices {
     pub(crate) fn new(guest: &str, lines: Lines) -> Self {
-        let recent = Recent { since: Instant::now(), said: 0, suppressed: 0 };
-        Self { guest: guest.to_owned(), lines, recent: Mutex::new(recent) }
+        Self { guest: guest.to_owned(), lines, recent: Mutex::default() }
     }
 
     /// Says it, unless this guest has had its share.
@@ -36,22 +37,46 @@ impl Notices {
         self.say_at(Instant::now(), what);
     }
 
+    /// Says how many lines were left out, if some were and there is room for one.
+    pub(crate) fn say_suppressed(&self) {
+        self.account(&mut self.recent(), Instant::now());
+    }
+
     fn say_at(&self, now: Instant, what: impl fmt::Display) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_duration_since(recent.since) >= PERIOD {
+        let mut recent = self.recent();
+        self.account(&mut recent, now);
+        if recent.take_turn(now) {
+            (self.lines)(&format!("{}: {what}", self.guest));
+        } else {
+            recent.suppressed = recent.suppressed.saturating_add(1);
+        }
+    }
+
+    fn account(&self, recent: &mut Recent, now: Instant) {
+        if recent.suppressed > 0 && recent.take_turn(now) {
             let suppressed = std::mem::take(&mut recent.suppressed);
-            *recent = Recent { since: now, said: 0, suppressed: 0 };
-            if suppressed > 0 {
-                recent.said += 1;
-                (self.lines)(&format!("{}: {suppressed} more lines not shown", self.guest));
+            (self.lines)(&format!("{}: {suppressed} more lines not shown", self.guest));
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recent {
+    /// Whether a line may be said now; it is counted then. In no period, wherever it begins, are
+    /// there more than [`LINES_PER_PERIOD`].
+    fn take_turn(&mut self, now: Instant) -> bool {
+        if self.said.len() >= LINES_PER_PERIOD as usize {
+            let oldest = self.said.front().copied().unwrap_or(now);
+            if now.saturating_duration_since(oldest) < PERIOD {
+                return false;
             }
+            self.said.pop_front();
         }
-        if recent.said >= LINES_PER_PERIOD {
-            recent.suppressed += 1;
-            return;
-        }
-        recent.said += 1;
-        (self.lines)(&format!("{}: {what}", self.guest));
+        self.said.push_back(now);
+        true
     }
 }
 
@@ -75,5 +100,24 @@ mod tests {
         notices.say_at(start + PERIOD, "later");
         let said = said.lock().unwrap();
         assert_eq!(said[10..], ["guest 0: 990 more lines not shown", "guest 0: later"]);
+    }
+
+    #[test]
+    fn no_second_has_more_than_ten_lines_wherever_it_begins() {
+        let said = Arc::new(Mutex::new(0));
+        let sink = said.clone();
+        let notices = Notices::new("guest 0", Arc::new(move |_| *sink.lock().unwrap() += 1));
+        let start = Instant::now();
+        let mut times = Vec::new();
+        for millisecond in 0..5000 {
+            let now = start + Duration::from_millis(millisecond);
+            let before = *said.lock().unwrap();
+            notices.say_at(now, "again");
+            times.extend((before..*said.lock().unwrap()).map(|_| now));
+        }
+        assert_eq!(times.len(), 50, "all that there is room for");
+        for window in times.windows(LINES_PER_PERIOD as usize + 1) {
+            assert!(window[LINES_PER_PERIOD as usize] - window[0] >= PERIOD);
+        }
     }
 }

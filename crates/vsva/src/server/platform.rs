@@ -1,14 +1,25 @@
 //! What one function's client reports: memory, and its own life.
 
+use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use iommu::Ticket;
-use mem::{Access, Claim, MapError, ReporterId, SealedFile};
+use mem::{Access, Claim, Gpa, MapError, Range, ReporterId, SealedFile};
 use pci::Function;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
 
 use super::guest::Shared;
 use super::settled::settle;
+
+/// What helps against memory that is refused for its seals.
+const UNSEALED_FIX: &str =
+    ". QEMU's memory-backend-memfd seals its memory by itself (no seal=off, \
+    no hugetlb=on). --allow-unsealed takes memory without the seal, at a risk: whoever shrinks \
+    the file kills this server and with it every guest's devices";
+
+/// What is said of RAM that is not in a file.
+const PRIVATE_RAM: &str = "its RAM is private to QEMU, so no device can reach it: start QEMU with \
+    -machine memory-backend=ram -object memory-backend-memfd,id=ram,share=on,size=...";
 
 /// One function of a guest, as its transport's platform.
 pub(super) struct FunctionPlatform {
@@ -45,23 +56,29 @@ impl FunctionPlatform {
 impl Platform for FunctionPlatform {
     fn dma_map(&self, map: DmaMap) -> Result<(), DmaRefusal> {
         let range = map.range;
-        let refused = |error: &dyn std::fmt::Display, errno| {
-            self.shared
-                .notices
-                .say(format_args!("memory {} to {} refused: {error}", range.start, range.last));
+        let notices = &self.shared.notices;
+        let refused = |error: &dyn fmt::Display, errno, fix| {
+            let Range { start, last } = range;
+            notices.say(format_args!("memory {start} to {last} refused: {error}{fix}"));
             DmaRefusal { errno }
         };
         let claim = self.claim(map).map_err(|error| {
-            let errno = match error {
-                MapError::Unsealed { .. } | MapError::HugePages => Errno::PERM,
-                MapError::TooMuch { .. } => Errno::NOMEM,
-                _ => Errno::INVAL,
+            let (errno, fix) = match error {
+                MapError::Unsealed { .. } | MapError::HugePages => (Errno::PERM, UNSEALED_FIX),
+                MapError::TooMuch { .. } => (Errno::NOMEM, ""),
+                _ => (Errno::INVAL, ""),
             };
-            refused(&error, errno)
+            refused(&error, errno, fix)
         })?;
-        let Some(claim) = claim else { return Ok(()) };
+        let Some(claim) = claim else {
+            // Firmware and the like comes so, but what begins at zero is the guest's RAM.
+            if range.start == Gpa(0) {
+                notices.say(PRIVATE_RAM);
+            }
+            return Ok(());
+        };
         let machine = &self.shared.machine;
-        machine.map(self.reporter, claim).map_err(|error| refused(&error, Errno::INVAL))
+        machine.map(self.reporter, claim).map_err(|error| refused(&error, Errno::INVAL, ""))
     }
 
     fn dma_unmap(&self, range: UnmapRange) -> Result<(), DmaRefusal> {
