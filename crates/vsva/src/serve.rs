@@ -117,6 +117,7 @@ struct Watch {
     lives: u64,
     connected: bool,
     descriptors: u64,
+    refused: u64,
 }
 
 impl Watch {
@@ -138,6 +139,11 @@ impl Watch {
                     took.as_secs_f64() * 1e3
                 ));
             }
+        }
+        let refused = place.refused();
+        if refused != self.refused {
+            self.refused = refused;
+            place.say("a second client was turned away: the place is in use (--guests makes more)");
         }
         place.say_suppressed();
     }

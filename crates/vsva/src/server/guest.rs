@@ -139,6 +139,11 @@ impl GuestPlace {
         self.shared.life.begun()
     }
 
+    /// Clients that were turned away so far because one was connected.
+    pub fn refused(&self) -> u64 {
+        self.sockets.iter().map(|socket| socket.counters().refused).sum()
+    }
+
     /// The accelerator.
     pub fn accelerator(&self) -> &Device {
         &self.shared.accelerator
