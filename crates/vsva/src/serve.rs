@@ -107,6 +107,7 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
             watch.look(place);
         }
     }
+    drop(places);
     say("Stopped: sockets and tables are removed.");
     Ok(())
 }

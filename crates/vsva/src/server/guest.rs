@@ -101,6 +101,7 @@ impl GuestPlace {
             shared: self.shared.clone(),
             function: function.clone(),
             reporter: ReporterId(device.into()),
+            private_ram: AtomicBool::new(false),
         };
         let socket = Socket::start(path, function, Arc::new(platform))
             .map_err(|source| ServeError::File { path: path.to_owned(), source })?;

@@ -1,6 +1,7 @@
 //! What one function's client reports: memory, and its own life.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use iommu::Ticket;
@@ -26,6 +27,8 @@ pub(super) struct FunctionPlatform {
     pub(super) shared: Arc<Shared>,
     pub(super) function: Arc<dyn Function>,
     pub(super) reporter: ReporterId,
+    /// The client was told that its RAM cannot be reached.
+    pub(super) private_ram: AtomicBool,
 }
 
 impl FunctionPlatform {
@@ -72,7 +75,7 @@ impl Platform for FunctionPlatform {
         })?;
         let Some(claim) = claim else {
             // Firmware and the like comes so, but what begins at zero is the guest's RAM.
-            if range.start == Gpa(0) {
+            if range.start == Gpa(0) && !self.private_ram.swap(true, Ordering::Relaxed) {
                 notices.say(PRIVATE_RAM);
             }
             return Ok(());
@@ -96,6 +99,7 @@ impl Platform for FunctionPlatform {
     }
 
     fn connected(&self, connection: Connection) {
+        self.private_ram.store(false, Ordering::Relaxed);
         self.shared.router.add(self.function.clone(), connection);
         self.shared.life.begin();
     }
