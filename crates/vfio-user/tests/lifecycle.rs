@@ -66,6 +66,8 @@ fn a_stranger_that_leaves_is_no_client() {
     let rig = Rig::new();
     drop(rig.stranger());
     let client = rig.client();
+    // The platform hears of a client after the client has its answer.
+    rig.platform.connection();
     let log = rig.platform.log.lock().unwrap();
     assert_eq!((log.connections.len(), log.ends.len()), (1, 0));
     drop(client);
