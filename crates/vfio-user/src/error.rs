@@ -21,7 +21,8 @@ pub enum ProtocolError {
     /// Neither a request nor a reply.
     #[error("message with flags {0:#x}")]
     MessageType(u32),
-    /// More than [`MAX_FDS`](crate::MAX_FDS) descriptors came with one message.
+    /// More than [`MAX_FDS`](crate::MAX_FDS) descriptors came with one message, or more than this
+    /// process may still open: the kernel does not tell the two apart.
     #[error("too many descriptors with one message")]
     TooManyDescriptors,
     /// A reply to no request of ours.

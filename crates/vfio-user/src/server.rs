@@ -188,7 +188,6 @@ impl Inner {
         let (serving, its_link) = (self.clone(), link.clone());
         match spawn(&self.path, "client", move || serving.serve(&its_link)) {
             Ok(thread) => {
-                self.stats.connections.add();
                 *client = Client { link: Some(link), thread: Some(thread) };
             }
             Err(_) => self.stats.refused.add(),
@@ -197,6 +196,7 @@ impl Inner {
 
     /// All of a connection's life.
     fn serve(&self, link: &Arc<Link>) {
+        self.stats.connections.add();
         link.read_by_this_thread();
         let irqs = Irqs::new(self.function.vectors(), &self.stats);
         let mut session = Session {

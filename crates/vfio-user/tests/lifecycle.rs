@@ -157,9 +157,9 @@ impl Platform for Impatient {
 
 #[test]
 fn waiting_for_a_reply_where_it_cannot_come_is_refused() {
-    let place = Place::new();
+    let (_directory, socket) = place();
     let platform = Arc::new(Impatient::default());
-    let server = Server::start(&place.socket(), RegisterFile::new(), platform.clone()).unwrap();
+    let server = Server::start(&socket, RegisterFile::new(), platform.clone()).unwrap();
     let mut client = Client::connect(server.path());
     assert_eq!(client.call(VERSION, &[0; 4], &[]).error(), None);
     assert_eq!(client.call(DMA_MAP, &dma_map(3, 0, 0, 1), &[]).error(), None);
@@ -190,10 +190,10 @@ impl Platform for Slow {
 
 #[test]
 fn a_new_client_waits_until_the_last_one_is_cleaned_up() {
-    let place = Place::new();
+    let (_directory, socket) = place();
     let recorder = Recorder::new();
     let platform = Arc::new(Slow(recorder.clone()));
-    let server = Server::start(&place.socket(), RegisterFile::new(), platform).unwrap();
+    let server = Server::start(&socket, RegisterFile::new(), platform).unwrap();
     let mut first = Client::connect(server.path());
     assert_eq!(first.call(VERSION, &[0; 4], &[]).error(), None);
     drop(first);

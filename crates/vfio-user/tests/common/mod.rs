@@ -17,6 +17,7 @@ use pci::{
 };
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::net::{sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tempfile::TempDir;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, Server, UnmapRange};
 
 pub(crate) const BAR0_SIZE: u64 = 0x1_0000;
@@ -218,31 +219,11 @@ impl Platform for Recorder {
     }
 }
 
-/// A directory for a socket, gone when it is dropped.
-pub(crate) struct Place(PathBuf);
-
-impl Place {
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!(
-            "vfio-user-test-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("socket")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A directory, gone when it is dropped, and where in it a socket goes.
+pub(crate) fn place() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    (directory, socket)
 }
 
 /// A server of a register file.
@@ -250,16 +231,16 @@ pub(crate) struct Rig {
     pub(crate) server: Server,
     pub(crate) function: Arc<RegisterFile>,
     pub(crate) platform: Arc<Recorder>,
-    _place: Place,
+    _directory: TempDir,
 }
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        let place = Place::new();
+        let (directory, socket) = place();
         let function = RegisterFile::new();
         let platform = Recorder::new();
-        let server = Server::start(&place.socket(), function.clone(), platform.clone()).unwrap();
-        Self { server, function, platform, _place: place }
+        let server = Server::start(&socket, function.clone(), platform.clone()).unwrap();
+        Self { server, function, platform, _directory: directory }
     }
 
     /// A client that has agreed on the version.
