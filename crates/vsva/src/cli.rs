@@ -32,6 +32,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot an unmodified Linux guest on our IOMMU and accelerator, and check what they do.
+    ///
+    /// Exit code: 0 all checks hold, 1 a check failed, 2 the lab cannot run here, 130 stopped by a signal.
     Lab(LabArgs),
     /// Serve the IOMMU and the accelerator to a QEMU of your own.
     ///
@@ -42,8 +44,6 @@ pub enum Command {
 }
 
 /// Options of `vsva lab`.
-///
-/// Exit code: 0 all checks hold, 1 a check failed, 2 the lab cannot run here, 130 stopped by a signal.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LabArgs {
     /// Print one JSON object as the last line of standard output; lines for people go to standard error.

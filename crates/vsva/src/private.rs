@@ -11,7 +11,7 @@ use rustix::process::geteuid;
 use tempfile::TempDir;
 
 /// What such directories' names begin with. Short: a socket's name ends at 107 bytes.
-const PREFIX: &str = "vsva-";
+const PREFIX: &str = "vsva-lab-";
 
 /// A directory younger than this may belong to a program that has not locked it yet.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -96,7 +96,7 @@ mod tests {
     fn a_killed_owners_one_is_swept_and_a_living_ones_is_not() {
         let base = tempfile::tempdir().unwrap();
         let living = PrivateDir::new_in(base.path(), Duration::ZERO).unwrap();
-        let killed = base.path().join("vsva-killed");
+        let killed = base.path().join("vsva-lab-killed");
         let other = base.path().join("other");
         fs::create_dir(&killed).unwrap();
         fs::create_dir(&other).unwrap();
