@@ -37,6 +37,11 @@ impl Caches {
         self.iotlb.clear();
     }
 
+    /// The domains under which something is cached, each as often as it comes.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
+        self.pasids.domains().chain(self.iotlb.domains())
+    }
+
     /// Lets `counters` say how much is cached.
     pub(crate) fn publish(&self, counters: &ChannelCounters) {
         counters.iotlb_entries.set(self.iotlb.len() as u64);

@@ -1,5 +1,6 @@
 //! The state of a channel: what its slot holds, and the changes that can be posted to it.
 
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -11,7 +12,7 @@ use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
-use crate::{ContextSource, Invalidation};
+use crate::{ContextSource, DomainId, Invalidation};
 
 /// Invalidations that wait for one channel at most. A channel that is idle, or inside a long
 /// access, collects them; past this many, everything is forgotten instead.
@@ -54,6 +55,11 @@ impl ChannelState {
     /// The VM's memory; `None` once detached.
     pub(crate) fn memory(&self) -> Option<&MemoryMap> {
         self.memory.as_ref()
+    }
+
+    /// Adds the domains under which something is cached.
+    pub(crate) fn add_domains(&self, domains: &mut BTreeSet<DomainId>) {
+        domains.extend(self.caches.borrow().domains());
     }
 
     /// Translates `request` over `memory`, which is this channel's.

@@ -93,6 +93,11 @@ impl<S: State> Slot<S> {
         Some(self.catch_up(&mut owned))
     }
 
+    /// Looks at the state if no access is in flight.
+    pub(crate) fn peek<R>(&self, look: impl FnOnce(&S) -> R) -> Option<R> {
+        Some(look(&self.state.try_lock()?.state))
+    }
+
     fn catch_up(&self, owned: &mut Owned<S>) -> S::Leftover {
         let sequence = {
             let mut pending = self.pending.lock();

@@ -260,3 +260,23 @@ fn an_untranslated_endpoint() {
     let _ = endpoint.detach();
     assert_eq!(dma(&channel, with(9), 0x1000, Op::Read), Err(DmaError::Detached));
 }
+
+#[test]
+fn domains_are_seen_while_something_of_them_is_cached() {
+    let guest = bound(&SoftwareHost::new());
+    let (_endpoint, channel) = guest.attach();
+    assert!(guest.vm.cached_domains().is_empty());
+    dma(&channel, with(1), VA, Op::Read).unwrap();
+    assert_eq!(guest.vm.cached_domains().into_iter().collect::<Vec<_>>(), [DOMAIN]);
+    // The PASID-table entry is of the domain too.
+    let _ = guest.vm.invalidate(Invalidation::IotlbAll);
+    assert_eq!(guest.vm.cached_domains().len(), 1);
+    let _ = guest.vm.invalidate(Invalidation::PasidCacheDomain(DOMAIN));
+    assert!(guest.vm.cached_domains().is_empty());
+    // A channel that is in use is left alone.
+    dma(&channel, with(1), VA, Op::Read).unwrap();
+    let in_flight = channel.enter();
+    assert!(guest.vm.cached_domains().is_empty());
+    drop(in_flight);
+    assert_eq!(guest.vm.cached_domains().len(), 1);
+}

@@ -188,6 +188,12 @@ impl Iotlb {
         self.len
     }
 
+    /// The domain of each translation.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
+        let entries = self.sets.as_flattened().iter();
+        entries.filter(|entry| entry.tag != Tag::NONE).map(|entry| entry.tag.domain())
+    }
+
     /// The translation of the page of `iova` under `tag`.
     pub(crate) fn get(&self, tag: Tag, iova: Iova) -> Option<&Cached> {
         let page = iova.0 >> PAGE_BITS;

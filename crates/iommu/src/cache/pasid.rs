@@ -42,6 +42,11 @@ impl PasidCache {
         self.len
     }
 
+    /// The domain of each entry.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
+        self.slots.iter().flatten().map(|(_, state)| state.domain)
+    }
+
     pub(crate) fn get(&self, pasid: Pasid) -> Option<&PasidState> {
         match self.slots.get(index(pasid))? {
             Some((of, state)) if *of == pasid => Some(state),

@@ -1,6 +1,6 @@
 //! A VM of the software host.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,7 +17,8 @@ use crate::endpoint::Device;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
 use crate::{
-    AttachError, ContextSource, Counters, Endpoint, Fault, Invalidation, Ticket, Vm, VmConfig,
+    AttachError, ContextSource, Counters, DomainId, Endpoint, Fault, Invalidation, Ticket, Vm,
+    VmConfig,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -83,6 +84,21 @@ impl SoftwareVm {
     /// Its name, for people.
     pub fn name(&self) -> &str {
         &self.0.config.name
+    }
+
+    /// The domains under which something is cached now, in channels that no access is using.
+    pub fn cached_domains(&self) -> BTreeSet<DomainId> {
+        let (latest, channels) = {
+            let control = self.0.control.lock();
+            (Ticket(control.sequence), control.channels.clone())
+        };
+        // What was invalidated is not to be seen, though an idle channel may not know yet.
+        self.is_complete(latest);
+        let mut domains = BTreeSet::new();
+        for channel in &channels {
+            channel.slot.peek(|state| state.add_domains(&mut domains));
+        }
+        domains
     }
 }
 

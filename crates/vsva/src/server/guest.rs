@@ -160,6 +160,11 @@ impl GuestPlace {
         super::counters::collect(&self.shared, &self.sockets)
     }
 
+    /// Number of domains under which the IOMMU has something cached.
+    pub fn cached_domains(&self) -> usize {
+        self.shared.machine.vm().cached_domains().len()
+    }
+
     /// The VM's counters.
     pub fn vm_counters(&self) -> iommu::Counters {
         self.shared.machine.vm().counters()

@@ -59,6 +59,7 @@ struct Steady {
     resources: Resources,
     iotlb_entries: u64,
     pasid_entries: u64,
+    domains: u64,
     devices: u64,
     vms: usize,
 }
@@ -186,6 +187,7 @@ impl Guest {
                 resources: Resources::sample().map_err(|error| error.to_string())?,
                 iotlb_entries: vm.iotlb_entries,
                 pasid_entries: vm.pasid_entries,
+                domains: place.cached_domains() as u64,
                 devices: vm.devices,
                 vms,
             })
@@ -213,6 +215,7 @@ impl Guest {
             same("threads", was.threads, is.threads, 0),
             same("cached translations", before.iotlb_entries, now.iotlb_entries, 0),
             same("cached PASID entries", before.pasid_entries, now.pasid_entries, 0),
+            same("domains with something cached", before.domains, now.domains, 0),
             same(
                 "devices and VMs",
                 before.devices + before.vms as u64,
