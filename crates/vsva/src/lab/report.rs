@@ -36,6 +36,8 @@ pub struct Report {
     pub seed: u64,
     /// How long the run took, fetching not included.
     pub took: Duration,
+    /// Guests that hung while booting and were booted again.
+    pub boots_repeated: u32,
 }
 
 impl Report {
@@ -85,10 +87,14 @@ impl Report {
     pub fn verdict(&self) -> String {
         let (all, failed) = (self.records.len(), self.failed());
         let seconds = self.took.as_secs_f64();
-        match failed {
+        let verdict = match failed {
             0 if all == 0 => format!("nothing was checked, in {seconds:.1} s"),
             0 => format!("all {all} checks hold, in {seconds:.1} s"),
             _ => format!("{failed} of {all} checks FAILED, in {seconds:.1} s"),
+        };
+        match self.boots_repeated {
+            0 => verdict,
+            count => format!("{verdict}; {count} guests hung while booting and were booted again"),
         }
     }
 
@@ -100,6 +106,7 @@ impl Report {
             "counters": self.counters,
             "versions": self.versions,
             "seed": self.seed,
+            "boots_repeated": self.boots_repeated,
             "seconds": self.took.as_secs_f64(),
         })
     }

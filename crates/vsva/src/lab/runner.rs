@@ -14,6 +14,11 @@ use crate::qemu::Devices;
 use crate::stop::Stopped;
 use crate::term::{Mark, Screen};
 
+/// How often a guest is booted until it says hello. Under software emulation with more than one processor, Linux now and
+/// then hangs early in its boot (seen where it switches its clock source, before it knows of our devices) when the host is
+/// overloaded. It is said when that happens; a second time in a row is a failure.
+const BOOT_ATTEMPTS: u32 = 2;
+
 /// The longest that a guest may take to switch itself off.
 const OFF_LIMIT: Duration = Duration::from_secs(30);
 
@@ -112,23 +117,41 @@ impl Runner<'_> {
 
     /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `scenario`.
     fn boot(&mut self, scenario: &str) -> Result<Option<Booted>, Stopped> {
-        let begun = Instant::now();
-        let dir = match PrivateDir::new().map_err(file_error(&std::env::temp_dir())) {
-            Ok(dir) => dir,
-            Err(error) => return self.not_booted(scenario, &error.into(), ""),
-        };
-        let given = match self.server.add_guest(dir.path()) {
-            Ok(given) => given,
-            Err(error) => return self.not_booted(scenario, &error.into(), ""),
-        };
-        self.guests += 1;
-        let mut guest = match self.starter.start(self.guests, &given.devices, dir) {
-            Ok(guest) => guest,
-            Err(error) => {
-                self.account(given.guest);
-                return self.not_booted(scenario, &error.into(), "");
+        for attempt in 1.. {
+            match self.try_boot() {
+                Ok(booted) => return Ok(Some(booted)),
+                Err((Trouble::Guest(GuestError::Expired { .. }), console))
+                    if attempt < BOOT_ATTEMPTS =>
+                {
+                    let last = console.lines().last().unwrap_or_default().to_owned();
+                    self.note(&format!(
+                        "the guest hangs while booting, and is booted again: {last}"
+                    ));
+                    self.report.boots_repeated += 1;
+                }
+                Err((trouble, console)) => {
+                    self.fail(scenario, "the guest boots", &trouble, &console)?;
+                    break;
+                }
             }
-        };
+        }
+        Ok(None)
+    }
+
+    /// Boots one more guest and waits for its hello; or what went wrong, and the end of its console.
+    fn try_boot(&mut self) -> Result<Booted, (Trouble, String)> {
+        let begun = Instant::now();
+        let unborn = |trouble: Trouble| (trouble, String::new());
+        let dir = PrivateDir::new()
+            .map_err(file_error(&std::env::temp_dir()))
+            .map_err(|error| unborn(error.into()))?;
+        let given = self.server.add_guest(dir.path()).map_err(|error| unborn(error.into()))?;
+        self.guests += 1;
+        let started = self.starter.start(self.guests, &given.devices, dir);
+        let mut guest = started.map_err(|error| {
+            self.account(given.guest);
+            unborn(error.into())
+        })?;
         let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
         let error = match guest.receive(&wait) {
             Ok(FromGuest::Hello { kernel, cpus }) => {
@@ -136,7 +159,7 @@ impl Runner<'_> {
                 let detail = format!("Linux {kernel}, {cpus} CPUs, {seconds:.1} s");
                 let check = format!("guest {} reaches user space", self.guests);
                 self.record(BOOT, Check { check, ok: true, detail });
-                return Ok(Some(Booted { guest, id: given.guest }));
+                return Ok(Booted { guest, id: given.guest });
             }
             Ok(message) => GuestError::Unexpected(kind(&message)),
             Err(error) => error,
@@ -144,17 +167,7 @@ impl Runner<'_> {
         let console = guest.console();
         drop(guest);
         self.account(given.guest);
-        self.not_booted(scenario, &error.into(), &console)
-    }
-
-    fn not_booted(
-        &mut self,
-        scenario: &str,
-        trouble: &Trouble,
-        console: &str,
-    ) -> Result<Option<Booted>, Stopped> {
-        self.fail(scenario, "the guest boots", trouble, console)?;
-        Ok(None)
+        Err((error.into(), console))
     }
 
     /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.
