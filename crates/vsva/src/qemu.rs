@@ -23,7 +23,7 @@ pub struct Devices {
     pub functions: Vec<PciSocket>,
 }
 
-/// The guest's processors. Two, so that processes really run at the same time.
+/// The guest's processors. Two, so that the guest's kernel is one for several (they run in turn, see [`Boot::arguments`]).
 pub const CPUS: u32 = 2;
 
 /// The guest's memory in MiB.
@@ -58,8 +58,10 @@ impl Boot<'_> {
             "-nodefaults",
             "-machine",
             "q35,memory-backend=ram",
+            // One thread for all processors, in turn: with a thread each, a processor now and then executes half of an
+            // instruction that another is patching (Linux's static keys), and the guest dies or hangs while booting.
             "-accel",
-            "tcg",
+            "tcg,thread=single",
             // 5-level paging off: the IOMMU's capability register says what first stage it walks.
             "-cpu",
             "max,la57=off",

@@ -14,9 +14,8 @@ use crate::qemu::Devices;
 use crate::stop::Stopped;
 use crate::term::{Mark, Screen};
 
-/// How often a guest is booted until it says hello. Under software emulation with more than one processor, Linux now and
-/// then hangs early in its boot (seen where it switches its clock source, before it knows of our devices) when the host is
-/// overloaded. It is said when that happens; a second time in a row is a failure.
+/// How often a guest is booted until it says hello. Under software emulation Linux was seen to hang early in its boot, before
+/// it knows of our devices, when the host is overloaded. It is said when that happens; a second time in a row is a failure.
 const BOOT_ATTEMPTS: u32 = 2;
 
 /// The longest that a guest may take to switch itself off.
