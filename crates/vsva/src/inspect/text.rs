@@ -90,14 +90,6 @@ fn pasids(guests: &[Guest], width: u16) -> String {
 
 fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let holders: Vec<_> = entry
-        .holders
-        .iter()
-        .map(|holder| match holder.references {
-            1 => printable(&holder.name),
-            many => format!("{} ({many})", printable(&holder.name)),
-        })
-        .collect();
     [
         printable(&guest.name),
         format!("{:#x}", entry.guest),
@@ -105,7 +97,7 @@ fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
         state(entry.state).to_owned(),
         or_dash(entry.age_ms.map(|age| rough(Duration::from_millis(age)))),
         or_dash(entry.domain.map(|domain| format!("{domain:#x}"))),
-        or_dash((!holders.is_empty()).then(|| holders.join(", "))),
+        or_dash((!entry.holders.is_empty()).then(|| printable(&entry.holders.join(", ")))),
     ]
 }
 
