@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
 use crate::assets::Sources;
-use crate::inspect::{self, Form, Watch};
+use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
 use crate::server::Commands;
@@ -242,9 +242,10 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
 /// Runs `vsva inspect`.
 pub fn inspect(args: &InspectArgs) -> ExitCode {
     let mut out = std::io::stdout();
-    let outcome = Stop::on_signals()
-        .map_err(inspect::Error::Signals)
-        .and_then(|stop| inspect::run(&view(args, &Screen::stdout()), &stop, &mut out));
+    let outcome = Stop::on_signals().map_err(inspect::Error::Signals).and_then(|stop| {
+        let look = || look(args, &Screen::stdout());
+        inspect::run(&args.dir, args.guest.as_deref(), look, &stop, &mut out)
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read it has seen enough.
@@ -259,7 +260,7 @@ pub fn inspect(args: &InspectArgs) -> ExitCode {
 }
 
 /// What the options ask for on this screen.
-fn view(args: &InspectArgs, screen: &Screen) -> inspect::Options {
+fn look(args: &InspectArgs, screen: &Screen) -> Look {
     let form = match (args.json, args.metrics) {
         (true, _) => Form::Json,
         (_, true) => Form::Metrics,
@@ -271,7 +272,7 @@ fn view(args: &InspectArgs, screen: &Screen) -> inspect::Options {
         Some(height) => Some(Watch::Screen { height }),
         None => args.watch.then_some(Watch::Stream),
     };
-    inspect::Options { dir: args.dir.clone(), guest: args.guest.clone(), form, watch }
+    Look { form, watch }
 }
 
 fn list() {
@@ -289,6 +290,7 @@ fn print_line(text: &str) {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use iommu::Numbering;
 
     use super::*;
 
@@ -308,6 +310,44 @@ mod tests {
         assert_eq!(options.scenarios, ["rebind", "kill"]);
         assert_eq!(options.sources.modules.as_deref(), Some("m".as_ref()));
         assert_eq!((options.seed, options.sabotage.as_deref()), (Some(7), Some("s")));
+    }
+
+    #[test]
+    fn what_guests_may_have_is_said_for_all_or_by_name() {
+        let line = "vsva serve --dir d --guests 2 --quota 9 --quota guest1=3 --pasids private --vcmd guest0=3.0 \
+                    --vcmd 3.3";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Serve(args) = cli.command else { panic!("another command") };
+        fn of<T>(guest: &str, value: T) -> Setting<T> {
+            Setting { guest: Some(guest.to_owned()), value }
+        }
+        fn all<T>(value: T) -> Setting<T> {
+            Setting { guest: None, value }
+        }
+        assert_eq!(args.quota, [all(9), of("guest1", 3)]);
+        assert_eq!(args.pasids, [all(NumberingWord(Numbering::Private))]);
+        assert_eq!(args.vcmd, [of("guest0", Commands::Revision30), all(Commands::Revision33)]);
+    }
+
+    #[test]
+    fn a_view_is_as_its_options_and_its_screen_say() {
+        let of = |options: &str| {
+            let line = format!("vsva inspect --dir d {options}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Inspect(args) = cli.command else { panic!("another command") };
+            look(&args, &Screen::none())
+        };
+        let text = Form::Text { width: Screen::none().width() };
+        assert_eq!(of(""), Look { form: text, watch: None }, "no terminal");
+        assert_eq!(of("--watch"), Look { form: text, watch: Some(Watch::Stream) });
+        assert_eq!(of("--json"), Look { form: Form::Json, watch: None });
+        let stream = Look { form: Form::Json, watch: Some(Watch::Stream) };
+        assert_eq!(of("--json --watch"), stream);
+        assert_eq!(of("--metrics"), Look { form: Form::Metrics, watch: None });
+        for refused in ["--once --watch", "--metrics --json", "--metrics --watch"] {
+            let line = format!("vsva inspect --dir d {refused}");
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{refused}");
+        }
     }
 
     #[test]

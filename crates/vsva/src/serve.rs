@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iommu::Numbering;
 use mem::Policy;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
-use crate::server::{Ask, GuestPlace, Inspector, ServeError, Server};
+use crate::server::{Ask, Commands, GuestConfig, GuestPlace, Inspector, ServeError, Server};
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
 
@@ -96,11 +97,12 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     }
     let names: Vec<_> = (0..options.guests).map(|index| format!("guest{index}")).collect();
     let configs = options.shares.of(&names)?;
-    let stop = Stop::on_signals().map_err(Error::Signals)?;
-    let dir = Directory::new(&options.dir)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
     let server = Server::new(policy, say.clone());
-    shares::check_quotas(&configs, server.pasids().1)?;
+    let (_, available) = server.pasids();
+    shares::check_quotas(&configs, available)?;
+    let stop = Stop::on_signals().map_err(Error::Signals)?;
+    let dir = Directory::new(&options.dir)?;
     let mut places = Vec::new();
     for (name, config) in names.iter().zip(configs) {
         // Dropped and so closed however this function ends.
@@ -109,7 +111,9 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     let hall = Arc::new(Hall { server, places });
     let inspector = Inspector::start(&dir.path, ask(&hall))?;
     // Not before all is there: what is printed can be used.
-    hall.places.iter().for_each(|place| say(&introduction(place.name(), place.devices())));
+    for place in &hall.places {
+        say(&introduction(place.name(), place.config(), place.devices()));
+    }
     say(&closing_words(&dir.path));
     let mut watches: Vec<_> = hall.places.iter().map(|_| Watch::default()).collect();
     while stop.pause(Instant::now() + LOOK).is_ok() {
@@ -213,9 +217,20 @@ impl Directory {
 }
 
 /// What a user pastes.
-fn introduction(name: &str, devices: &Devices) -> String {
+fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
+    let share = match (config.commands, config.numbering) {
+        (Commands::Off, _) => String::new(),
+        (layout, numbering) => {
+            let numbers = match numbering {
+                Numbering::Identity => "numbered as the host's",
+                Numbering::Private => "with numbers of its own",
+            };
+            let quota = config.quota;
+            format!("{name}: {quota} PASIDs, {numbers}, by virtual commands of revision {layout}\n")
+        }
+    };
     let mut text = format!(
-        "{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
+        "{share}{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
          -machine q35,memory-backend=ram -m 2G \\\n    \
          -object memory-backend-memfd,id=ram,share=on,size=2G \\\n    \
          -cpu max,la57=off"
@@ -300,7 +315,7 @@ mod tests {
             acpi_tables: vec!["/run/it's/a b,c.aml".into()],
             functions: vec![PciSocket { path: "/run/it's/s".into(), addr: "10.0".into() }],
         };
-        let text = introduction("guest0", &devices);
+        let text = introduction("guest0", GuestConfig::default(), &devices);
         let (_, arguments) = text.split_once("\n\n").unwrap();
         let echo = format!("printf '%s\\n' {arguments}");
         let output = std::process::Command::new("sh").args(["-c", &echo]).output().unwrap();
@@ -309,6 +324,20 @@ mod tests {
         let wanted = devices.arguments();
         let wanted: Vec<_> = wanted.iter().map(|word| word.to_str().unwrap()).collect();
         assert_eq!(words[words.len() - wanted.len()..], wanted);
+    }
+
+    #[test]
+    fn quotas_beyond_the_host_are_refused_before_anything_is_made() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("d");
+        let quota = vec!["600000".parse().unwrap()];
+        let shares = Shares { quota, ..Shares::default() };
+        let options = Options { dir: dir.clone(), guests: 2, shares, allow_unsealed: false };
+        let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
+        let refused = run(&options, &say);
+        let sum = shares::Error::Quotas { guests: 2, sum: 1_200_000, available: 0xf_ffff };
+        assert!(matches!(refused, Err(Error::Shares(error)) if error == sum));
+        assert!(!dir.exists());
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn fixed() -> Snapshot {
 
 #[test]
 fn the_tables_are_these() {
-    let text = render(fixed(), Form::Text { width: 120 });
+    let text = render(fixed(), Form::Text { width: 100 });
     assert_eq!(text, include_str!("golden/view.txt"), "\n{text}");
 }
 
@@ -102,7 +102,7 @@ fn the_tables_are_these() {
 fn the_tables_of_one_guest_have_its_counters() {
     let mut one = fixed();
     one.guests.truncate(1);
-    let text = render(one, Form::Text { width: 120 });
+    let text = render(one, Form::Text { width: 100 });
     assert_eq!(text, include_str!("golden/one.txt"), "\n{text}");
 }
 
@@ -133,7 +133,7 @@ fn a_hostile_server_moves_no_cursor_and_forges_no_metric() {
     guest.vcmd = Some("\x07".to_owned());
     guest.pasids[0].holders[0] = "\r".to_owned();
     guest.counters.insert("x\ny 1".to_owned(), 1);
-    let text = render(snapshot.clone(), Form::Text { width: 120 });
+    let text = render(snapshot.clone(), Form::Text { width: 100 });
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     let metrics = render(snapshot, Form::Metrics);
     let forged = |line: &str| line.starts_with("vsva_forged") || line.starts_with("y 1");
