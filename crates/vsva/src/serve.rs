@@ -99,14 +99,13 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     let configs = options.shares.of(&names)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
     let server = Server::new(policy, say.clone());
-    let (_, available) = server.pasids();
-    shares::check_quotas(&configs, available)?;
+    shares::check_quotas(&configs, server.pasids().capacity)?;
     let stop = Stop::on_signals().map_err(Error::Signals)?;
     let dir = Directory::new(&options.dir)?;
     let mut places = Vec::new();
     for (name, config) in names.iter().zip(configs) {
         // Dropped and so closed however this function ends.
-        places.push(server.add_guest_with(&dir.path, name, config)?);
+        places.push(server.add_guest(&dir.path, name, config)?);
     }
     let hall = Arc::new(Hall { server, places });
     let inspector = Inspector::start(&dir.path, ask(&hall))?;
@@ -335,7 +334,7 @@ mod tests {
         let options = Options { dir: dir.clone(), guests: 2, shares, allow_unsealed: false };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
         let refused = run(&options, &say);
-        let sum = shares::Error::Quotas { guests: 2, sum: 1_200_000, available: 0xf_ffff };
+        let sum = shares::Error::Quotas { guests: 2, sum: 1_200_000, capacity: 0xf_ffff };
         assert!(matches!(refused, Err(Error::Shares(error)) if error == sum));
         assert!(!dir.exists());
     }

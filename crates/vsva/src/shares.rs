@@ -91,14 +91,14 @@ pub enum Error {
         guest: String,
     },
     /// The quotas cannot all be used up at once.
-    #[error("the quotas of {guests} guests add up to {sum} PASIDs, and the host has {available} (--quota)")]
+    #[error("the quotas of {guests} guests add up to {sum} PASIDs, and the host has {capacity} (--quota)")]
     Quotas {
         /// Number of guests.
         guests: usize,
         /// The sum of their quotas.
         sum: u64,
         /// What the host has.
-        available: u32,
+        capacity: u32,
     },
 }
 
@@ -137,14 +137,14 @@ impl Shares {
     }
 }
 
-/// Checks that a host with `available` PASIDs can keep what it promises to all.
+/// Checks that a host with `capacity` PASIDs can keep what it promises to all.
 ///
 /// # Errors
 /// [`Error::Quotas`].
-pub fn check_quotas(configs: &[GuestConfig], available: u32) -> Result<(), Error> {
+pub fn check_quotas(configs: &[GuestConfig], capacity: u32) -> Result<(), Error> {
     let sum = configs.iter().map(|config| u64::from(config.quota)).sum();
-    if sum > u64::from(available) {
-        return Err(Error::Quotas { guests: configs.len(), sum, available });
+    if sum > u64::from(capacity) {
+        return Err(Error::Quotas { guests: configs.len(), sum, capacity });
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let (server, said) = server(Policy::SealedOnly);
         let add = |(index, config): (usize, &GuestConfig)| {
-            server.add_guest_with(dir.path(), &format!("guest{index}"), *config).unwrap()
+            server.add_guest(dir.path(), &format!("guest{index}"), *config).unwrap()
         };
         let places = configs.iter().enumerate().map(add).collect();
         let places = Arc::new(Places { server, places });
@@ -237,20 +237,20 @@ fn a_reset_of_the_unit_gives_its_pasids_back() {
 fn quotas_of_all_guests_fit_the_host() {
     let dir = tempfile::tempdir().unwrap();
     let (server, _) = server(Policy::SealedOnly);
-    let (capacity, _) = server.pasids();
+    let capacity = server.pasids().capacity;
     let quota = |quota| GuestConfig { quota, ..SMALL };
-    let place = server.add_guest_with(dir.path(), "most", quota(capacity - 3)).unwrap();
-    assert_eq!(server.pasids(), (capacity, 3));
-    let refused = server.add_guest_with(dir.path(), "rest", quota(4)).err().unwrap();
+    let place = server.add_guest(dir.path(), "most", quota(capacity - 3)).unwrap();
+    assert_eq!(server.pasids().promised, capacity - 3);
+    let refused = server.add_guest(dir.path(), "rest", quota(4)).err().unwrap();
     assert!(matches!(
         refused,
         ServeError::Host(iommu::HostError::QuotaUnavailable { quota: 4, available: 3 })
     ));
     assert!(!dir.path().join("rest-dsa.sock").exists());
-    let small = server.add_guest_with(dir.path(), "rest", quota(3)).unwrap();
+    let small = server.add_guest(dir.path(), "rest", quota(3)).unwrap();
     place.close();
     small.close();
-    assert_eq!(server.pasids(), (capacity, capacity), "all is given back");
+    assert_eq!(server.pasids().promised, 0, "all is given back");
 }
 
 #[test]

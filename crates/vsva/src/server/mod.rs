@@ -117,27 +117,12 @@ impl Server {
         Self { host, policy, lines, started: Instant::now() }
     }
 
-    /// PASIDs that the host has for all guests together, and how many of them no guest's quota reserves.
-    pub fn pasids(&self) -> (u32, u32) {
-        let report = self.host.pasid_report();
-        (report.capacity, report.capacity.saturating_sub(report.promised))
-    }
-
-    /// Makes a place for a guest called `name` with the default configuration; as
-    /// [`add_guest_with`](Self::add_guest_with).
-    ///
-    /// # Errors
-    /// [`ServeError`]; nothing is left behind then.
-    pub fn add_guest(&self, dir: &Path, name: &str) -> Result<GuestPlace, ServeError> {
-        self.add_guest_with(dir, name, GuestConfig::default())
-    }
-
     /// Makes a place for a guest called `name`, its files in `dir`, which must be private to the
     /// user: whoever can connect to the sockets is the guest.
     ///
     /// # Errors
     /// [`ServeError`]; nothing is left behind then.
-    pub fn add_guest_with(
+    pub fn add_guest(
         &self,
         dir: &Path,
         name: &str,
@@ -149,6 +134,11 @@ impl Server {
     /// Number of VMs on the host.
     pub fn vms(&self) -> usize {
         self.host.vms()
+    }
+
+    /// Who has which PASIDs.
+    pub fn pasids(&self) -> iommu::pasid::PasidReport {
+        self.host.pasid_report()
     }
 }
 

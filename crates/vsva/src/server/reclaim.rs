@@ -19,7 +19,11 @@ pub struct Reclaimed {
 }
 
 impl Reclaimed {
+    /// Both; the time of one that found nothing does not count.
     fn and(self, other: Self) -> Self {
+        if other.pasids == 0 && other.stuck == 0 {
+            return self;
+        }
         Self {
             pasids: self.pasids.saturating_add(other.pasids),
             stuck: self.stuck.saturating_add(other.stuck),

@@ -18,7 +18,7 @@ impl Server {
     /// The host, and these of its guests. Waits for nothing that a guest does.
     pub fn snapshot<'a>(&self, places: impl IntoIterator<Item = &'a GuestPlace>) -> Snapshot {
         let places: Vec<_> = places.into_iter().collect();
-        let report = self.host.pasid_report();
+        let report = self.pasids();
         let share = MAX_LISTED / places.len().max(1);
         let of =
             |place: &GuestPlace| report.vms.iter().find(|vm| vm.name == place.name() && !vm.closed);
