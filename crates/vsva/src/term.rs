@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 
+use comfy_table::{LineStyle, TableStyle};
+
 /// Width of tables where no terminal gives one, in columns.
 const DEFAULT_WIDTH: u16 = 100;
 
@@ -26,6 +28,7 @@ pub struct Screen {
     terminal: bool,
     colour: bool,
     width: u16,
+    height: Option<u16>,
 }
 
 struct Out {
@@ -37,14 +40,14 @@ struct Out {
 impl Screen {
     /// Standard output.
     pub fn stdout() -> Self {
-        let width = width_of(&io::stdout());
-        Self::to_stream(Box::new(io::stdout()), io::stdout().is_terminal(), width)
+        let size = size_of(&io::stdout());
+        Self::to_stream(Box::new(io::stdout()), io::stdout().is_terminal(), size)
     }
 
     /// Standard error: where lines go when standard output is for a program.
     pub fn stderr() -> Self {
-        let width = width_of(&io::stderr());
-        Self::to_stream(Box::new(io::stderr()), io::stderr().is_terminal(), width)
+        let size = size_of(&io::stderr());
+        Self::to_stream(Box::new(io::stderr()), io::stderr().is_terminal(), size)
     }
 
     /// Nowhere, for tests and callers that only want results.
@@ -52,15 +55,22 @@ impl Screen {
         Self::to_stream(Box::new(io::sink()), false, None)
     }
 
-    fn to_stream(to: Box<dyn Write + Send>, terminal: bool, width: Option<u16>) -> Self {
+    /// `size` is in columns and lines.
+    fn to_stream(to: Box<dyn Write + Send>, terminal: bool, size: Option<(u16, u16)>) -> Self {
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        let width = width.unwrap_or(DEFAULT_WIDTH);
-        Self { out: Mutex::new(Out { to, transfer: false }), terminal, colour, width }
+        let width = size.map_or(DEFAULT_WIDTH, |(width, _)| width);
+        let height = size.map(|(_, height)| height).filter(|_| terminal);
+        Self { out: Mutex::new(Out { to, transfer: false }), terminal, colour, width, height }
     }
 
     /// The width that tables should keep to, in columns.
     pub fn width(&self) -> u16 {
         self.width
+    }
+
+    /// Lines of the terminal, if it is one that knows.
+    pub fn height(&self) -> Option<u16> {
+        self.height
     }
 
     /// A line of its own.
@@ -108,14 +118,25 @@ impl Screen {
     }
 }
 
+/// The look of tables: a rule above, below the header and at the end.
+pub const TABLE_STYLE: TableStyle =
+    TableStyle::new().top_border(RULE).header_separator(RULE).bottom_border(RULE);
+const RULE: LineStyle = LineStyle::none().fill('─').junction('─');
+
+/// A peer's text without what would move a terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// A size as people read it: `38.0 MB`.
 pub fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / MEGABYTE)
 }
 
-fn width_of(stream: &impl rustix::fd::AsFd) -> Option<u16> {
+/// Columns and lines of a terminal.
+fn size_of(stream: &impl rustix::fd::AsFd) -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
-    (size.ws_col > 0).then_some(size.ws_col)
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use iommu::Pasid;
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
-use super::{sabotage, shared_queue, GuestPlace, Server};
+use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
 use crate::lab::{Check, GuestDevices, GuestId, LabServer, ServerError, AFTER_KILL};
 
 /// Growth of the process's own memory between two samples that is no leak, in KiB: allocators
@@ -67,7 +67,10 @@ struct Steady {
 impl LabServer for Lab {
     fn add_guest(&mut self, dir: &Path) -> Result<GuestDevices, ServerError> {
         let guest = GuestId(self.next);
-        let place = self.server.add_guest(dir, &format!("guest{}", guest.0)).map_err(other)?;
+        let place = self
+            .server
+            .add_guest(dir, &format!("guest{}", guest.0), GuestConfig::default())
+            .map_err(other)?;
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
