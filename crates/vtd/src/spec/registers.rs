@@ -1,5 +1,7 @@
 //! The register table: one page of registers at the unit's base (11.4).
 
+use super::virtual_command::VcmdLayout;
+
 /// Size of the register page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -44,6 +46,9 @@ pub enum RegisterId {
     QueueErrorRecord,
     InvalidateAddress,
     IotlbInvalidate,
+    VirtualCommandCapability,
+    VirtualCommand,
+    VirtualCommandResponse,
     /// Low half of a fault recording register.
     FaultRecordLow(u8),
     /// High half of a fault recording register.
@@ -199,7 +204,9 @@ const FIXED: [Register; 23] = [
         writable 0xb003_ffff_0000_0000, clears 0, reset ZERO, "11.4.6.3"),
 ];
 
-/// Every register, by rising offset. What lies between them reads zero and ignores writes.
+/// Every register but those of virtual commands, which have two layouts
+/// ([`VcmdLayout::registers`]), by rising offset. What lies between them reads zero and ignores
+/// writes.
 pub const REGISTERS: [Register; FIXED.len() + 2 * FAULT_RECORDS] = {
     let mut all = [FIXED[0]; FIXED.len() + 2 * FAULT_RECORDS];
     let mut i = 0;
@@ -220,10 +227,27 @@ pub const REGISTERS: [Register; FIXED.len() + 2 * FAULT_RECORDS] = {
     all
 };
 
-/// The registers that share a byte with the `len` bytes from `offset`, by rising offset.
-pub fn registers_in(offset: u64, len: usize) -> impl Iterator<Item = &'static Register> {
+/// Every register of a unit that has these virtual commands, by rising offset.
+pub fn registers(virtual_commands: Option<VcmdLayout>) -> impl Iterator<Item = &'static Register> {
+    const TABLE: &[Register] = &REGISTERS;
+    TABLE.iter().chain(virtual_registers(virtual_commands))
+}
+
+/// Those of them that share a byte with the `len` bytes from `offset`, by rising offset.
+pub fn registers_in(
+    virtual_commands: Option<VcmdLayout>,
+    offset: u64,
+    len: usize,
+) -> impl Iterator<Item = &'static Register> {
     const TABLE: &[Register] = &REGISTERS;
     let end = offset.saturating_add(len as u64);
     let first = TABLE.partition_point(|register| u64::from(register.end()) <= offset);
-    TABLE[first..].iter().take_while(move |register| u64::from(register.offset) < end)
+    let more = virtual_registers(virtual_commands)
+        .iter()
+        .skip_while(move |register| u64::from(register.end()) <= offset);
+    TABLE[first..].iter().chain(more).take_while(move |register| u64::from(register.offset) < end)
+}
+
+fn virtual_registers(layout: Option<VcmdLayout>) -> &'static [Register] {
+    layout.map_or(&[], |layout| layout.registers())
 }
