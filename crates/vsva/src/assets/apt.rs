@@ -101,7 +101,8 @@ impl<'a> Apt<'a> {
             return Err(Cause::NoKeyring { path: KEYRINGS[0].into() });
         };
         apt.write_configuration(keyring)?;
-        screen.mark(Mark::Note, &format!("package lists of {} from {}", release.name(), apt.mirror));
+        screen
+            .mark(Mark::Note, &format!("package lists of {} from {}", release.name(), apt.mirror));
         apt.run("fetching the package lists", apt.apt_get(&["update"]), || ())?;
         Ok(apt)
     }

@@ -105,8 +105,7 @@ fn select(closure: &[Archive]) -> (Vec<Archive>, Vec<Archive>) {
         closure.iter().filter(|archive| keep(&archive.name)).cloned().collect()
     };
     let image = chosen(&|name| prefixed(name, &[IMAGE_PREFIX]));
-    let build =
-        chosen(&|name| prefixed(name, &BUILD_PREFIXES) || BUILD_LIBRARIES.contains(&name));
+    let build = chosen(&|name| prefixed(name, &BUILD_PREFIXES) || BUILD_LIBRARIES.contains(&name));
     (image, build)
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::{FromGuest, ToGuest};
 
-use crate::assets::Assets;
+use crate::assets::{Kernel, Qemu};
 use crate::capture::last_lines;
 use crate::control::{Control, ControlError};
 use crate::initramfs::{self, InitramfsError};
@@ -210,7 +210,8 @@ impl Machine {
     /// # Errors
     /// [`GuestError`].
     pub fn start(
-        assets: &Assets,
+        qemu: &Qemu,
+        kernel: &Kernel,
         init: &[u8],
         devices: &Devices,
         place: Place,
@@ -218,20 +219,20 @@ impl Machine {
     ) -> Result<Self, GuestError> {
         let dir = place.dir.path();
         let initrd = dir.join("initrd");
-        let archive = initramfs::build(init, &assets.kernel.modules)?;
+        let archive = initramfs::build(init, &kernel.modules)?;
         fs::write(&initrd, archive).map_err(file_error(&initrd))?;
         let socket = dir.join("control");
         let listener = UnixListener::bind(&socket).map_err(file_error(&socket))?;
         let (console, stderr) = (place.log("console.log")?, place.log("qemu.log")?);
         let transcript = place.log("control.log")?;
         let boot = Boot {
-            kernel: &assets.kernel.image,
+            kernel: &kernel.image,
             initrd: &initrd,
             console: &console,
             control: &socket,
             devices,
         };
-        let mut command = assets.qemu.command();
+        let mut command = qemu.command();
         command.args(boot.arguments()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(create(&stderr)?);
         let mut qemu = Supervised::spawn("QEMU", command)?;
