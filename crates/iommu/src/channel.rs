@@ -1,6 +1,6 @@
 //! The state of a channel: what its slot holds, and the changes that can be posted to it.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -64,6 +64,11 @@ impl ChannelState {
     /// Adds the domains under which something is cached.
     pub(crate) fn add_domains(&self, domains: &mut BTreeSet<DomainId>) {
         domains.extend(self.caches.borrow().domains());
+    }
+
+    /// Adds the PASIDs whose table entry is cached, and their domains.
+    pub(crate) fn add_pasids(&self, pasids: &mut BTreeMap<Pasid, DomainId>) {
+        pasids.extend(self.caches.borrow().pasids.domains());
     }
 
     /// The domain of the PASID-table entry that is cached for `pasid`.

@@ -44,9 +44,9 @@ impl PasidCache {
         self.len
     }
 
-    /// The domain of each entry.
-    pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.slots.iter().flatten().map(|(_, state)| state.domain)
+    /// The PASID and the domain of each entry.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = (Pasid, DomainId)> + '_ {
+        self.slots.iter().flatten().map(|(pasid, state)| (*pasid, state.domain))
     }
 
     pub(crate) fn get(&self, pasid: Pasid) -> Option<&PasidState> {

@@ -21,7 +21,7 @@ use crate::slot::Slot;
 use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, Fault,
-    FreePasidError, GuestPasid, HostError, Invalidation, PasidRange, PasidUsage, Ticket, Vm,
+    FreePasidError, GuestPasid, HostError, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
     VmConfig,
 };
 
@@ -137,17 +137,30 @@ impl SoftwareVm {
 
     /// The domains under which something is cached now, in channels that no access is using.
     pub fn cached_domains(&self) -> BTreeSet<DomainId> {
+        let mut domains = BTreeSet::new();
+        self.peek(|state| state.add_domains(&mut domains));
+        domains
+    }
+
+    /// The PASIDs whose table entry is cached now, and their domains, in channels that no access
+    /// is using. Granted or not: a guest may number its address spaces itself.
+    pub fn cached_pasids(&self) -> BTreeMap<Pasid, DomainId> {
+        let mut pasids = BTreeMap::new();
+        self.peek(|state| state.add_pasids(&mut pasids));
+        pasids
+    }
+
+    /// Looks at every channel that no access is using.
+    fn peek(&self, mut look: impl FnMut(&ChannelState)) {
         let (latest, channels) = {
             let control = self.0.control.lock();
             (Ticket(control.sequence), control.channels.clone())
         };
         // What was invalidated is not to be seen, though an idle channel may not know yet.
         self.is_complete(latest);
-        let mut domains = BTreeSet::new();
         for channel in &channels {
-            channel.slot.peek(|state| state.add_domains(&mut domains));
+            channel.slot.peek(&mut look);
         }
-        domains
     }
 }
 
