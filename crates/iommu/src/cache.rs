@@ -39,7 +39,7 @@ impl Caches {
 
     /// The domains under which something is cached, each as often as it comes.
     pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.pasids.domains().chain(self.iotlb.domains())
+        self.pasids.domains().map(|(_, domain)| domain).chain(self.iotlb.domains())
     }
 
     /// Lets `counters` say how much is cached.

@@ -189,6 +189,7 @@ fn counters_count() {
         invalidations,
         faults: 0,
         faults_lost: 0,
+        ungranted: 0,
     };
     assert_eq!(counters, expected);
     guest.settle_all();
@@ -268,11 +269,14 @@ fn domains_are_seen_while_something_of_them_is_cached() {
     assert!(guest.vm.cached_domains().is_empty());
     dma(&channel, with(1), VA, Op::Read).unwrap();
     assert_eq!(guest.vm.cached_domains().into_iter().collect::<Vec<_>>(), [DOMAIN]);
+    let pasids: Vec<_> = guest.vm.cached_pasids().into_iter().collect();
+    assert_eq!(pasids, [(Pasid::new(1).unwrap(), DOMAIN)]);
     // The PASID-table entry is of the domain too.
     let _ = guest.vm.invalidate(Invalidation::IotlbAll);
     assert_eq!(guest.vm.cached_domains().len(), 1);
     let _ = guest.vm.invalidate(Invalidation::PasidCacheDomain(DOMAIN));
     assert!(guest.vm.cached_domains().is_empty());
+    assert!(guest.vm.cached_pasids().is_empty());
     // A channel that is in use is left alone.
     dma(&channel, with(1), VA, Op::Read).unwrap();
     let in_flight = channel.enter();

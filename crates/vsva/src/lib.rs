@@ -18,6 +18,7 @@ pub mod cli;
 pub mod control;
 pub mod guest_program;
 pub mod initramfs;
+pub mod inspect;
 pub mod lab;
 pub mod private;
 pub mod qemu;

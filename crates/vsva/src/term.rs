@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 
+use comfy_table::{LineStyle, TableStyle};
+
 /// Width of tables where no terminal gives one, in columns.
 const DEFAULT_WIDTH: u16 = 100;
 
@@ -63,6 +65,11 @@ impl Screen {
         self.width
     }
 
+    /// Whether it is a terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
     /// A line of its own.
     pub fn line(&self, text: &str) {
         self.with(|out| writeln!(out, "{text}"));
@@ -106,6 +113,16 @@ impl Screen {
         }
         let _ = write(&mut out.to).and_then(|()| out.to.flush());
     }
+}
+
+/// The look of tables: a rule above, below the header and at the end.
+pub const TABLE_STYLE: TableStyle =
+    TableStyle::new().top_border(RULE).header_separator(RULE).bottom_border(RULE);
+const RULE: LineStyle = LineStyle::none().fill('─').junction('─');
+
+/// A peer's text without what would move a terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A size as people read it: `38.0 MB`.

@@ -16,6 +16,8 @@ pub(crate) struct PasidState {
     pub(crate) domain: DomainId,
     /// Whether faults are not recorded, by the entry or the directory.
     pub(crate) fault_disable: bool,
+    /// Whether requests may name the PASID. If not, the entry is that of requests without PASID.
+    pub(crate) granted: bool,
     pub(crate) translation: Translation,
 }
 
@@ -42,9 +44,9 @@ impl PasidCache {
         self.len
     }
 
-    /// The domain of each entry.
-    pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.slots.iter().flatten().map(|(_, state)| state.domain)
+    /// The PASID and the domain of each entry.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = (Pasid, DomainId)> + '_ {
+        self.slots.iter().flatten().map(|(pasid, state)| (*pasid, state.domain))
     }
 
     pub(crate) fn get(&self, pasid: Pasid) -> Option<&PasidState> {

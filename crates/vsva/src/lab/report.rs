@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use serde_json::{json, Value};
 
 use super::server::Check;
-use crate::term::{Mark, Screen};
+use crate::term::{printable, Mark, Screen, TABLE_STYLE};
 
 /// One assertion and how it went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +63,7 @@ impl Report {
     /// The table that a run ends with, at most `width` columns wide.
     pub fn table(&self, width: u16) -> String {
         let mut table = Table::new();
-        table.load_style(STYLE);
+        table.load_style(TABLE_STYLE);
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
         table.set_header(["scenario", "check", "result", "measured"]);
         let mut last = "";
@@ -112,18 +112,8 @@ impl Report {
     }
 }
 
-/// A rule above, below the header and at the end.
-const STYLE: TableStyle =
-    TableStyle::new().top_border(RULE).header_separator(RULE).bottom_border(RULE);
-const RULE: LineStyle = LineStyle::none().fill('─').junction('─');
-
 /// The column in which the measured part of a line begins, where the check leaves room.
 const CHECK_COLUMN: usize = 44;
-
-/// The guest's text without what would move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,122 @@
+//! What a running server says of itself: one host, its guests, their PASIDs.
+//!
+//! These are the names of `vsva inspect --json`. Fields are added as the server learns to tell more; a change of
+//! meaning or a removal changes [`VERSION`](super::wire::VERSION).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A server at one moment. Guests are looked at one after another, each at one moment of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The server's version.
+    pub server: String,
+    /// How long it has run, in milliseconds.
+    pub uptime_ms: u64,
+    /// The PASID space that all guests share.
+    pub space: Space,
+    /// The guests' places, in the order in which they were made.
+    pub guests: Vec<Guest>,
+}
+
+/// The host's PASID space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// PASIDs that there are for all guests together.
+    pub capacity: u32,
+    /// Those of them that are reserved by quotas, used or not.
+    pub reserved: u32,
+    /// Those in use by guests.
+    pub live: u32,
+    /// Those given back that something can still name, and that are therefore not handed out.
+    pub parked: u32,
+}
+
+/// How a guest's numbers relate to the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numbering {
+    /// They are the same.
+    Identity,
+    /// The guest has numbers of its own, each for a host PASID.
+    Private,
+}
+
+/// One guest's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// Whether a guest is there.
+    pub connected: bool,
+    /// Guests that were there so far.
+    pub lives: u64,
+    /// PASIDs that it can have at a time.
+    pub quota: u32,
+    /// How its numbers relate to the host's.
+    pub numbering: Numbering,
+    /// The layout of its unit's virtual commands (`3.0` or `3.3`), if it has some. Without them it asks for no PASID.
+    pub vcmd: Option<String>,
+    /// PASIDs that are granted to it.
+    pub live: u32,
+    /// PASIDs that it, or a guest before it, gave back or left behind, and that something can still name.
+    pub parked: u32,
+    /// How the last guest that was there ended.
+    pub last_end: Option<End>,
+    /// Its PASIDs by number: those granted, those parked, and those that it uses without a grant.
+    pub pasids: Vec<PasidEntry>,
+    /// PASIDs beyond the limit of one answer, which are not listed.
+    pub pasids_left_out: u64,
+    /// Everything that is counted for it, since the place was made.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The end of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// PASIDs that were taken back.
+    pub pasids: u32,
+    /// From asking for the PASIDs until nothing used them any more, in microseconds.
+    pub reclaim_us: u64,
+    /// From the first lost connection until everything was freed, in microseconds.
+    pub took_us: u64,
+}
+
+/// What is with a PASID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is granted.
+    Live,
+    /// It was given back, but something can still name it.
+    Parked,
+    /// Never granted: the guest numbers its address spaces itself, and the IOMMU has met it.
+    Own,
+}
+
+/// One PASID of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasidEntry {
+    /// The guest's number.
+    pub guest: u32,
+    /// The host's, if it was granted.
+    pub host: Option<u32>,
+    /// What is with it.
+    pub state: State,
+    /// For how long it has been granted, in milliseconds, where the host knows.
+    pub age_ms: Option<u64>,
+    /// The domain under which the IOMMU has something of it cached now.
+    pub domain: Option<u16>,
+    /// What can name it, besides the guest.
+    pub holders: Vec<Holder>,
+}
+
+/// Something that can name a PASID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// What it is.
+    pub name: String,
+    /// How often.
+    pub references: u32,
+}

@@ -1,0 +1,171 @@
+//! A snapshot as a person reads it.
+
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::snapshot::{End, Guest, Numbering, PasidEntry, Snapshot, State};
+use crate::term::{printable, TABLE_STYLE};
+
+/// The whole view, in lines of at most `width` columns: the space, the guests, their PASIDs, and the counters if there
+/// is one guest.
+pub fn view(snapshot: &Snapshot, width: u16) -> String {
+    let mut parts = vec![headline(snapshot), guests(&snapshot.guests, width)];
+    if snapshot.guests.iter().any(|guest| !guest.pasids.is_empty()) {
+        parts.push(pasids(&snapshot.guests, width));
+    }
+    if let [guest] = snapshot.guests.as_slice() {
+        parts.extend(counters(guest));
+    }
+    parts.join("\n\n")
+}
+
+fn headline(snapshot: &Snapshot) -> String {
+    let space = &snapshot.space;
+    format!(
+        "vsva {} serves {}, for {}\n{} PASIDs: {} reserved, {} live, {} parked",
+        printable(&snapshot.server),
+        match snapshot.guests.len() {
+            1 => "1 guest".to_owned(),
+            many => format!("{many} guests"),
+        },
+        rough(Duration::from_millis(snapshot.uptime_ms)),
+        space.capacity,
+        space.reserved,
+        space.live,
+        space.parked
+    )
+}
+
+fn guests(guests: &[Guest], width: u16) -> String {
+    let header = [
+        "guest",
+        "there",
+        "lives",
+        "vcmd",
+        "numbers",
+        "quota",
+        "live",
+        "parked",
+        "descriptors",
+        "faults",
+        "last end",
+    ];
+    let mut table = table(&header, width);
+    for guest in guests {
+        let count = |name| guest.counters.get(name).copied().unwrap_or_default().to_string();
+        table.add_row([
+            printable(&guest.name),
+            if guest.connected { "yes" } else { "no" }.to_owned(),
+            guest.lives.to_string(),
+            guest.vcmd.as_deref().map_or_else(|| "-".to_owned(), printable),
+            numbering(guest.numbering).to_owned(),
+            guest.quota.to_string(),
+            guest.live.to_string(),
+            guest.parked.to_string(),
+            count("descriptors"),
+            count("faults"),
+            guest.last_end.map_or_else(|| "-".to_owned(), last_end),
+        ]);
+    }
+    align_right(&mut table, &[2, 5, 6, 7, 8, 9]);
+    table.to_string()
+}
+
+fn pasids(guests: &[Guest], width: u16) -> String {
+    let mut table =
+        table(&["guest", "PASID", "host's", "state", "age", "domain", "held by"], width);
+    for guest in guests {
+        for entry in &guest.pasids {
+            table.add_row(pasid(guest, entry));
+        }
+        if guest.pasids_left_out > 0 {
+            let more = format!("{} more", guest.pasids_left_out);
+            table.add_row([&printable(&guest.name), &more]);
+        }
+    }
+    align_right(&mut table, &[1, 2, 4, 5]);
+    table.to_string()
+}
+
+fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let holders: Vec<_> = entry
+        .holders
+        .iter()
+        .map(|holder| match holder.references {
+            1 => printable(&holder.name),
+            many => format!("{} ({many})", printable(&holder.name)),
+        })
+        .collect();
+    [
+        printable(&guest.name),
+        format!("{:#x}", entry.guest),
+        or_dash(entry.host.map(|host| format!("{host:#x}"))),
+        state(entry.state).to_owned(),
+        or_dash(entry.age_ms.map(|age| rough(Duration::from_millis(age)))),
+        or_dash(entry.domain.map(|domain| format!("{domain:#x}"))),
+        or_dash((!holders.is_empty()).then(|| holders.join(", "))),
+    ]
+}
+
+/// What was counted for a guest, two to a line, but for what never happened.
+fn counters(guest: &Guest) -> Option<String> {
+    let counted = guest.counters.iter().filter(|(_, count)| **count > 0);
+    let cells: Vec<String> =
+        counted.map(|(name, count)| format!("  {:<24}{count:>16}", printable(name))).collect();
+    let lines: Vec<_> = cells.chunks(2).map(<[String]>::concat).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+fn table(header: &[&str], width: u16) -> Table {
+    let mut table = Table::new();
+    table.load_style(TABLE_STYLE);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    table.set_header(header);
+    table
+}
+
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn numbering(numbering: Numbering) -> &'static str {
+    match numbering {
+        Numbering::Identity => "identity",
+        Numbering::Private => "private",
+    }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Live => "live",
+        State::Parked => "parked",
+        State::Own => "own",
+    }
+}
+
+fn last_end(end: End) -> String {
+    let millis = |us: u64| us as f64 / 1e3;
+    format!(
+        "{:.1} ms, {} PASIDs in {:.1} ms",
+        millis(end.took_us),
+        end.pasids,
+        millis(end.reclaim_us)
+    )
+}
+
+/// A length of time in its largest unit or two.
+fn rough(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0..=9) => format!("{:.1} s", time.as_secs_f64()),
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
