@@ -27,8 +27,9 @@ pub use fields::{
     IotlbInvalidate, QueueAddress, QueueErrorRecord, RootTableAddress,
 };
 pub use registers::{
-    registers, registers_in, AccessClass, Register, RegisterId, Reset, Width, FAULT_RECORDS,
-    FAULT_RECORD_OFFSET, IOTLB_OFFSET, PAGE_SIZE, REGISTERS, VERSION,
+    registers, registers_in, AccessClass, Register, RegisterId, Reset, Width, CAPABILITY_OFFSET,
+    EXTENDED_CAPABILITY_OFFSET, FAULT_RECORDS, FAULT_RECORD_OFFSET, IOTLB_OFFSET, PAGE_SIZE,
+    REGISTERS, VERSION, VERSION_OFFSET,
 };
 pub use tables::{
     ContextEntry, RootEntry, ScalableContextEntry, ScalableRootHalf, TableMode, TranslationType,

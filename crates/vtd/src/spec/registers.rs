@@ -5,6 +5,15 @@ use super::virtual_command::VcmdLayout;
 /// Size of the register page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// Offset of the version register.
+pub const VERSION_OFFSET: u16 = 0x00;
+
+/// Offset of the capability register.
+pub const CAPABILITY_OFFSET: u16 = 0x08;
+
+/// Offset of the extended capability register.
+pub const EXTENDED_CAPABILITY_OFFSET: u16 = 0x10;
+
 /// VER: major version 5 in 7:4, the last one with the register-based invalidation interface
 /// (6.5.1); minor version 0.
 pub const VERSION: u32 = 0x50;
@@ -156,11 +165,11 @@ const ADDRESS: u64 = 0xffff_fffc;
 const QUEUE_OFFSET: u64 = 0x7_fff0;
 
 const FIXED: [Register; 23] = [
-    register!(Id::Version, "VER_REG", 0x00, Bits32, Ro,
+    register!(Id::Version, "VER_REG", VERSION_OFFSET, Bits32, Ro,
         writable 0, clears 0, reset Reset::Value(VERSION as u64), "11.4.1"),
-    register!(Id::Capability, "CAP_REG", 0x08, Bits64, Ro,
+    register!(Id::Capability, "CAP_REG", CAPABILITY_OFFSET, Bits64, Ro,
         writable 0, clears 0, reset Reset::Capabilities, "11.4.2"),
-    register!(Id::ExtendedCapability, "ECAP_REG", 0x10, Bits64, Ro,
+    register!(Id::ExtendedCapability, "ECAP_REG", EXTENDED_CAPABILITY_OFFSET, Bits64, Ro,
         writable 0, clears 0, reset Reset::Capabilities, "11.4.3"),
     register!(Id::GlobalCommand, "GCMD_REG", 0x18, Bits32, Wo,
         writable 0xcf80_0000, clears 0, reset ZERO, "11.4.4.1"),
