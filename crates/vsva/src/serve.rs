@@ -12,7 +12,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::qemu::Devices;
-use crate::server::{GuestPlace, ServeError, Server};
+use crate::server::{GuestConfig, GuestPlace, ServeError, Server};
 use crate::stop::Stop;
 
 /// Most guests that one server has places for.
@@ -95,7 +95,7 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     for index in 0..options.guests {
         let name = format!("guest{index}");
         // Dropped and so closed however this function ends.
-        let place = server.add_guest(&dir.path, &name)?;
+        let place = server.add_guest(&dir.path, &name, GuestConfig::default())?;
         introductions.push(introduction(&name, place.devices()));
         places.push((place, Watch::default()));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dsa::spec::Status;
 use mem::Policy;
 use peer::*;
-use vsva::server::{GuestPlace, LINES_PER_PERIOD, PERIOD};
+use vsva::server::{GuestConfig, GuestPlace, LINES_PER_PERIOD, PERIOD};
 
 /// Shows that a place works: a copy by its accelerator.
 fn works(place: &GuestPlace, name: &str) {
@@ -36,7 +36,7 @@ fn assert_copies(accelerator: &mut Accelerator, ram: &std::fs::File) {
 fn a_second_client_is_refused_at_once_and_the_first_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (server, _) = server(Policy::SealedOnly);
-    let place = server.add_guest(dir.path(), "guest").unwrap();
+    let place = server.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let ram = ram("second-client", true);
     let mut first = Accelerator::new(&place, &ram);
     let begun = Instant::now();
@@ -50,7 +50,7 @@ fn a_second_client_is_refused_at_once_and_the_first_goes_on() {
 fn memory_that_could_shrink_is_refused_by_the_name_of_its_seal() {
     let dir = tempfile::tempdir().unwrap();
     let (strict, said) = server(Policy::SealedOnly);
-    let place = strict.add_guest(dir.path(), "guest").unwrap();
+    let place = strict.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let unsealed = ram("unsealed", false);
     let mut client = Client::new(&place.devices().functions[0].path);
     assert_eq!(client.map(&unsealed, 0), Err(EPERM));
@@ -64,7 +64,7 @@ fn memory_that_could_shrink_is_refused_by_the_name_of_its_seal() {
 
     let dir = tempfile::tempdir().unwrap();
     let (lenient, said) = server(Policy::AllowUnsealed);
-    let place = lenient.add_guest(dir.path(), "guest").unwrap();
+    let place = lenient.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let mut accelerator = Accelerator::new(&place, &unsealed);
     assert_copies(&mut accelerator, &unsealed);
     assert!(said.lock().unwrap().is_empty());
@@ -74,7 +74,7 @@ fn memory_that_could_shrink_is_refused_by_the_name_of_its_seal() {
 fn nobody_can_truncate_memory_in_the_middle_of_a_copy() {
     let dir = tempfile::tempdir().unwrap();
     let (server, _) = server(Policy::SealedOnly);
-    let place = server.add_guest(dir.path(), "guest").unwrap();
+    let place = server.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let ram = ram("truncated", true);
     let mut accelerator = Accelerator::new(&place, &ram);
     let bytes = vec![0x5a; COPY as usize];
@@ -109,8 +109,8 @@ fn nobody_can_truncate_memory_in_the_middle_of_a_copy() {
 fn garbage_ends_its_own_connection_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let (server, said) = server(Policy::SealedOnly);
-    let place = server.add_guest(dir.path(), "bad").unwrap();
-    let other = server.add_guest(dir.path(), "good").unwrap();
+    let place = server.add_guest(dir.path(), "bad", GuestConfig::default()).unwrap();
+    let other = server.add_guest(dir.path(), "good", GuestConfig::default()).unwrap();
     let (ram, other_ram) = (ram("bad", true), ram("good", true));
     let mut accelerator = Accelerator::new(&place, &ram);
     let mut neighbour = Accelerator::new(&other, &other_ram);
@@ -137,7 +137,7 @@ fn garbage_ends_its_own_connection_and_no_other() {
 fn a_flood_of_refusals_is_a_few_lines() {
     let dir = tempfile::tempdir().unwrap();
     let (server, said) = server(Policy::SealedOnly);
-    let place = server.add_guest(dir.path(), "guest").unwrap();
+    let place = server.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let unsealed = ram("flood", false);
     let mut client = Client::new(&place.devices().functions[0].path);
     let begun = Instant::now();

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use dsa::spec::Status;
 use mem::Policy;
 use peer::*;
+use vsva::server::GuestConfig;
 
 /// Lives of guests in one place.
 const LIVES: u64 = 50;
@@ -17,7 +18,7 @@ const LIVES: u64 = 50;
 fn fifty_deaths_in_the_middle_of_copies_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (server, said) = server(Policy::SealedOnly);
-    let place = server.add_guest(dir.path(), "guest").unwrap();
+    let place = server.add_guest(dir.path(), "guest", GuestConfig::default()).unwrap();
     let ram = ram("fifty-lives", true);
     let before = Holdings::now();
     let mut submitted = 0;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::{FromGuest, ToGuest};
 
-use crate::assets::{Kernel, Qemu};
+use crate::assets::{Kernel, Linux, Qemu};
 use crate::capture::last_lines;
 use crate::control::{Control, ControlError};
 use crate::initramfs::{self, InitramfsError};
@@ -45,6 +45,9 @@ pub enum GuestError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A kernel that the run was not prepared with.
+    #[error("no kernel was prepared for it ({0:?})")]
+    NoKernel(Linux),
     /// The initramfs cannot be written.
     #[error(transparent)]
     Initramfs(#[from] InitramfsError),

@@ -18,6 +18,7 @@ use vfio_user::Server as Socket;
 use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
+use super::config::GuestConfig;
 use super::life::Life;
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -65,11 +66,12 @@ impl GuestPlace {
         host: &SoftwareHost,
         dir: &Path,
         name: &str,
+        config: GuestConfig,
         policy: Policy,
         lines: Lines,
     ) -> Result<Self, ServeError> {
         let workers = Workers::default();
-        let shared = Arc::new(Shared::new(host, name, policy, lines, &workers.unit_bell)?);
+        let shared = Arc::new(Shared::new(host, name, config, policy, lines, &workers.unit_bell)?);
         // From here on, dropping it takes down what was made so far.
         let mut place = Self { shared, devices: Devices::default(), sockets: Vec::new(), workers };
         place.workers.start(&place.shared).map_err(|source| ServeError::Thread { source })?;
@@ -214,16 +216,25 @@ impl Shared {
     fn new(
         host: &SoftwareHost,
         name: &str,
+        config: GuestConfig,
         policy: Policy,
         lines: Lines,
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
-        let vm = host.create_vm(VmConfig::named(name))?;
+        let GuestConfig { quota, numbering, commands } = config;
+        let virtual_commands = commands.layout();
+        let vm = host.create_vm(VmConfig {
+            name: name.to_owned(),
+            quota,
+            numbering,
+            // A guest that is told to ask for its PASIDs has no business with others.
+            enforce_grants: virtual_commands.is_some(),
+        })?;
         let endpoint = vm.attach(accelerator_id())?;
         let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
         let router = Arc::new(Router::default());
         let bell = unit_bell.clone();
-        let caps = Caps::new(vtd::model::Options::default())?;
+        let caps = Caps::new(vtd::model::Options { virtual_commands, ..Default::default() })?;
         let machine = Machine::new(vm, caps, router.clone(), Arc::new(move || bell.ring()));
         Ok(Self {
             machine: Arc::new(machine),

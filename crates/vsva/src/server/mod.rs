@@ -8,6 +8,7 @@
 //! ```
 
 mod bell;
+mod config;
 mod counters;
 mod guest;
 mod lab;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use iommu::SoftwareHost;
 use mem::Policy;
 
+pub use config::{Commands, GuestConfig, NoSuchCommands};
 pub use guest::GuestPlace;
 pub use lab::start;
 pub use notices::{Lines, LINES_PER_PERIOD, PERIOD};
@@ -105,12 +107,22 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`]; nothing is left behind then.
-    pub fn add_guest(&self, dir: &Path, name: &str) -> Result<GuestPlace, ServeError> {
-        GuestPlace::new(&self.host, dir, name, self.policy, self.lines.clone())
+    pub fn add_guest(
+        &self,
+        dir: &Path,
+        name: &str,
+        config: GuestConfig,
+    ) -> Result<GuestPlace, ServeError> {
+        GuestPlace::new(&self.host, dir, name, config, self.policy, self.lines.clone())
     }
 
     /// Number of VMs on the host.
     pub fn vms(&self) -> usize {
         self.host.vms()
+    }
+
+    /// Who has which PASIDs.
+    pub fn pasids(&self) -> iommu::pasid::PasidReport {
+        self.host.pasid_report()
     }
 }
