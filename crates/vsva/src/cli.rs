@@ -34,7 +34,7 @@ pub enum Command {
     /// Boot an unmodified Linux guest on our IOMMU and accelerator, and check what they do.
     ///
     /// Exit code: 0 all checks hold, 1 a check failed, 2 the lab cannot run here, 130 stopped by a signal.
-    Lab(LabArgs),
+    Lab(Box<LabArgs>),
     /// Serve the IOMMU and the accelerator to a QEMU of your own.
     ///
     /// Prints the arguments that give each guest its devices, then a line whenever a guest comes or goes or does

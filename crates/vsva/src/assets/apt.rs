@@ -107,11 +107,6 @@ impl<'a> Apt<'a> {
         Ok(apt)
     }
 
-    /// The archive's address.
-    pub(super) fn mirror(&self) -> &str {
-        &self.mirror
-    }
-
     fn write_configuration(&self, keyring: &str) -> Result<(), Cause> {
         for dir in
             ["state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"]
