@@ -223,7 +223,7 @@ mod tests {
                     --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --seed 7 --sabotage s";
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Lab(args) = cli.command else { panic!("another command") };
-        let options = Options::from(&args);
+        let options = Options::from(&*args);
         assert!(args.json && options.sources.offline);
         assert_eq!(options.scenarios, ["rebind", "kill"]);
         assert_eq!(options.sources.modules.as_deref(), Some("m".as_ref()));
