@@ -12,12 +12,13 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 pub use faults::FAULT_QUEUE_LIMIT;
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError};
-use pasids::{Clock, HostPasids};
+use pasids::Clock;
+pub(crate) use pasids::{HostNumber, HostPasids, Promise};
 use spin::mutex::SpinMutex;
 pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
 
-use crate::pasid::PasidReport;
+use crate::pasid::{PasidAllocator, PasidReport};
 use crate::{Host, HostError, VmConfig};
 
 /// VMs that one host takes at most.
@@ -60,6 +61,11 @@ impl SoftwareHost {
     /// Number of VMs that are not closed.
     pub fn vms(&self) -> usize {
         self.vms.load(Ordering::Acquire)
+    }
+
+    /// The PASIDs of this host for its own kernel: those that are not promised to VMs.
+    pub fn pasid_allocator(&self) -> PasidAllocator {
+        PasidAllocator::bare_metal(self.pasids.clone())
     }
 
     /// Who has which PASIDs. Looks once more whether parked ones can be released.
@@ -107,5 +113,5 @@ impl Drop for Place {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests;
+#[cfg(all(test, loom))]
+mod loom_tests;

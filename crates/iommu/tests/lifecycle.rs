@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use common::*;
 use iommu::{
-    AttachError, Counters, DmaError, Endpoint, Host, HostError, Invalidation, SoftwareHost, Vm,
-    VmConfig, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS,
+    AttachError, Counters, DmaError, Endpoint, Host, HostError, Invalidation, Pasid, SoftwareHost,
+    Vm, VmConfig, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS,
 };
 use mem::{Gpa, GuestMemory, MemoryMap};
 use pci::RequesterId;

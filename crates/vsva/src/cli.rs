@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,8 +9,11 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
 use crate::assets::Sources;
+use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
+use crate::server::Commands;
+use crate::shares::{NumberingWord, Setting, Shares};
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
 
@@ -40,7 +44,18 @@ pub enum Command {
     /// Prints the arguments that give each guest its devices, then a line whenever a guest comes or goes or does
     /// something that its user should know. A guest may end in any way and be started again with the same arguments,
     /// without notice to the others. Ctrl-C ends the server and removes what it made in DIR.
+    ///
+    /// All guests share one PASID space. A guest whose IOMMU has virtual commands (--vcmd) asks the host for its
+    /// PASIDs, up to its quota, and is refused others; one whose IOMMU has none numbers its PASIDs itself. The guests
+    /// are called guest0, guest1 and so on. Options that say what a guest may have take a value for all guests, or
+    /// NAME=VALUE for one, and can be given several times: --vcmd 3.3 --vcmd guest1=off --quota 500 --quota guest0=16
     Serve(ServeArgs),
+    /// Show what a running server's guests have and do: quotas, PASIDs, counters.
+    ///
+    /// Without further options a view that is taken anew every second, in place if standard output is a terminal
+    /// (else one view). PASIDs are live (granted to the guest), parked (given back, but something can still name
+    /// them), or the guest's own (numbered by itself, and met by its IOMMU).
+    Inspect(InspectArgs),
 }
 
 /// Options of `vsva lab`.
@@ -99,10 +114,44 @@ pub struct ServeArgs {
     /// How many guests can be connected at a time, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub guests: u32,
+    /// PASIDs that a guest can have at a time; they are set aside for it [default: 1000].
+    #[arg(long, value_name = "[NAME=]N")]
+    pub quota: Vec<Setting<u32>>,
+    /// How a guest's PASID numbers relate to the host's: identity (they are the same, so that no two guests have the
+    /// same one) or private (each guest has numbers of its own) [default: identity].
+    #[arg(long, value_name = "[NAME=]identity|private")]
+    pub pasids: Vec<Setting<NumberingWord>>,
+    /// Give a guest's IOMMU virtual commands, with the registers of this revision of the specification: 3.0 for Linux
+    /// 5.7 to 5.14, 3.3 for Linux 5.15 to 6.3. Later ones do not look for them [default: off].
+    #[arg(long, value_name = "[NAME=]3.0|3.3|off")]
+    pub vcmd: Vec<Setting<Commands>>,
     /// Take guest memory from files that are not sealed against shrinking (F_SEAL_SHRINK), too. Whoever shrinks such
     /// a file kills the server, and with it every guest's devices.
     #[arg(long)]
     pub allow_unsealed: bool,
+}
+
+/// Options of `vsva inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// The server's directory, as given to serve.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Show this guest only, with everything that is counted for it.
+    #[arg(long, value_name = "NAME")]
+    pub guest: Option<String>,
+    /// Print one view and end.
+    #[arg(long)]
+    pub once: bool,
+    /// Go on until Ctrl-C or the server's end, also where standard output is no terminal.
+    #[arg(long, conflicts_with = "once")]
+    pub watch: bool,
+    /// Print one JSON object; with --watch one a second, each in a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Print what Prometheus takes (OpenMetrics text).
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub metrics: bool,
 }
 
 impl From<&LabArgs> for Options {
@@ -182,6 +231,11 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
     let options = serve::Options {
         dir: args.dir.clone(),
         guests: args.guests,
+        shares: Shares {
+            quota: args.quota.clone(),
+            numbering: args.pasids.clone(),
+            commands: args.vcmd.clone(),
+        },
         allow_unsealed: args.allow_unsealed,
     };
     let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(print_line);
@@ -192,6 +246,42 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
             ExitCode::from(EXIT_IMPOSSIBLE)
         }
     }
+}
+
+/// Runs `vsva inspect`.
+pub fn inspect(args: &InspectArgs) -> ExitCode {
+    let mut out = std::io::stdout();
+    let outcome = Stop::on_signals().map_err(inspect::Error::Signals).and_then(|stop| {
+        let look = || look(args, &Screen::stdout());
+        inspect::run(&args.dir, args.guest.as_deref(), look, &stop, &mut out)
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read it has seen enough.
+        Err(inspect::Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vsva inspect: {error}");
+            ExitCode::from(EXIT_IMPOSSIBLE)
+        }
+    }
+}
+
+/// What the options ask for on this screen.
+fn look(args: &InspectArgs, screen: &Screen) -> Look {
+    let form = match (args.json, args.metrics) {
+        (true, _) => Form::Json,
+        (_, true) => Form::Metrics,
+        _ => Form::Text { width: screen.width() },
+    };
+    let text = matches!(form, Form::Text { .. });
+    let height = screen.height().filter(|_| text && !args.once);
+    let watch = match height {
+        Some(height) => Some(Watch::Screen { height }),
+        None => args.watch.then_some(Watch::Stream),
+    };
+    Look { form, watch }
 }
 
 fn list() {
@@ -209,6 +299,7 @@ fn print_line(text: &str) {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use iommu::Numbering;
 
     use super::*;
 
@@ -236,6 +327,44 @@ mod tests {
     fn a_kernel_or_its_modules_alone_are_refused() {
         for alone in ["--modules", "--vcmd-kernel", "--vcmd-headers"] {
             assert!(Cli::try_parse_from(["vsva", "lab", alone, "m"]).is_err(), "{alone}");
+        }
+    }
+
+    #[test]
+    fn what_guests_may_have_is_said_for_all_or_by_name() {
+        let line = "vsva serve --dir d --guests 2 --quota 9 --quota guest1=3 --pasids private --vcmd guest0=3.0 \
+                    --vcmd 3.3";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Serve(args) = cli.command else { panic!("another command") };
+        fn of<T>(guest: &str, value: T) -> Setting<T> {
+            Setting { guest: Some(guest.to_owned()), value }
+        }
+        fn all<T>(value: T) -> Setting<T> {
+            Setting { guest: None, value }
+        }
+        assert_eq!(args.quota, [all(9), of("guest1", 3)]);
+        assert_eq!(args.pasids, [all(NumberingWord(Numbering::Private))]);
+        assert_eq!(args.vcmd, [of("guest0", Commands::Revision30), all(Commands::Revision33)]);
+    }
+
+    #[test]
+    fn a_view_is_as_its_options_and_its_screen_say() {
+        let of = |options: &str| {
+            let line = format!("vsva inspect --dir d {options}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Inspect(args) = cli.command else { panic!("another command") };
+            look(&args, &Screen::none())
+        };
+        let text = Form::Text { width: Screen::none().width() };
+        assert_eq!(of(""), Look { form: text, watch: None }, "no terminal");
+        assert_eq!(of("--watch"), Look { form: text, watch: Some(Watch::Stream) });
+        assert_eq!(of("--json"), Look { form: Form::Json, watch: None });
+        let stream = Look { form: Form::Json, watch: Some(Watch::Stream) };
+        assert_eq!(of("--json --watch"), stream);
+        assert_eq!(of("--metrics"), Look { form: Form::Metrics, watch: None });
+        for refused in ["--once --watch", "--metrics --json", "--metrics --watch"] {
+            let line = format!("vsva inspect --dir d {refused}");
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{refused}");
         }
     }
 }

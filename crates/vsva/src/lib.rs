@@ -10,6 +10,8 @@
 //!           │ ───► private     directories that cannot be left behind
 //!           │ ───► control     what the lab and the guest program say to each other
 //!           └────► server      the devices, for the lab and for QEMUs of the user's (serve)
+//!  cli ──► serve ► server
+//!      ──► inspect             asks a running server what its guests have
 //! ```
 
 pub mod assets;
@@ -24,6 +26,7 @@ pub mod private;
 pub mod qemu;
 pub mod serve;
 pub mod server;
+pub mod shares;
 pub mod stop;
 pub mod supervise;
 pub mod term;

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iommu::Numbering;
 use mem::Policy;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
-use crate::server::{GuestConfig, GuestPlace, ServeError, Server};
+use crate::server::{Ask, Commands, GuestConfig, GuestPlace, Inspector, ServeError, Server};
+use crate::shares::{self, Shares};
 use crate::stop::Stop;
 
 /// Most guests that one server has places for.
@@ -28,6 +31,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Number of places, 1 to [`MAX_GUESTS`].
     pub guests: u32,
+    /// What each guest may have of the host.
+    pub shares: Shares,
     /// Whether memory files that their owner could shrink are mapped.
     pub allow_unsealed: bool,
 }
@@ -71,6 +76,9 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// What guests are to have does not go together.
+    #[error(transparent)]
+    Shares(#[from] shares::Error),
     /// Signals cannot be handled.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] io::Error),
@@ -87,29 +95,56 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     if !(1..=MAX_GUESTS).contains(&options.guests) {
         return Err(Error::Guests { got: options.guests });
     }
-    let stop = Stop::on_signals().map_err(Error::Signals)?;
-    let dir = Directory::new(&options.dir)?;
+    let names: Vec<_> = (0..options.guests).map(|index| format!("guest{index}")).collect();
+    let configs = options.shares.of(&names)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
     let server = Server::new(policy, say.clone());
-    let (mut places, mut introductions) = (Vec::new(), Vec::new());
-    for index in 0..options.guests {
-        let name = format!("guest{index}");
+    shares::check_quotas(&configs, server.pasids().capacity)?;
+    let stop = Stop::on_signals().map_err(Error::Signals)?;
+    let dir = Directory::new(&options.dir)?;
+    let mut places = Vec::new();
+    for (name, config) in names.iter().zip(configs) {
         // Dropped and so closed however this function ends.
-        let place = server.add_guest(&dir.path, &name, GuestConfig::default())?;
-        introductions.push(introduction(&name, place.devices()));
-        places.push((place, Watch::default()));
+        places.push(server.add_guest(&dir.path, name, config)?);
     }
+    let hall = Arc::new(Hall { server, places });
+    let inspector = Inspector::start(&dir.path, ask(&hall))?;
     // Not before all is there: what is printed can be used.
-    introductions.iter().for_each(|text| say(text));
+    for place in &hall.places {
+        say(&introduction(place.name(), place.config(), place.devices()));
+    }
     say(&closing_words(&dir.path));
+    let mut watches: Vec<_> = hall.places.iter().map(|_| Watch::default()).collect();
     while stop.pause(Instant::now() + LOOK).is_ok() {
-        for (place, watch) in &mut places {
+        for (place, watch) in hall.places.iter().zip(&mut watches) {
             watch.look(place);
         }
     }
-    drop(places);
+    // It looks at the places, and so goes before them.
+    drop(inspector);
+    drop(hall);
     say("Stopped: sockets and tables are removed.");
     Ok(())
+}
+
+/// A server and all its places.
+struct Hall {
+    server: Server,
+    places: Vec<GuestPlace>,
+}
+
+/// What answers `vsva inspect`.
+fn ask(hall: &Arc<Hall>) -> Ask {
+    let hall = hall.clone();
+    Box::new(move |name| {
+        let Hall { server, places } = &*hall;
+        let Some(name) = name else { return Ok(server.snapshot(places)) };
+        let place = places.iter().find(|place| place.name() == name);
+        place.map(|place| server.snapshot([place])).ok_or_else(|| Refusal::NoGuest {
+            name: name.to_owned(),
+            known: places.iter().map(|place| place.name().to_owned()).collect(),
+        })
+    })
 }
 
 /// What was last said about a place.
@@ -181,9 +216,20 @@ impl Directory {
 }
 
 /// What a user pastes.
-fn introduction(name: &str, devices: &Devices) -> String {
+fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
+    let share = match (config.commands, config.numbering) {
+        (Commands::Off, _) => String::new(),
+        (layout, numbering) => {
+            let numbers = match numbering {
+                Numbering::Identity => "numbered as the host's",
+                Numbering::Private => "with numbers of its own",
+            };
+            let quota = config.quota;
+            format!("{name}: {quota} PASIDs, {numbers}, by virtual commands of revision {layout}\n")
+        }
+    };
     let mut text = format!(
-        "{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
+        "{share}{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
          -machine q35,memory-backend=ram -m 2G \\\n    \
          -object memory-backend-memfd,id=ram,share=on,size=2G \\\n    \
          -cpu max,la57=off"
@@ -203,8 +249,8 @@ fn closing_words(dir: &Path) -> String {
         "Another size of memory: change both 2G. With KVM: -accel kvm -cpu host,la57=off.\n\
          The guest kernel's command line needs intel_iommu=on,sm_on, and setcpuid=movdir64b where the\n\
          processor has no MOVDIR64B (no KVM, or an old one).\n\
-         Ready in {}; Ctrl-C ends the server.",
-        dir.display()
+         Ready in {dir}; Ctrl-C ends the server; vsva inspect --dir {dir} shows it at work.",
+        dir = quoted(&dir.to_string_lossy())
     )
 }
 
@@ -268,7 +314,7 @@ mod tests {
             acpi_tables: vec!["/run/it's/a b,c.aml".into()],
             functions: vec![PciSocket { path: "/run/it's/s".into(), addr: "10.0".into() }],
         };
-        let text = introduction("guest0", &devices);
+        let text = introduction("guest0", GuestConfig::default(), &devices);
         let (_, arguments) = text.split_once("\n\n").unwrap();
         let echo = format!("printf '%s\\n' {arguments}");
         let output = std::process::Command::new("sh").args(["-c", &echo]).output().unwrap();
@@ -280,8 +326,24 @@ mod tests {
     }
 
     #[test]
+    fn quotas_beyond_the_host_are_refused_before_anything_is_made() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("d");
+        let quota = vec!["600000".parse().unwrap()];
+        let shares = Shares { quota, ..Shares::default() };
+        let options = Options { dir: dir.clone(), guests: 2, shares, allow_unsealed: false };
+        let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
+        let refused = run(&options, &say);
+        let sum = shares::Error::Quotas { guests: 2, sum: 1_200_000, capacity: 0xf_ffff };
+        assert!(matches!(refused, Err(Error::Shares(error)) if error == sum));
+        assert!(!dir.exists());
+    }
+
+    #[test]
     fn a_number_of_guests_out_of_range_is_refused() {
-        let options = Options { dir: "/nonexistent".into(), guests: 0, allow_unsealed: false };
+        let shares = Shares::default();
+        let options =
+            Options { dir: "/nonexistent".into(), guests: 0, shares, allow_unsealed: false };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
         assert!(matches!(run(&options, &say), Err(Error::Guests { got: 0 })));
     }

@@ -28,6 +28,7 @@ pub struct Screen {
     terminal: bool,
     colour: bool,
     width: u16,
+    height: Option<u16>,
 }
 
 struct Out {
@@ -39,14 +40,14 @@ struct Out {
 impl Screen {
     /// Standard output.
     pub fn stdout() -> Self {
-        let width = width_of(&io::stdout());
-        Self::to_stream(Box::new(io::stdout()), io::stdout().is_terminal(), width)
+        let size = size_of(&io::stdout());
+        Self::to_stream(Box::new(io::stdout()), io::stdout().is_terminal(), size)
     }
 
     /// Standard error: where lines go when standard output is for a program.
     pub fn stderr() -> Self {
-        let width = width_of(&io::stderr());
-        Self::to_stream(Box::new(io::stderr()), io::stderr().is_terminal(), width)
+        let size = size_of(&io::stderr());
+        Self::to_stream(Box::new(io::stderr()), io::stderr().is_terminal(), size)
     }
 
     /// Nowhere, for tests and callers that only want results.
@@ -54,10 +55,12 @@ impl Screen {
         Self::to_stream(Box::new(io::sink()), false, None)
     }
 
-    fn to_stream(to: Box<dyn Write + Send>, terminal: bool, width: Option<u16>) -> Self {
+    /// `size` is in columns and lines.
+    fn to_stream(to: Box<dyn Write + Send>, terminal: bool, size: Option<(u16, u16)>) -> Self {
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        let width = width.unwrap_or(DEFAULT_WIDTH);
-        Self { out: Mutex::new(Out { to, transfer: false }), terminal, colour, width }
+        let width = size.map_or(DEFAULT_WIDTH, |(width, _)| width);
+        let height = size.map(|(_, height)| height).filter(|_| terminal);
+        Self { out: Mutex::new(Out { to, transfer: false }), terminal, colour, width, height }
     }
 
     /// The width that tables should keep to, in columns.
@@ -65,9 +68,9 @@ impl Screen {
         self.width
     }
 
-    /// Whether it is a terminal.
-    pub fn is_terminal(&self) -> bool {
-        self.terminal
+    /// Lines of the terminal, if it is one that knows.
+    pub fn height(&self) -> Option<u16> {
+        self.height
     }
 
     /// A line of its own.
@@ -130,9 +133,10 @@ pub fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / MEGABYTE)
 }
 
-fn width_of(stream: &impl rustix::fd::AsFd) -> Option<u16> {
+/// Columns and lines of a terminal.
+fn size_of(stream: &impl rustix::fd::AsFd) -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
-    (size.ws_col > 0).then_some(size.ws_col)
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 #[cfg(test)]

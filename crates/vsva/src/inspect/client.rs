@@ -44,6 +44,9 @@ pub enum Error {
     /// The server said why not.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Signals cannot be handled.
+    #[error("signals cannot be handled: {0}")]
+    Signals(#[source] io::Error),
     /// The output cannot be written.
     #[error("the output cannot be written: {0}")]
     Output(#[source] io::Error),

@@ -44,6 +44,10 @@ impl Metrics {
     fn server(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let uptime = seconds(self.0.uptime_ms.saturating_mul(1000));
         times(to, "uptime", "How long the server has run", [(Vec::new(), uptime)])?;
+        let asked = &self.0.inspections;
+        let one = |count| [(Vec::new(), count)];
+        counters(to, "inspect_answers", "Snapshots given to vsva inspect", one(asked.answers))?;
+        counters(to, "inspect_refusals", "Requests of it that were refused", one(asked.refusals))?;
         let space = &self.0.space;
         let kinds = [
             ("capacity", space.capacity),

@@ -11,7 +11,7 @@ mod text;
 pub mod wire;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Error};
@@ -38,16 +38,12 @@ pub enum Form {
     Metrics,
 }
 
-/// What a view is taken of, and how.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The server's directory.
-    pub dir: PathBuf,
-    /// The one guest to be shown, or all.
-    pub guest: Option<String>,
-    /// How it is shown.
+/// How a view is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// In which form.
     pub form: Form,
-    /// How the view is repeated, if it is.
+    /// How it is repeated, if it is.
     pub watch: Option<Watch>,
 }
 
@@ -63,28 +59,33 @@ pub enum Watch {
     Stream,
 }
 
-/// Shows a server's snapshot on `out`: once, or until `stop` is raised.
+/// Shows the server whose directory `dir` is on `out`, all of it or one guest: once, or until `stop` is raised. `look`
+/// is asked for every view, for a terminal may change its size.
 ///
 /// # Errors
 /// [`Error`]; a server that ends while it is watched is one.
-pub fn run(options: &Options, stop: &Stop, out: &mut dyn Write) -> Result<(), Error> {
-    let mut client = Client::connect(&options.dir)?;
+pub fn run(
+    dir: &Path,
+    guest: Option<&str>,
+    look: impl Fn() -> Look,
+    stop: &Stop,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let mut client = Client::connect(dir)?;
     let mut first = true;
     loop {
         let next = Instant::now() + INTERVAL;
-        let snapshot = client.ask(options.guest.as_deref())?;
-        let text = render(snapshot, options.form);
-        let shown = match options.watch {
-            Some(Watch::Screen { height }) => {
-                out.write_all(in_place(&text, height, first).as_bytes())
-            }
-            Some(Watch::Stream) | None => out.write_all(text.as_bytes()),
+        let snapshot = client.ask(guest)?;
+        let Look { form, watch } = look();
+        let text = match watch {
+            Some(Watch::Screen { height }) => in_place(&render(snapshot, form), height, first),
+            Some(Watch::Stream) | None => render(snapshot, form),
         };
-        shown.and_then(|()| out.flush()).map_err(Error::Output)?;
-        first = false;
-        if options.watch.is_none() {
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)?;
+        if watch.is_none() {
             return Ok(());
         }
+        first = false;
         while Instant::now() < next {
             if stop.pause(next).is_err() {
                 return Ok(());

@@ -14,10 +14,21 @@ pub struct Snapshot {
     pub server: String,
     /// How long it has run, in milliseconds.
     pub uptime_ms: u64,
+    /// What its users asked.
+    pub inspections: Inspections,
     /// The PASID space that all guests share.
     pub space: Space,
     /// The guests' places, in the order in which they were made.
     pub guests: Vec<Guest>,
+}
+
+/// What was asked of the server, by this protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspections {
+    /// Snapshots that it gave.
+    pub answers: u64,
+    /// Requests and clients that it refused.
+    pub refusals: u64,
 }
 
 /// The host's PASID space.
@@ -104,19 +115,10 @@ pub struct PasidEntry {
     pub host: Option<u32>,
     /// What is with it.
     pub state: State,
-    /// For how long it has been granted, in milliseconds, where the host knows.
+    /// For how long it has been in this state, in milliseconds, where the host knows.
     pub age_ms: Option<u64>,
     /// The domain under which the IOMMU has something of it cached now.
     pub domain: Option<u16>,
-    /// What can name it, besides the guest.
-    pub holders: Vec<Holder>,
-}
-
-/// Something that can name a PASID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    /// What it is.
-    pub name: String,
-    /// How often.
-    pub references: u32,
+    /// What keeps its number from being granted again, by name.
+    pub holders: Vec<String>,
 }

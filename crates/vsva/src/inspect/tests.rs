@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
-use super::snapshot::{End, Guest, Holder, Numbering, PasidEntry, Space, State};
+use super::snapshot::{End, Guest, Inspections, Numbering, PasidEntry, Space, State};
 use super::wire::{
     send, Answer, LineError, Lines, Refusal, Reply, Request, MAX_REQUEST, SOCKET, VERSION,
 };
@@ -20,7 +20,6 @@ fn granted(guest: u32, host: u32, state: State, age_ms: u64) -> PasidEntry {
 }
 
 fn fixed() -> Snapshot {
-    let holder = |name: &str, references| Holder { name: name.to_owned(), references };
     let identity = Guest {
         name: "guest0".to_owned(),
         connected: true,
@@ -34,11 +33,11 @@ fn fixed() -> Snapshot {
         pasids: vec![
             PasidEntry {
                 domain: Some(0x23),
-                holders: vec![holder("guest", 1), holder("iotlb", 2)],
+                holders: ["guest", "iotlb"].map(str::to_owned).into(),
                 ..granted(0x11, 0x11, State::Live, 72_400)
             },
             PasidEntry {
-                holders: vec![holder("iotlb", 1)],
+                holders: vec!["iotlb".to_owned()],
                 ..granted(0x12, 0x12, State::Parked, 1_250)
             },
         ],
@@ -87,6 +86,7 @@ fn fixed() -> Snapshot {
     Snapshot {
         server: "0.1.0".to_owned(),
         uptime_ms: 3_725_000,
+        inspections: Inspections { answers: 17, refusals: 1 },
         space: Space { capacity: 0xf_ffff, reserved: 1040, live: 1, parked: 1 },
         guests: vec![identity, private, own],
     }
@@ -94,7 +94,7 @@ fn fixed() -> Snapshot {
 
 #[test]
 fn the_tables_are_these() {
-    let text = render(fixed(), Form::Text { width: 120 });
+    let text = render(fixed(), Form::Text { width: 100 });
     assert_eq!(text, include_str!("golden/view.txt"), "\n{text}");
 }
 
@@ -102,7 +102,7 @@ fn the_tables_are_these() {
 fn the_tables_of_one_guest_have_its_counters() {
     let mut one = fixed();
     one.guests.truncate(1);
-    let text = render(one, Form::Text { width: 120 });
+    let text = render(one, Form::Text { width: 100 });
     assert_eq!(text, include_str!("golden/one.txt"), "\n{text}");
 }
 
@@ -131,9 +131,9 @@ fn a_hostile_server_moves_no_cursor_and_forges_no_metric() {
     let guest = &mut snapshot.guests[0];
     guest.name = "a\"} 7\nvsva_forged 1\x1b[2J".to_owned();
     guest.vcmd = Some("\x07".to_owned());
-    guest.pasids[0].holders[0].name = "\r".to_owned();
+    guest.pasids[0].holders[0] = "\r".to_owned();
     guest.counters.insert("x\ny 1".to_owned(), 1);
-    let text = render(snapshot.clone(), Form::Text { width: 120 });
+    let text = render(snapshot.clone(), Form::Text { width: 100 });
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     let metrics = render(snapshot, Form::Metrics);
     let forged = |line: &str| line.starts_with("vsva_forged") || line.starts_with("y 1");
@@ -235,7 +235,8 @@ fn the_messages_are_these() {
 #[test]
 fn what_a_server_may_say_instead() {
     let busy = Refusal::Busy { limit: 8 };
-    let cases: [(Vec<u8>, fn(&Error) -> bool); 6] = [
+    type Expected = fn(&Error) -> bool;
+    let cases: [(Vec<u8>, Expected); 6] = [
         (reply(VERSION, Answer::Refused(busy)), |error| {
             matches!(error, Error::Refused(Refusal::Busy { limit: 8 }))
         }),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::snapshot::{End, Guest, Numbering, PasidEntry, Snapshot, State};
+use super::snapshot::{Guest, Numbering, PasidEntry, Snapshot, State};
 use crate::term::{printable, TABLE_STYLE};
 
 /// The whole view, in lines of at most `width` columns: the space, the guests, their PASIDs, and the counters if there
@@ -48,12 +48,11 @@ fn guests(guests: &[Guest], width: u16) -> String {
         "live",
         "parked",
         "descriptors",
-        "faults",
         "last end",
     ];
     let mut table = table(&header, width);
     for guest in guests {
-        let count = |name| guest.counters.get(name).copied().unwrap_or_default().to_string();
+        let descriptors = guest.counters.get("descriptors").copied().unwrap_or_default();
         table.add_row([
             printable(&guest.name),
             if guest.connected { "yes" } else { "no" }.to_owned(),
@@ -63,9 +62,8 @@ fn guests(guests: &[Guest], width: u16) -> String {
             guest.quota.to_string(),
             guest.live.to_string(),
             guest.parked.to_string(),
-            count("descriptors"),
-            count("faults"),
-            guest.last_end.map_or_else(|| "-".to_owned(), last_end),
+            descriptors.to_string(),
+            guest.last_end.map_or_else(|| "-".to_owned(), |end| millis(end.took_us)),
         ]);
     }
     align_right(&mut table, &[2, 5, 6, 7, 8, 9]);
@@ -90,14 +88,6 @@ fn pasids(guests: &[Guest], width: u16) -> String {
 
 fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let holders: Vec<_> = entry
-        .holders
-        .iter()
-        .map(|holder| match holder.references {
-            1 => printable(&holder.name),
-            many => format!("{} ({many})", printable(&holder.name)),
-        })
-        .collect();
     [
         printable(&guest.name),
         format!("{:#x}", entry.guest),
@@ -105,7 +95,7 @@ fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
         state(entry.state).to_owned(),
         or_dash(entry.age_ms.map(|age| rough(Duration::from_millis(age)))),
         or_dash(entry.domain.map(|domain| format!("{domain:#x}"))),
-        or_dash((!holders.is_empty()).then(|| holders.join(", "))),
+        or_dash((!entry.holders.is_empty()).then(|| printable(&entry.holders.join(", ")))),
     ]
 }
 
@@ -123,6 +113,9 @@ fn table(header: &[&str], width: u16) -> Table {
     table.load_style(TABLE_STYLE);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table.set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((1, 0));
+    }
     table
 }
 
@@ -149,14 +142,8 @@ fn state(state: State) -> &'static str {
     }
 }
 
-fn last_end(end: End) -> String {
-    let millis = |us: u64| us as f64 / 1e3;
-    format!(
-        "{:.1} ms, {} PASIDs in {:.1} ms",
-        millis(end.took_us),
-        end.pasids,
-        millis(end.reclaim_us)
-    )
+fn millis(microseconds: u64) -> String {
+    format!("{:.1} ms", microseconds as f64 / 1e3)
 }
 
 /// A length of time in its largest unit or two.

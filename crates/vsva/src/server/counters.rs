@@ -1,5 +1,7 @@
 //! Everything that is counted for one guest, under one list of names.
 
+use std::time::Duration;
+
 use iommu::Vm as _;
 use vfio_user::Server as Socket;
 
@@ -13,7 +15,12 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
     let over = |count: fn(&vfio_user::Counters) -> u64| sockets.iter().map(count).sum();
     let (messages, messages_lost) = shared.router.counts();
+    let reclaimed = shared.reclaims.total();
     vec![
+        ("guests_ended", shared.life.ended().0),
+        ("pasids_reclaimed", reclaimed.pasids.into()),
+        ("pasids_reclaim_us", microseconds(reclaimed.took)),
+        ("ungranted", vm.ungranted),
         ("descriptors", accelerator.descriptors),
         ("bytes", accelerator.bytes),
         ("partial_completions", accelerator.partial_completions),
@@ -50,4 +57,9 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
         ("protocol_errors", over(vfio_user::Counters::all_errors)),
         ("clients_refused", over(|socket| socket.refused)),
     ]
+}
+
+/// As counters and JSON have a length of time.
+pub(super) fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

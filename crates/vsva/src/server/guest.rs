@@ -19,11 +19,12 @@ use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
 use super::config::GuestConfig;
-use super::life::Life;
+use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
+use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
-use super::settled::Settled;
+use super::settled::{settle_all, Settled};
 use super::way::make_way;
 use super::ServeError;
 use crate::qemu::{Devices, PciSocket};
@@ -49,11 +50,14 @@ pub(super) struct Shared {
     pub(super) mappings: Mutex<Mappings>,
     pub(super) policy: Policy,
     pub(super) life: Life,
+    pub(super) reclaims: Reclaims,
     pub(super) notices: Arc<Notices>,
 }
 
 /// One guest's place: made before the guest, and good for one guest after another.
 pub struct GuestPlace {
+    name: String,
+    config: GuestConfig,
     shared: Arc<Shared>,
     devices: Devices,
     sockets: Vec<Socket>,
@@ -71,9 +75,16 @@ impl GuestPlace {
         lines: Lines,
     ) -> Result<Self, ServeError> {
         let workers = Workers::default();
-        let shared = Arc::new(Shared::new(host, name, config, policy, lines, &workers.unit_bell)?);
+        let shared = Shared::new(host, name, config, policy, lines, &workers.unit_bell)?;
         // From here on, dropping it takes down what was made so far.
-        let mut place = Self { shared, devices: Devices::default(), sockets: Vec::new(), workers };
+        let mut place = Self {
+            name: name.to_owned(),
+            config,
+            shared: Arc::new(shared),
+            devices: Devices::default(),
+            sockets: Vec::new(),
+            workers,
+        };
         place.workers.start(&place.shared).map_err(|source| ServeError::Thread { source })?;
 
         let notices = place.shared.notices.clone();
@@ -82,10 +93,19 @@ impl GuestPlace {
             CARRIER_BAR_ADDRESS,
             Box::new(move |misplaced| notices.say(misplaced)),
         )?;
-        let (accelerator, vm) = (&place.shared.accelerator, place.shared.machine.vm());
-        let accelerator = Arc::new(Settled::new(accelerator.clone(), vm.clone()));
-        place.serve(ACCELERATOR_DEVICE, &dir.join(format!("{name}-dsa.sock")), accelerator)?;
-        place.serve(CARRIER_DEVICE, &dir.join(format!("{name}-iommu.sock")), Arc::new(carrier))?;
+        let shared = place.shared.clone();
+        let carrier = Settled::new(carrier, move |carrier| {
+            let reclaimed = shared.reclaims.reset(shared.machine.vm(), || carrier.reset());
+            shared.say_reclaimed(reclaimed);
+        });
+        let vm = place.shared.machine.vm().clone();
+        let accelerator = Settled::new(place.shared.accelerator.clone(), move |accelerator| {
+            accelerator.reset();
+            settle_all(&vm);
+        });
+        let socket = |function: &str| dir.join(format!("{name}-{function}.sock"));
+        place.serve(ACCELERATOR_DEVICE, &socket("dsa"), Arc::new(accelerator))?;
+        place.serve(CARRIER_DEVICE, &socket("iommu"), Arc::new(carrier))?;
         // Last: the sockets show that the names in `dir` are no other server's.
         place.write_dmar(dir.join(format!("{name}-dmar.aml")))?;
         Ok(place)
@@ -135,6 +155,31 @@ impl GuestPlace {
     /// took, or the number of connections left at `limit`.
     pub fn wait_ended(&self, limit: Duration) -> Result<Duration, u32> {
         self.shared.life.wait_ended(limit)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was made with.
+    pub fn config(&self) -> GuestConfig {
+        self.config
+    }
+
+    /// The VM, for a VMM's own part in what its guest has.
+    pub fn vm(&self) -> &SoftwareVm {
+        self.shared.machine.vm()
+    }
+
+    /// Whether a guest is connected.
+    pub fn is_connected(&self) -> bool {
+        self.shared.life.is_connected()
+    }
+
+    /// How the last guest that has ended here did.
+    pub fn last_end(&self) -> Option<End> {
+        self.shared.life.ended().1
     }
 
     /// Guests that were connected here so far.
@@ -243,8 +288,32 @@ impl Shared {
             mappings: Mutex::default(),
             policy,
             life: Life::default(),
+            reclaims: Reclaims::default(),
             notices: Arc::new(Notices::new(name, lines)),
         })
+    }
+
+    /// All is as before the guest: its last connection is gone.
+    pub(super) fn clean_up(&self) -> Reclaimed {
+        let reset = || {
+            let _waited_for_by_the_caller = self.machine.reset();
+        };
+        let rest = self.reclaims.end(self.machine.vm(), reset);
+        self.say_reclaimed(rest.now);
+        rest.since_reset
+    }
+
+    fn say_reclaimed(&self, reclaimed: Reclaimed) {
+        let Reclaimed { pasids, stuck, took } = reclaimed;
+        let millis = took.as_secs_f64() * 1e3;
+        if stuck > 0 {
+            self.notices.say(format_args!(
+                "{stuck} PASIDs are in use still after {millis:.0} ms; they stay parked"
+            ));
+        } else if pasids > 0 {
+            self.notices
+                .say(format_args!("{pasids} PASIDs taken back, out of all use in {millis:.1} ms"));
+        }
     }
 }
 

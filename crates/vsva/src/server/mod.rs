@@ -11,27 +11,35 @@ mod bell;
 mod config;
 mod counters;
 mod guest;
+mod inspector;
 mod lab;
 mod life;
 mod notices;
 mod platform;
+mod reclaim;
 mod resources;
 mod router;
 mod sabotage;
 mod settled;
 mod shared_queue;
+mod survey;
 mod way;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use iommu::SoftwareHost;
 use mem::Policy;
 
 pub use config::{Commands, GuestConfig, NoSuchCommands};
 pub use guest::GuestPlace;
+pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
+pub use life::End;
 pub use notices::{Lines, LINES_PER_PERIOD, PERIOD};
+pub use reclaim::Reclaimed;
 pub use way::MAX_SOCKET_PATH;
 
 /// Why the server cannot do what it is asked for.
@@ -94,12 +102,19 @@ pub struct Server {
     host: SoftwareHost,
     policy: Policy,
     lines: Lines,
+    started: Instant,
 }
 
 impl Server {
-    /// A server without guests. What guests do that a person should know is said to `lines`.
+    /// A server without guests, whose host has all the PASIDs of the bus. What guests do that a
+    /// person should know is said to `lines`.
+    ///
+    /// # Panics
+    /// If there is no memory for an empty PASID space.
     pub fn new(policy: Policy, lines: Lines) -> Self {
-        Self { host: SoftwareHost::new(), policy, lines }
+        let host = SoftwareHost::with_pasids(ioasid::Config::default(), Some(clock))
+            .expect("memory for an empty PASID space");
+        Self { host, policy, lines, started: Instant::now() }
     }
 
     /// Makes a place for a guest called `name`, its files in `dir`, which must be private to the
@@ -125,4 +140,10 @@ impl Server {
     pub fn pasids(&self) -> iommu::pasid::PasidReport {
         self.host.pasid_report()
     }
+}
+
+/// The time since this was first asked, for the ages of PASIDs.
+fn clock() -> Duration {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    EPOCH.get_or_init(Instant::now).elapsed()
 }

@@ -115,9 +115,6 @@ impl Platform for FunctionPlatform {
             // A failure is said by `settle`; there is nobody left to answer.
             let _ = self.settle(ticket);
         }
-        shared.life.end(|| {
-            let ticket = shared.machine.reset();
-            let _ = self.settle(ticket);
-        });
+        shared.life.end(|| shared.clean_up());
     }
 }

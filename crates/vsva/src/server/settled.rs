@@ -15,15 +15,22 @@ use pci::{Bar, Function, InterruptSink};
 pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// `function`, with resets that end after its accesses in flight have.
-pub(super) struct Settled<F, V> {
+pub(super) struct Settled<F> {
     function: F,
-    vm: V,
+    reset: Box<dyn Fn(&F) + Send + Sync>,
 }
 
-impl<F: Function, V: Vm> Settled<F, V> {
-    pub(super) fn new(function: F, vm: V) -> Self {
-        Self { function, vm }
+impl<F: Function> Settled<F> {
+    /// `function`, with `reset` for its own.
+    pub(super) fn new(function: F, reset: impl Fn(&F) + Send + Sync + 'static) -> Self {
+        Self { function, reset: Box::new(reset) }
     }
+}
+
+/// Waits for the accesses in flight; one that does not end is a defect of ours, and the guest is not to hang for it.
+pub(super) fn settle_all<V: Vm>(vm: &V) {
+    // Forgetting translations is not the point, but its ticket covers accesses in flight.
+    let _ended = settle(vm, vm.invalidate(Invalidation::IotlbAll));
 }
 
 /// Waits until `ticket` is complete; `false` if it is not within [`SETTLE_LIMIT`].
@@ -38,7 +45,7 @@ pub(super) fn settle<V: Vm>(vm: &V, ticket: iommu::Ticket) -> bool {
     true
 }
 
-impl<F: Function, V: Vm> Function for Settled<F, V> {
+impl<F: Function> Function for Settled<F> {
     fn bars(&self) -> &[Bar] {
         self.function.bars()
     }
@@ -64,10 +71,7 @@ impl<F: Function, V: Vm> Function for Settled<F, V> {
     }
 
     fn reset(&self) {
-        self.function.reset();
-        // Forgetting translations is not the point, but its ticket covers accesses in flight. One
-        // that does not end is a defect of ours; the guest is not to hang for it.
-        let _ended = settle(&self.vm, self.vm.invalidate(Invalidation::IotlbAll));
+        (self.reset)(&self.function);
     }
 
     fn set_interrupts(&self, sink: Option<Arc<dyn InterruptSink>>) {

@@ -1,0 +1,110 @@
+//! The server and its guests as `vsva inspect` shows them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use iommu::pasid::{GrantState, PasidEntry as Entry, VmPasids};
+use iommu::{DomainId, Pasid};
+
+use super::config::Commands;
+use super::counters::microseconds;
+use super::{GuestPlace, Server};
+use crate::inspect::snapshot::{
+    End, Guest, Inspections, Numbering, PasidEntry, Snapshot, Space, State,
+};
+use crate::inspect::wire::{MAX_HOLDERS, MAX_LISTED};
+
+impl Server {
+    /// The host, and these of its guests. Waits for nothing that a guest does.
+    pub fn snapshot<'a>(&self, places: impl IntoIterator<Item = &'a GuestPlace>) -> Snapshot {
+        let places: Vec<_> = places.into_iter().collect();
+        let report = self.pasids();
+        let share = MAX_LISTED / places.len().max(1);
+        let of =
+            |place: &GuestPlace| report.vms.iter().find(|vm| vm.name == place.name() && !vm.closed);
+        let guests = places.iter().map(|place| guest(place, of(place), share)).collect();
+        Snapshot {
+            server: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: milliseconds(self.started.elapsed()),
+            inspections: Inspections::default(),
+            space: Space {
+                capacity: report.capacity,
+                reserved: report.promised,
+                live: report.live,
+                parked: report.parked,
+            },
+            guests,
+        }
+    }
+}
+
+fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
+    let config = place.config();
+    let usage = vm.map(|vm| vm.usage).unwrap_or_default();
+    let granted = vm.map(|vm| vm.entries.as_slice()).unwrap_or_default();
+    // A guest with virtual commands that uses others is refused, so that none of them is cached.
+    let own = match config.commands {
+        Commands::Off => place.vm().cached_pasids(),
+        Commands::Revision30 | Commands::Revision33 => BTreeMap::new(),
+    };
+    let own =
+        own.into_iter().filter(|(pasid, _)| granted.iter().all(|entry| entry.guest.0 != *pasid));
+    let all = granted.iter().map(entry).chain(own.map(own_entry));
+    let mut pasids: Vec<_> = all.collect();
+    let left_out = pasids.len().saturating_sub(share);
+    pasids.truncate(share);
+    Guest {
+        name: place.name().to_owned(),
+        connected: place.is_connected(),
+        lives: place.lives(),
+        quota: config.quota,
+        numbering: match config.numbering {
+            iommu::Numbering::Identity => Numbering::Identity,
+            iommu::Numbering::Private => Numbering::Private,
+        },
+        vcmd: config.commands.layout().map(|_| config.commands.to_string()),
+        live: usage.live,
+        parked: usage.parked,
+        last_end: place.last_end().map(|end| End {
+            pasids: end.reclaimed.pasids,
+            reclaim_us: microseconds(end.reclaimed.took),
+            took_us: microseconds(end.took),
+        }),
+        pasids,
+        pasids_left_out: left_out as u64,
+        counters: place
+            .counters()
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+    }
+}
+
+fn entry(entry: &Entry) -> PasidEntry {
+    PasidEntry {
+        guest: entry.guest.0.get(),
+        host: Some(entry.host.0.get()),
+        state: match entry.state {
+            GrantState::Live => State::Live,
+            GrantState::Parked => State::Parked,
+        },
+        age_ms: entry.age.map(milliseconds),
+        domain: entry.domain.map(|domain| domain.0),
+        holders: entry.holders.iter().take(MAX_HOLDERS).map(|&name| name.to_owned()).collect(),
+    }
+}
+
+fn own_entry((pasid, domain): (Pasid, DomainId)) -> PasidEntry {
+    PasidEntry {
+        guest: pasid.get(),
+        host: None,
+        state: State::Own,
+        age_ms: None,
+        domain: Some(domain.0),
+        holders: Vec::new(),
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
