@@ -214,7 +214,9 @@ impl Cause {
                  --kernel out and a kernel is fetched"
                     .to_owned()
             }
-            Self::NoCompiler(_) => "install the packages make and gcc".to_owned(),
+            Self::NoCompiler(_) => {
+                "install the packages make and gcc, or choose other scenarios with --scenario".to_owned()
+            },
             Self::BuildPlace { .. } => {
                 "set XDG_CACHE_HOME to a directory with a plain name".to_owned()
             }

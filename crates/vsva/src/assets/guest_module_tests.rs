@@ -79,7 +79,7 @@ fn make_gets_the_sources_and_nothing_of_the_callers_environment() {
 
 #[test]
 fn paths_that_kbuild_or_a_shell_would_split_are_refused() {
-    for good in ["/home/a-b/.cache/vsva", "/tmp/x_1,2+3@4~", "/home/jürgen"] {
+    for good in ["/srv/a-b/.cache/vsva", "/tmp/x_1,2+3@4~", "/srv/jürgen"] {
         assert!(is_buildable(good), "{good}");
     }
     for bad in ["/a b", "/a:b", "/a'b", "/a$b", "/a\nb", "/a#b", "/a\\b"] {

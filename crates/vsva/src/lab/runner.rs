@@ -159,22 +159,33 @@ impl Runner<'_> {
             self.account(given.guest);
             unborn(error.into())
         })?;
-        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
-        let error = match guest.receive(&wait) {
-            Ok(FromGuest::Hello { kernel, cpus }) => {
+        let error = match self.hello(guest.as_mut()) {
+            Ok((kernel, cpus)) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 let detail = format!("Linux {kernel}, {cpus} CPUs, {seconds:.1} s");
                 let check = format!("guest {} reaches user space", self.guests);
                 self.record(BOOT, Check { check, ok: true, detail });
                 return Ok(Booted { guest, id: given.guest, kind });
             }
-            Ok(message) => GuestError::Unexpected(name_of(&message)),
             Err(error) => error,
         };
         let console = guest.console();
         drop(guest);
         self.account(given.guest);
         Err((error.into(), console))
+    }
+
+    /// Waits for the guest program's hello: its kernel and its processors. Before it the guest may have notes to make.
+    fn hello(&self, guest: &mut dyn Guest) -> Result<(String, u32), GuestError> {
+        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
+        for _ in 0..MAX_MESSAGES {
+            match guest.receive(&wait)? {
+                FromGuest::Hello { kernel, cpus } => return Ok((kernel, cpus)),
+                FromGuest::Note { text } => self.note(&text),
+                other => return Err(GuestError::Unexpected(name_of(&other))),
+            }
+        }
+        Err(GuestError::Endless { limit: MAX_MESSAGES })
     }
 
     /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.

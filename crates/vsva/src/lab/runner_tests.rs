@@ -91,6 +91,8 @@ impl Starter for Scripts {
         if !steps.is_empty() {
             let hello = FromGuest::Hello { kernel: "7.3".to_owned(), cpus: 2 };
             steps.push_front(Step::Say(hello));
+            // As about a module that does not load.
+            steps.push_front(Step::Say(FromGuest::Note { text: "a module".to_owned() }));
         }
         Ok(Box::new(FakeGuest { steps, log: Rc::clone(&self.log) }))
     }
