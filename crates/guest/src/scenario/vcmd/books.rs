@@ -199,3 +199,53 @@ pub(super) fn call(books: &Mutex<&mut Books>, seed: u64) -> Outcome<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Books that no device is behind.
+    fn books() -> Books {
+        Books {
+            holders: Vec::new(),
+            held: BTreeMap::new(),
+            account: ALL.map(|name| (name.to_owned(), 0)).into(),
+            next_value: 1,
+        }
+    }
+
+    #[test]
+    fn a_number_given_out_twice_or_out_of_range_is_a_failure() {
+        let mut books = books();
+        books.enter(0, Some(7), 1).unwrap();
+        let twice = books.enter(1, Some(7), 2).unwrap_err().to_string();
+        assert_eq!(twice, "number 7 was given out twice");
+        for wrong in [0, LAST + 1] {
+            assert!(books.enter(0, Some(wrong), 3).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_call_is_a_virtual_command_of_some_end() {
+        let mut books = books();
+        books.enter(0, Some(1), 1).unwrap();
+        books.enter(1, Some(9), 2).unwrap();
+        books.enter(0, None, 3).unwrap();
+        books.count(None);
+        assert_eq!((books.numbers(), books.span()), (vec![1, 9], "1 to 9".to_owned()));
+        assert_eq!(books.drop_all_but_first(), 1);
+        assert_eq!((books.allocated(), books.freed(), books.len()), (2, 1, 1));
+        let account = books.account();
+        assert_eq!(account[counts::PASIDS_UNAVAILABLE], 1);
+        assert_eq!(account[counts::VIRTUAL_COMMANDS], 5);
+    }
+
+    #[test]
+    fn shuffling_loses_nothing() {
+        let mut numbers: Vec<u32> = (0..100).collect();
+        shuffle(&mut numbers, &mut Random::new(1));
+        assert_ne!(numbers, (0..100).collect::<Vec<u32>>());
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..100).collect::<Vec<u32>>());
+    }
+}
