@@ -49,8 +49,8 @@ pub use lines::Lines;
 /// Longest line either side sends or accepts, in bytes, its newline included.
 pub const MAX_LINE: usize = 64 * 1024;
 
-/// Most PASIDs that one [`FromGuest::Holds`] names: what fits into a line of [`MAX_LINE`] bytes,
-/// twice over.
+/// Most PASIDs that one [`FromGuest::Holds`] names; they fit into a line of [`MAX_LINE`] bytes with
+/// room to spare.
 pub const MAX_HELD: usize = 4096;
 
 /// What the lab tells the guest.

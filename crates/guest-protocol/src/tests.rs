@@ -81,8 +81,7 @@ fn a_message_that_is_too_long_is_not_sent() {
 #[test]
 fn as_many_pasids_as_are_allowed_fit_into_a_line() {
     let pasids = vec![0xfffff; MAX_HELD];
-    let line = wire(&FromGuest::Holds { refused: false, pasids });
-    assert!(2 * line.len() <= MAX_LINE, "{}", line.len());
+    assert!(encode(&FromGuest::Holds { refused: false, pasids }).is_ok());
 }
 
 fn lines_of(lines: &mut Lines) -> Vec<Result<String, usize>> {

@@ -299,7 +299,7 @@ fn print_line(text: &str) {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
-    use iommu::Numbering;
+    use iommu::{Numbering, DEFAULT_QUOTA};
 
     use super::*;
 
@@ -345,6 +345,14 @@ mod tests {
         assert_eq!(args.quota, [all(9), of("guest1", 3)]);
         assert_eq!(args.pasids, [all(NumberingWord(Numbering::Private))]);
         assert_eq!(args.vcmd, [of("guest0", Commands::Revision30), all(Commands::Revision33)]);
+    }
+
+    #[test]
+    fn the_help_names_the_quota_that_guests_get() {
+        let mut cli = Cli::command();
+        let serve = cli.find_subcommand_mut("serve").unwrap();
+        let help = serve.render_long_help().to_string();
+        assert!(help.contains(&format!("set aside for it [default: {DEFAULT_QUOTA}]")), "{help}");
     }
 
     #[test]
