@@ -25,6 +25,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("pci", checks::pci),
     ("iommu", checks::iommu),
     ("vtd", checks::vtd),
+    ("vtd driver", checks::vtd_driver),
     ("dsa", checks::dsa),
 ];
 

@@ -1,12 +1,12 @@
 //! Intel VT-d: the layouts of the specification, a model of a remapping unit, and the guest's end.
 //!
 //! ```text
-//!   guest: driver ─► trait Registers ─┐
-//!                                     ▼
-//!   MMIO read, write ─────────────► Model ─► Effects: messages to send, "poll me"
-//!                                    │ ▲
-//!      contexts, scopes, PASIDs ▼    │ faults, tickets
-//!                              iommu::Vm ── ContextSource ──► root and context tables in guest memory
+//!   driver ─► trait Registers ─┐
+//!                              ▼
+//!   MMIO read, write ──────► Model ─► Effects: messages to send, "poll me"
+//!                             │ ▲
+//! contexts, scopes, PASIDs ▼  │ faults, tickets
+//!                       iommu::Vm ── ContextSource ──► root and context tables in guest memory
 //! ```
 //!
 //! [`spec`] holds what the specification lays down: the register table, bit fields, table entries,

@@ -2,38 +2,49 @@
 //! pause of the driver is a poll of the model.
 #![cfg(all(feature = "model", feature = "driver"))]
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use iommu::pasid::{self, Consumer, PasidAllocator, Route, Scope};
 use iommu::{
     Host, Numbering, Pasid, PasidRange, PasidUsage, SoftwareHost, SoftwareVm, Vm, VmConfig,
 };
 use proptest::prelude::*;
 use vtd::driver::{
-    AllocError, Clock, CommandError, FreeError, LayoutChoice, Registers, VirtualCommands,
+    AllocError, Clock, CommandError, FreeError, LayoutChoice, Registers, SharedVirtualCommands,
+    VirtualCommands,
 };
 use vtd::model::{Caps, Model, Options};
 use vtd::spec::{VcmdLayout, VirtualOpcode};
 
 /// A guest's unit.
 struct Unit {
-    model: RefCell<Model<SoftwareVm>>,
+    model: Mutex<Model<SoftwareVm>>,
     vm: SoftwareVm,
-    now: Cell<u64>,
+    now: AtomicU64,
     /// Whether anybody polls the model.
-    polled: Cell<bool>,
+    polled: AtomicBool,
 }
 
 impl Unit {
     fn new(host: &SoftwareHost, layout: VcmdLayout, config: VmConfig) -> Self {
         let vm = host.create_vm(config).unwrap();
         let options = Options { virtual_commands: Some(layout), ..Options::default() };
-        let model = RefCell::new(Model::new(Caps::new(options).unwrap(), vm.clone()));
-        Self { model, vm, now: Cell::new(0), polled: Cell::new(true) }
+        let model = Mutex::new(Model::new(Caps::new(options).unwrap(), vm.clone()));
+        Self { model, vm, now: AtomicU64::new(0), polled: AtomicBool::new(true) }
     }
 
     fn driver(&self) -> VirtualCommands<&Self, &Self> {
         VirtualCommands::probe(self, self, LayoutChoice::Detect).unwrap().unwrap()
+    }
+
+    fn model(&self) -> MutexGuard<'_, Model<SoftwareVm>> {
+        self.model.lock().unwrap()
+    }
+
+    fn poll(&self, polled: bool) {
+        self.polled.store(polled, Ordering::Relaxed);
     }
 
     fn usage(&self) -> (u32, u32) {
@@ -45,35 +56,35 @@ impl Unit {
 impl Registers for Unit {
     fn read32(&self, offset: u16) -> u32 {
         let mut data = [0; 4];
-        self.model.borrow_mut().read(offset.into(), &mut data);
+        self.model().read(offset.into(), &mut data);
         u32::from_le_bytes(data)
     }
 
     fn write32(&self, offset: u16, value: u32) {
-        let _ = self.model.borrow_mut().write(offset.into(), &value.to_le_bytes());
+        let _ = self.model().write(offset.into(), &value.to_le_bytes());
     }
 
     fn read64(&self, offset: u16) -> u64 {
         let mut data = [0; 8];
-        self.model.borrow_mut().read(offset.into(), &mut data);
+        self.model().read(offset.into(), &mut data);
         u64::from_le_bytes(data)
     }
 
     fn write64(&self, offset: u16, value: u64) {
-        let effects = self.model.borrow_mut().write(offset.into(), &value.to_le_bytes());
+        let effects = self.model().write(offset.into(), &value.to_le_bytes());
         assert!(effects.schedule, "a command asks for a poll");
     }
 }
 
 impl Clock for Unit {
     fn now_ns(&self) -> u64 {
-        self.now.get()
+        self.now.load(Ordering::Relaxed)
     }
 
     fn pause(&self) {
-        self.now.set(self.now.get() + 1_000_000);
-        if self.polled.get() {
-            let _ = self.model.borrow_mut().poll(1);
+        self.now.fetch_add(1_000_000, Ordering::Relaxed);
+        if self.polled.load(Ordering::Relaxed) {
+            let _ = self.model().poll(1);
         }
     }
 }
@@ -121,7 +132,7 @@ fn a_guest_has_its_quota_and_no_more() {
             assert_eq!(driver.free(*pasid), Err(FreeError::InvalidPasid(*pasid)), "twice");
         }
         assert_eq!(unit.usage(), (0, 0));
-        let counters = unit.model.borrow().counters();
+        let counters = unit.model().counters();
         assert_eq!((counters.pasids_allocated, counters.pasids_unavailable), (100, 1));
         assert_eq!((counters.pasids_freed, counters.pasid_frees_refused), (100, 100));
         assert_eq!(counters.virtual_commands_refused, 0, "one command at a time");
@@ -194,7 +205,7 @@ fn a_reset_takes_every_number_back() {
         let unit = Unit::new(&host, layout, config(3));
         let mut driver = unit.driver();
         let had: Vec<Pasid> = (0..3).map(|_| driver.alloc(PasidRange::ALL).unwrap()).collect();
-        let ticket = unit.model.borrow_mut().reset();
+        let ticket = unit.model().reset();
         assert!(unit.vm.is_complete(ticket));
         assert_eq!(unit.usage(), (0, 0));
         // The guest boots again, and its predecessor's numbers are not its own.
@@ -210,19 +221,19 @@ fn a_host_that_stalls_costs_a_timeout_and_no_pasid() {
         let host = SoftwareHost::new();
         let unit = Unit::new(&host, layout, config(1));
         let mut driver = unit.driver();
-        unit.polled.set(false);
+        unit.poll(false);
         let error = driver.alloc(PasidRange::ALL).unwrap_err();
         let AllocError::Command(CommandError::Timeout { command, .. }) = error else {
             panic!("{error:?}")
         };
         assert_eq!(command, VirtualOpcode::AllocatePasid);
-        assert_eq!(unit.now.get(), vtd::driver::COMMAND_TIMEOUT_NS);
+        assert_eq!(unit.now_ns(), vtd::driver::COMMAND_TIMEOUT_NS);
         // It goes on, and carries the command out late: with a quota of one, the next allocation
         // succeeds only if that number went back.
-        unit.polled.set(true);
+        unit.poll(true);
         assert!(driver.alloc(PasidRange::ALL).is_ok());
         assert_eq!(unit.usage(), (1, 0));
-        let counters = unit.model.borrow().counters();
+        let counters = unit.model().counters();
         assert_eq!((counters.pasids_allocated, counters.pasids_freed), (2, 1));
     }
 }
@@ -233,15 +244,88 @@ fn a_reset_in_the_middle_of_an_allocation_leaves_nothing_behind() {
         let host = SoftwareHost::new();
         let unit = Unit::new(&host, layout, config(1));
         let mut driver = unit.driver();
-        unit.polled.set(false);
+        unit.poll(false);
         assert!(driver.alloc(PasidRange::ALL).is_err());
-        let _ = unit.model.borrow_mut().reset();
-        unit.polled.set(true);
+        let _ = unit.model().reset();
+        unit.poll(true);
         let pasid = driver.alloc(PasidRange::ALL).unwrap();
         assert_eq!(unit.usage(), (1, 0));
         assert_eq!(driver.free(pasid), Ok(()));
-        assert_eq!(unit.model.borrow().counters().pasid_frees_refused, 0);
+        assert_eq!(unit.model().counters().pasid_frees_refused, 0);
     }
+}
+
+/// A guest's allocator over its unit, and the unit.
+fn allocator(host: &SoftwareHost, layout: VcmdLayout, quota: u32) -> (PasidAllocator, Arc<Unit>) {
+    let unit = Arc::new(Unit::new(host, layout, config(quota)));
+    let probed = VirtualCommands::probe(unit.clone(), unit.clone(), LayoutChoice::Detect);
+    let commands = SharedVirtualCommands::new(probed.unwrap().unwrap());
+    (PasidAllocator::guest(Arc::new(commands)), unit)
+}
+
+#[test]
+fn a_guests_consumers_take_their_numbers_from_the_host() {
+    for layout in VcmdLayout::ALL {
+        let host = SoftwareHost::new();
+        let (allocator, unit) = allocator(&host, layout, 2);
+        let route = Route::Guest { interface: "VT-d virtual commands" };
+        assert_eq!(allocator.route(), route);
+        let consumer = Consumer::init(&allocator, Scope::Bus(0)).unwrap();
+        let range = PasidRange::ALL;
+        let one = consumer.alloc(range, "one").unwrap();
+        let two = consumer.alloc(range, "two").unwrap();
+        assert_eq!(unit.usage(), (2, 0));
+        let refused = pasid::CommandError::NoneAvailable.into();
+        assert_eq!(consumer.alloc(range, "three"), Err(refused));
+        assert!(consumer.free(one).is_ok());
+        // A number that nobody wants goes back; the one that is in use stays.
+        let high = PasidRange::new(pasid(0xf_0000), pasid(0xf_ffff)).unwrap();
+        assert!(matches!(consumer.alloc(high, "high"), Err(pasid::AllocError::Unasked { .. })));
+        assert_eq!(unit.usage(), (1, 0));
+        assert!(consumer.free(two).is_ok());
+        assert_eq!(unit.usage(), (0, 0));
+    }
+}
+
+#[test]
+fn consumers_are_told_what_became_of_their_command() {
+    let host = SoftwareHost::new();
+    let (allocator, unit) = allocator(&host, VcmdLayout::Revision33, 1);
+    let consumer = Consumer::init(&allocator, Scope::Bus(0)).unwrap();
+    unit.poll(false);
+    let late = pasid::CommandError::Deadline;
+    assert_eq!(consumer.alloc(PasidRange::ALL, ()), Err(late.into()));
+    unit.poll(true);
+    let number = consumer.alloc(PasidRange::ALL, ()).unwrap();
+    let _ = unit.model().reset();
+    let stranger = pasid::CommandError::NotGranted;
+    assert_eq!(consumer.free(number), Err(stranger.into()));
+    assert!(consumer.is_empty());
+    assert_eq!(unit.usage(), (0, 0));
+}
+
+#[test]
+fn commands_of_several_processors_are_given_one_at_a_time() {
+    const PROCESSORS: u32 = 4;
+    const ROUNDS: u32 = 200;
+    let host = SoftwareHost::new();
+    let (allocator, unit) = allocator(&host, VcmdLayout::Revision33, PROCESSORS);
+    std::thread::scope(|scope| {
+        for _ in 0..PROCESSORS {
+            scope.spawn(|| {
+                let consumer = Consumer::init(&allocator, Scope::Bus(0)).unwrap();
+                for round in 0..ROUNDS {
+                    let pasid = consumer.alloc(PasidRange::ALL, round).unwrap();
+                    assert!(consumer.free(pasid).is_ok());
+                }
+            });
+        }
+    });
+    let counters = unit.model().counters();
+    assert_eq!(counters.pasids_allocated, u64::from(PROCESSORS * ROUNDS));
+    assert_eq!(counters.pasids_freed, counters.pasids_allocated);
+    assert_eq!(counters.virtual_commands_refused, 0);
+    assert_eq!(unit.usage(), (0, 0));
 }
 
 proptest! {

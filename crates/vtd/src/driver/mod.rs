@@ -2,16 +2,22 @@
 //!
 //! So far it has the one part of a guest's driver that talks to the host rather than to the unit:
 //! [`VirtualCommands`], by which a guest takes its PASIDs from its host. It reaches registers and
-//! time by the two traits here, and has no threads, locks or interrupts of its own.
+//! time by the two traits here, and has no threads or interrupts of its own.
+//! [`SharedVirtualCommands`] is the same behind a lock, as the source of an
+//! [`iommu::pasid::PasidAllocator`]'s numbers.
 //!
 //! What a unit answers is checked, not believed: each wait has a deadline, each number is looked at
 //! before anybody uses it, and what is wrong is a typed error.
 
+mod shared;
 mod virtual_commands;
 
 #[cfg(test)]
 mod tests;
 
+use core::ops::Deref;
+
+pub use shared::SharedVirtualCommands;
 pub use virtual_commands::{
     AllocError, CommandError, FreeError, LayoutChoice, ProbeError, VirtualCommands,
     COMMAND_TIMEOUT_NS,
@@ -43,7 +49,12 @@ pub trait Registers {
     }
 }
 
-impl<R: Registers + ?Sized> Registers for &R {
+/// A reference or shared pointer to registers is as good as they are.
+impl<P> Registers for P
+where
+    P: Deref,
+    P::Target: Registers,
+{
     fn read32(&self, offset: u16) -> u32 {
         (**self).read32(offset)
     }
@@ -72,7 +83,12 @@ pub trait Clock {
     }
 }
 
-impl<C: Clock + ?Sized> Clock for &C {
+/// A reference or shared pointer to a clock is as good as it is.
+impl<P> Clock for P
+where
+    P: Deref,
+    P::Target: Clock,
+{
     fn now_ns(&self) -> u64 {
         (**self).now_ns()
     }

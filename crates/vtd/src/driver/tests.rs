@@ -462,6 +462,27 @@ fn a_unit_that_goes_is_noticed_at_once() {
     });
 }
 
+#[test]
+fn what_a_wrong_unit_does_has_a_name_for_every_interface_to_a_host() {
+    use iommu::pasid;
+    let command = VirtualOpcode::AllocatePasid;
+    let zero = AllocError::OutOfRange { got: pasid(0), wanted: PasidRange::ALL, given_back: false };
+    let cases = [
+        (AllocError::TooWide(1 << 20), pasid::CommandError::NoPasid { number: 1 << 20 }),
+        (zero, pasid::CommandError::NoPasid { number: 0 }),
+        (CommandError::Busy { timeout_ns: 1 }.into(), pasid::CommandError::Deadline),
+        (
+            CommandError::UnknownStatus { command, code: 3 }.into(),
+            pasid::CommandError::Status { status: 3 },
+        ),
+        (CommandError::Absent.into(), pasid::CommandError::Broken),
+        (CommandError::Undefined(command).into(), pasid::CommandError::Broken),
+    ];
+    for (error, expected) in cases {
+        assert_eq!(pasid::CommandError::from(error), expected);
+    }
+}
+
 /// Registers that are reached by halves.
 struct Halves<'a>(&'a Unit, Cell<u32>);
 

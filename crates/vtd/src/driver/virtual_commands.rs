@@ -109,14 +109,17 @@ pub enum FreeError {
 
 /// The virtual commands of one unit.
 ///
-/// One command at a time: calls need `&mut`, so several callers share it behind a lock of theirs.
+/// One command at a time: calls need `&mut`, so several callers share it behind a lock, as
+/// [`SharedVirtualCommands`](super::SharedVirtualCommands) or of their own.
 /// A call waits for up to five timeouts if the unit is that slow: for an earlier command, for one
 /// that gives back what an abandoned command got, for its own, and as much again to give back a
 /// PASID that it cannot take. In between it calls [`Clock::pause`].
 ///
 /// It keeps no record of what it allocated. Whoever does (an ID space that takes its numbers from
 /// here) has to look whether a number that comes back is in use already: a unit that repeats
-/// itself is wrong, and to give such a number back would free it under its user.
+/// itself is wrong, and to give such a number back would free it under its user. For the same
+/// reason, whoever wants numbers of several ranges asks for [`PasidRange::ALL`] and looks at the
+/// range after that, as [`SharedVirtualCommands`](super::SharedVirtualCommands) has it.
 ///
 /// ```
 /// use core::cell::{Cell, RefCell};

@@ -12,9 +12,10 @@ use super::registers::{AccessClass, Register, RegisterId, Reset, Width};
 /// Which layout the registers have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum VcmdLayout {
-    /// That of revision 3.0, used by Linux 5.7 to 5.14.
+    /// That of revision 3.0, used by Linux up to 5.14.
     Revision30,
-    /// That of revision 3.3, used by Linux 5.15 to 6.3.
+    /// That of revision 3.3, used by Linux 5.15 to 6.3, and by earlier stable kernels since
+    /// September 2021.
     Revision33,
 }
 
