@@ -8,8 +8,9 @@
 //! The guest says [`FromGuest::Hello`] once. For each [`ToGuest::Run`] it answers with any number
 //! of [`FromGuest::Check`], [`FromGuest::Note`] and [`FromGuest::Sync`], at most one
 //! [`FromGuest::Counts`], and exactly one [`FromGuest::Done`], whatever became of the scenario's
-//! process. After a `Sync` the guest waits for [`ToGuest::Continue`]. Both sides treat the other's
-//! bytes as hostile: [`Lines`] bounds a line, [`decode`] refuses what is not a message.
+//! process. After a `Sync` or a [`FromGuest::Holds`] the guest waits for [`ToGuest::Continue`]. Both
+//! sides treat the other's bytes as hostile: [`Lines`] bounds a line, [`decode`] refuses what is not
+//! a message.
 //!
 //! # What is counted
 //!
@@ -48,6 +49,10 @@ pub use lines::Lines;
 /// Longest line either side sends or accepts, in bytes, its newline included.
 pub const MAX_LINE: usize = 64 * 1024;
 
+/// Most PASIDs that one [`FromGuest::Holds`] names; they fit into a line of [`MAX_LINE`] bytes with
+/// room to spare.
+pub const MAX_HELD: usize = 4096;
+
 /// What the lab tells the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type")]
@@ -59,9 +64,9 @@ pub enum ToGuest {
         /// Seed of every random choice in the scenario.
         seed: u64,
     },
-    /// The answer to a [`FromGuest::Sync`].
+    /// The answer to a [`FromGuest::Sync`] or a [`FromGuest::Holds`].
     Continue {
-        /// Whether the lab did what the point asks for.
+        /// Whether the lab did what the point asks for, or found what the guest holds.
         ok: bool,
     },
     /// Write back and switch the machine off.
@@ -100,6 +105,14 @@ pub enum FromGuest {
         /// The point's arguments.
         values: BTreeMap<String, u64>,
     },
+    /// Every PASID that the guest's kernel was granted and has not given back, for the lab to
+    /// compare with the host's record. The guest waits here for [`ToGuest::Continue`].
+    Holds {
+        /// Whether the guest was refused one more, so that these must be its whole quota.
+        refused: bool,
+        /// The numbers, ascending; at most [`MAX_HELD`].
+        pasids: Vec<u32>,
+    },
     /// The scenario's own account; see the crate page for what is counted.
     Counts {
         /// Amounts by the names in [`counts`].
@@ -129,11 +142,14 @@ pub mod scenario {
     pub const ACCESSED_DIRTY: &str = "accessed-dirty";
     /// Memory is remapped while the device works on it.
     pub const IN_FLIGHT: &str = "in-flight";
+    /// The kernel takes its PASIDs from the host, by virtual commands (Linux up to 6.3).
+    pub const VCMD: &str = "vcmd";
     /// Copies without end, for a guest that is about to be killed.
     pub const STORM: &str = "storm";
 
     /// All of them, in the order in which a lab runs them.
-    pub const ALL: [&str; 6] = [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, STORM];
+    pub const ALL: [&str; 7] =
+        [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, VCMD, STORM];
 }
 
 /// Names of the points at which the guest waits for the lab, with their arguments.
@@ -158,6 +174,16 @@ pub mod counts {
     pub const BYTES: &str = "bytes";
     /// Descriptors that ended early at a page that was not there. Part of `descriptors`.
     pub const PARTIAL_COMPLETIONS: &str = "partial_completions";
+    /// Virtual commands that the unit carried out, whatever they ended with.
+    pub const VIRTUAL_COMMANDS: &str = "virtual_commands";
+    /// Of those, allocations that gave a PASID.
+    pub const PASIDS_ALLOCATED: &str = "pasids_allocated";
+    /// Of those, allocations that ended with "no PASID available".
+    pub const PASIDS_UNAVAILABLE: &str = "pasids_unavailable";
+    /// Of those, frees of a PASID that the guest had.
+    pub const PASIDS_FREED: &str = "pasids_freed";
+    /// Of those, frees of a PASID that the guest did not have.
+    pub const PASID_FREES_REFUSED: &str = "pasid_frees_refused";
 }
 
 /// Why a line is not a message. The peer's bytes are to blame, except for [`LineError::Encode`].

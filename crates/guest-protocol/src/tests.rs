@@ -27,6 +27,10 @@ fn the_wire_form_is_fixed() {
         wire(&FromGuest::Sync { point: sync::INJECT_UNBOUND_PASID.into(), values }),
         "{\"type\":\"Sync\",\"point\":\"inject-unbound-pasid\",\"values\":{\"pasid\":703710,\"wq\":0}}\n"
     );
+    assert_eq!(
+        wire(&FromGuest::Holds { refused: false, pasids: vec![1, 2] }),
+        "{\"type\":\"Holds\",\"refused\":false,\"pasids\":[1,2]}\n"
+    );
 }
 
 #[test]
@@ -38,6 +42,7 @@ fn every_message_survives_the_wire() {
         FromGuest::Check { check: "c".into(), ok: true, detail: text.clone() },
         FromGuest::Note { text: text.clone() },
         FromGuest::Sync { point: "p".into(), values: values.clone() },
+        FromGuest::Holds { refused: true, pasids: vec![1, 0xfffff] },
         FromGuest::Counts { values },
         FromGuest::Done { scenario: "s".into() },
         FromGuest::Fatal { text },
@@ -71,6 +76,12 @@ fn what_is_not_a_message_is_refused() {
 fn a_message_that_is_too_long_is_not_sent() {
     let message = FromGuest::Note { text: "x".repeat(MAX_LINE) };
     assert!(matches!(encode(&message), Err(LineError::TooLong { .. })));
+}
+
+#[test]
+fn as_many_pasids_as_are_allowed_fit_into_a_line() {
+    let pasids = vec![0xfffff; MAX_HELD];
+    assert!(encode(&FromGuest::Holds { refused: false, pasids }).is_ok());
 }
 
 fn lines_of(lines: &mut Lines) -> Vec<Result<String, usize>> {

@@ -1,6 +1,5 @@
 //! PID 1: brings the machine up, and runs one scenario after the other as the lab asks.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -21,7 +20,7 @@ use crate::scenario;
 const PORT: &str = "/dev/ttyS1";
 /// How long the modules may take to load; a driver that waits for its device never returns.
 const MODULES_WITHIN: Duration = Duration::from_secs(60);
-/// How long the lab may take to answer a sync point.
+/// How long the lab may take to answer a question.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// How long orphans of a scenario may take to be gone.
 const ORPHANS_WITHIN: Duration = Duration::from_secs(5);
@@ -194,8 +193,8 @@ fn end(child: Child, silent: bool, deadline: Instant) -> io::Result<Ending> {
 fn relay(lab: &mut Lab, child: &mut Child, deadline: Instant) -> io::Result<bool> {
     loop {
         match child.event(deadline)? {
-            Event::Message(FromGuest::Sync { point, values }) => {
-                let ok = sync(lab, point, values)?;
+            Event::Message(question @ (FromGuest::Sync { .. } | FromGuest::Holds { .. })) => {
+                let ok = ask(lab, &question)?;
                 if let Err(error) = child.go_on(ok) {
                     fail(lab, "the scenario's process", format!("did not wait: {error}"))?;
                 }
@@ -210,9 +209,10 @@ fn relay(lab: &mut Lab, child: &mut Child, deadline: Instant) -> io::Result<bool
     }
 }
 
-/// Passes on a sync point and waits for the answer. Switches off at once if the lab says so.
-fn sync(lab: &mut Lab, point: String, values: BTreeMap<String, u64>) -> io::Result<bool> {
-    lab.say(&FromGuest::Sync { point, values })?;
+/// Passes on what the lab has to answer and waits for the answer. Switches off at once if the lab
+/// says so.
+fn ask(lab: &mut Lab, question: &FromGuest) -> io::Result<bool> {
+    lab.say(question)?;
     let deadline = Instant::now() + ANSWER_WITHIN;
     loop {
         match lab.hear(deadline)? {

@@ -3,7 +3,8 @@
 //! ```text
 //!   PID 1 ── runs ──► scenario ── runs ──► workers (address spaces of their own)
 //!     ▲  ◄─ checks ──     │  ◄─ checks ──      │
-//!     │                   └── /dev/dsa/wq0.N ──┴── portal, completion records
+//!     │                   ├── /dev/dsa/wq0.N ──┴── portal, completion records
+//!     │                   └── /dev/vsva_pasids ─── the kernel's ioasid (Linux 6.1, module/)
 //!   /dev/ttyS1 ◄──► the lab
 //! ```
 //!
@@ -19,6 +20,7 @@ mod init;
 mod job;
 mod kmsg;
 mod model;
+mod pasids;
 mod portal;
 mod queue;
 mod report;

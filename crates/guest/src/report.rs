@@ -7,6 +7,9 @@ use guest_protocol::{counts, decode, encode, FromGuest, Lines, ToGuest};
 
 use crate::failure::{clip, Context, Failure, Outcome};
 
+/// A scenario's own account: amounts by the names in `guest_protocol::counts`.
+pub(crate) type Account = BTreeMap<String, u64>;
+
 /// What a scenario made the accelerator do; `guest_protocol` defines the words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -24,7 +27,7 @@ impl Counts {
     }
 
     /// The account in a message; what is missing counts zero.
-    pub(crate) fn from_values(values: &BTreeMap<String, u64>) -> Self {
+    pub(crate) fn from_values(values: &Account) -> Self {
         let value = |name| values.get(name).copied().unwrap_or_default();
         Self {
             descriptors: value(counts::DESCRIPTORS),
@@ -32,13 +35,14 @@ impl Counts {
             partial_completions: value(counts::PARTIAL_COMPLETIONS),
         }
     }
+}
 
-    /// The account as a message carries it.
-    pub(crate) fn to_values(self) -> BTreeMap<String, u64> {
-        BTreeMap::from([
-            (counts::DESCRIPTORS.to_owned(), self.descriptors),
-            (counts::BYTES.to_owned(), self.bytes),
-            (counts::PARTIAL_COMPLETIONS.to_owned(), self.partial_completions),
+impl From<Counts> for Account {
+    fn from(counts: Counts) -> Self {
+        Self::from([
+            (counts::DESCRIPTORS.to_owned(), counts.descriptors),
+            (counts::BYTES.to_owned(), counts.bytes),
+            (counts::PARTIAL_COMPLETIONS.to_owned(), counts.partial_completions),
         ])
     }
 }
@@ -75,20 +79,38 @@ impl Report {
     }
 
     /// The scenario's own account.
-    pub(crate) fn counts(&mut self, counts: Counts) {
-        self.send(&FromGuest::Counts { values: counts.to_values() });
+    pub(crate) fn counts(&mut self, counts: impl Into<Account>) {
+        self.send(&FromGuest::Counts { values: counts.into() });
     }
 
     /// Waits until the other side has done what `point` asks for.
     pub(crate) fn sync(&mut self, point: &str, values: &[(&str, u64)]) -> Outcome<()> {
         let values = values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         self.send(&FromGuest::Sync { point: point.to_owned(), values });
-        match self.receive().at(format_args!("sync point {point}"))? {
-            ToGuest::Continue { ok: true } => Ok(()),
-            ToGuest::Continue { ok: false } => {
+        match self.answer(&format!("sync point {point}"))? {
+            true => Ok(()),
+            false => {
                 Err(Failure::new(format!("the other side could not do what {point} asks for")))
             }
-            other => Err(Failure::new(format!("sync point {point} answered by {other:?}"))),
+        }
+    }
+
+    /// Has the PASIDs that the kernel holds, ascending, compared with the host's record; `refused`
+    /// if it was just refused another.
+    pub(crate) fn holds(&mut self, refused: bool, pasids: Vec<u32>) -> Outcome<()> {
+        let count = pasids.len();
+        self.send(&FromGuest::Holds { refused, pasids });
+        match self.answer("the host's record")? {
+            true => Ok(()),
+            false => Err(Failure::new(format!("the host's record is not the {count} held"))),
+        }
+    }
+
+    /// The answer to `question`.
+    fn answer(&mut self, question: &str) -> Outcome<bool> {
+        match self.receive().at(question)? {
+            ToGuest::Continue { ok } => Ok(ok),
+            other => Err(Failure::new(format!("{question} answered by {other:?}"))),
         }
     }
 
@@ -180,10 +202,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_is_compared_by_the_other_side() {
+        let answers =
+            b"{\"type\":\"Continue\",\"ok\":true}\n{\"type\":\"Continue\",\"ok\":false}\n";
+        let said = talk(answers, |report| {
+            assert_eq!(report.holds(true, vec![1, 2]), Ok(()));
+            let differs = report.holds(false, vec![3]).unwrap_err().to_string();
+            assert_eq!(differs, "the host's record is not the 1 held");
+        });
+        let first = FromGuest::Holds { refused: true, pasids: vec![1, 2] };
+        assert_eq!(said, [first, FromGuest::Holds { refused: false, pasids: vec![3] }]);
+    }
+
+    #[test]
     fn counts_add_and_survive_the_message() {
         let mut counts = Counts { descriptors: 1, bytes: 2, partial_completions: 3 };
         counts.add(counts);
-        assert_eq!(Counts::from_values(&counts.to_values()), counts);
+        assert_eq!(Counts::from_values(&counts.into()), counts);
         assert_eq!(counts.bytes, 4);
     }
 }

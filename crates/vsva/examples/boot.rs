@@ -11,8 +11,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use vsva::cli;
-use vsva::lab::{self, Check, GuestDevices, GuestId, LabServer, Options, ServerError};
+use vsva::lab::{self, Check, GuestDevices, GuestId, LabServer, Options, PasidRecord, ServerError};
 use vsva::qemu::Devices;
+use vsva::server::GuestConfig;
 use vsva::stop::Stop;
 use vsva::term::Screen;
 
@@ -20,7 +21,11 @@ use vsva::term::Screen;
 struct Nothing(u32);
 
 impl LabServer for Nothing {
-    fn add_guest(&mut self, _dir: &Path) -> Result<GuestDevices, ServerError> {
+    fn add_guest(
+        &mut self,
+        _dir: &Path,
+        _config: GuestConfig,
+    ) -> Result<GuestDevices, ServerError> {
         self.0 += 1;
         Ok(GuestDevices { guest: GuestId(self.0), devices: Devices::default() })
     }
@@ -31,6 +36,10 @@ impl LabServer for Nothing {
 
     fn counters(&self, _guest: GuestId) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+
+    fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError> {
+        Err(ServerError::UnknownGuest(guest))
     }
 
     fn sync(&mut self, _: GuestId, point: &str, _: &BTreeMap<String, u64>) -> Vec<Check> {

@@ -7,7 +7,7 @@ use guest_protocol::FromGuest;
 
 use crate::child::{Child, Event};
 use crate::failure::{Failure, Outcome};
-use crate::report::{Counts, Report};
+use crate::report::{Account, Counts, Report};
 use crate::setup;
 
 mod accessed_dirty;
@@ -17,13 +17,22 @@ mod misplaced;
 mod rebind;
 mod storm;
 mod sva_copy;
+mod vcmd;
 
 /// Something that the lab can ask for.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// When it is killed and counts as failed.
     pub(crate) deadline: Duration,
-    run: fn(&mut Report, u64) -> Outcome<Counts>,
+    run: Run,
+}
+
+/// What a scenario works on: with the report and the seed of its random choices, to its account.
+enum Run {
+    /// The accelerator, which is configured first.
+    Accelerator(fn(&mut Report, u64) -> Outcome<Counts>),
+    /// The kernel's PASID allocator.
+    Allocator(fn(&mut Report, u64) -> Outcome<Account>),
 }
 
 /// Long enough for a slow machine without hardware virtualization.
@@ -31,13 +40,21 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// The storm lasts until the machine is killed.
 const STORM_DEADLINE: Duration = Duration::from_secs(3600);
 
-static SCENARIOS: [Scenario; 6] = [
-    Scenario { name: name::SVA_COPY, deadline: DEADLINE, run: sva_copy::run },
-    Scenario { name: name::ISOLATION, deadline: DEADLINE, run: isolation::run },
-    Scenario { name: name::REBIND, deadline: DEADLINE, run: rebind::run },
-    Scenario { name: name::ACCESSED_DIRTY, deadline: DEADLINE, run: accessed_dirty::run },
-    Scenario { name: name::IN_FLIGHT, deadline: DEADLINE, run: in_flight::run },
-    Scenario { name: name::STORM, deadline: STORM_DEADLINE, run: storm::run },
+const fn on_accelerator(
+    name: &'static str,
+    run: fn(&mut Report, u64) -> Outcome<Counts>,
+) -> Scenario {
+    Scenario { name, deadline: DEADLINE, run: Run::Accelerator(run) }
+}
+
+static SCENARIOS: [Scenario; 7] = [
+    on_accelerator(name::SVA_COPY, sva_copy::run),
+    on_accelerator(name::ISOLATION, isolation::run),
+    on_accelerator(name::REBIND, rebind::run),
+    on_accelerator(name::ACCESSED_DIRTY, accessed_dirty::run),
+    on_accelerator(name::IN_FLIGHT, in_flight::run),
+    Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
+    Scenario { name: name::STORM, deadline: STORM_DEADLINE, run: Run::Accelerator(storm::run) },
 ];
 
 /// A part of a scenario that runs in a process of its own.
@@ -62,12 +79,21 @@ pub(crate) fn run(report: &mut Report, name: &str, seed: u64) {
     let Some(scenario) = find(name) else {
         return report.check("scenario exists", Err(Failure::new(name)));
     };
-    match setup::ready() {
-        Ok(accelerator) => report.note(&accelerator.to_string()),
-        Err(error) => return report.check("the accelerator is configured", Err(error.into())),
+    let end = "the scenario reached its end";
+    match scenario.run {
+        Run::Accelerator(run) => match setup::ready() {
+            Ok(accelerator) => {
+                report.note(&accelerator.to_string());
+                let ended = run(report, seed);
+                conclude(report, ended, end);
+            }
+            Err(error) => report.check("the accelerator is configured", Err(error.into())),
+        },
+        Run::Allocator(run) => {
+            let ended = run(report, seed);
+            conclude(report, ended, end);
+        }
     }
-    let ended = (scenario.run)(report, seed);
-    conclude(report, ended, "the scenario reached its end");
 }
 
 /// Runs a part of a scenario to its end in this process.
@@ -119,7 +145,7 @@ fn finish(mut worker: Child, deadline: Instant, counts: &mut Counts) -> Outcome 
     }
 }
 
-fn conclude(report: &mut Report, ended: Outcome<Counts>, check: &str) {
+fn conclude(report: &mut Report, ended: Outcome<impl Into<Account>>, check: &str) {
     match ended {
         Ok(counts) => report.counts(counts),
         Err(failure) => report.check(check, Err(failure)),

@@ -17,11 +17,38 @@ use crate::stop::Stop;
 use crate::supervise::SuperviseError;
 use crate::term::{megabytes, Mark, Screen};
 
-/// The release that packages are taken from, and its newer packages' suite.
-const RELEASE: &str = "trixie";
-const BACKPORTS: &str = "trixie-backports";
+/// What packages are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Release {
+    /// Debian 13 with its newer packages: QEMU, and the newest kernel.
+    Trixie,
+    /// Debian 12: Linux 6.1.
+    Bookworm,
+}
 
-/// Where the keyring package puts the archive's keys; the ending differs between its versions.
+impl Release {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Trixie => "trixie",
+            Self::Bookworm => "bookworm",
+        }
+    }
+
+    /// Its suites; a package comes from the last one that has what is asked for.
+    fn suites(self) -> &'static [&'static str] {
+        match self {
+            Self::Trixie => &["trixie", "trixie-backports"],
+            Self::Bookworm => &["bookworm"],
+        }
+    }
+
+    fn preferred(self) -> &'static str {
+        self.suites().last().copied().unwrap_or(self.name())
+    }
+}
+
+/// Where the keyring package puts the archive's keys; the ending differs between its versions. One file has the keys of
+/// both releases: bookworm's have been in it since 2023, and are in the package of every later release so far.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.gpg",
     "/usr/share/keyrings/debian-archive-keyring.pgp",
@@ -49,6 +76,7 @@ pub(super) struct Archive {
 
 /// The private package system, in a directory of its own.
 pub(super) struct Apt<'a> {
+    release: Release,
     root: PathBuf,
     mirror: String,
     screen: &'a Screen,
@@ -56,8 +84,9 @@ pub(super) struct Apt<'a> {
 }
 
 impl<'a> Apt<'a> {
-    /// Sets it up below `root` (empty, private) and fetches the archive's package lists.
+    /// Sets it up below `root` (empty, private) and fetches the package lists of `release`.
     pub(super) fn new(
+        release: Release,
         root: &Path,
         mirror: Option<&str>,
         screen: &'a Screen,
@@ -66,20 +95,16 @@ impl<'a> Apt<'a> {
         if !cfg!(target_arch = "x86_64") {
             return Err(Cause::Machine(std::env::consts::ARCH));
         }
-        let mut apt = Self { root: root.to_owned(), mirror: String::new(), screen, stop };
+        let mut apt = Self { release, root: root.to_owned(), mirror: String::new(), screen, stop };
         apt.mirror = mirror::archive(mirror, stop)?;
         let Some(keyring) = KEYRINGS.into_iter().find(|path| Path::new(path).exists()) else {
             return Err(Cause::NoKeyring { path: KEYRINGS[0].into() });
         };
         apt.write_configuration(keyring)?;
-        screen.mark(Mark::Note, &format!("package lists of {RELEASE} from {}", apt.mirror));
+        screen
+            .mark(Mark::Note, &format!("package lists of {} from {}", release.name(), apt.mirror));
         apt.run("fetching the package lists", apt.apt_get(&["update"]), || ())?;
         Ok(apt)
-    }
-
-    /// The archive's address.
-    pub(super) fn mirror(&self) -> &str {
-        &self.mirror
     }
 
     fn write_configuration(&self, keyring: &str) -> Result<(), Cause> {
@@ -91,7 +116,7 @@ impl<'a> Apt<'a> {
         }
         let acquire = mirror::acquire_settings(self.stop)?;
         self.write("status", "")?;
-        self.write("etc/sources.list", &sources(&self.mirror, keyring))?;
+        self.write("etc/sources.list", &sources(self.release, &self.mirror, keyring))?;
         self.write("apt.conf", &configuration(&self.root, &acquire))
     }
 
@@ -100,27 +125,31 @@ impl<'a> Apt<'a> {
         fs::write(&path, text).map_err(Cause::file(path))
     }
 
-    /// The closure of `package` on a machine that has nothing.
-    pub(super) fn closure(&self, package: &str) -> Result<Vec<Archive>, Cause> {
-        let arguments = [
+    /// The closure of `packages` on a machine that has nothing.
+    pub(super) fn closure(&self, packages: &[&str]) -> Result<Vec<Archive>, Cause> {
+        let names = packages.join(" and ");
+        let mut command = self.apt_get(&[
             "install",
             "--print-uris",
             "-y",
             "-qq",
             "--no-install-recommends",
             "-t",
-            BACKPORTS,
-            package,
-        ];
-        let step = format!("resolving {package}");
-        let printed = self.run(&step, self.apt_get(&arguments), || ())?.stdout;
+            self.release.preferred(),
+        ]);
+        command.args(packages);
+        let printed = self.run(&format!("resolving {names}"), command, || ())?.stdout;
         let archives: Vec<_> =
             printed.lines().filter_map(parse_uri_line).take(MAX_ARCHIVES).collect();
         if archives.is_empty() {
-            let what = format!("package {package}");
-            return Err(Cause::NotOffered { mirror: self.mirror.clone(), what });
+            return Err(self.not_offered(&format!("package {names}")));
         }
         Ok(archives)
+    }
+
+    /// The error that the archive has no `what`.
+    pub(super) fn not_offered(&self, what: &str) -> Cause {
+        Cause::NotOffered { mirror: self.mirror.clone(), what: what.to_owned() }
     }
 
     /// Downloads `archives` (named `what` for the user) and unpacks them below `into`, which is created.
@@ -131,6 +160,18 @@ impl<'a> Apt<'a> {
         into: &Path,
     ) -> Result<(), Cause> {
         let downloads = tempfile::tempdir_in(&self.root).map_err(Cause::file(&self.root))?;
+        self.download(what, archives, downloads.path())?;
+        self.screen.mark(Mark::Note, &format!("unpacking {what}"));
+        unpack_all(downloads.path(), into, self.stop)
+    }
+
+    /// Downloads the package files of `archives` (named `what` for the user) into the directory `into`.
+    pub(super) fn download(
+        &self,
+        what: &str,
+        archives: &[Archive],
+        into: &Path,
+    ) -> Result<(), Cause> {
         let total = archives.iter().map(|archive| archive.bytes).sum();
         let count = archives.len();
         let plural = if count == 1 { "" } else { "s" };
@@ -139,25 +180,16 @@ impl<'a> Apt<'a> {
             &format!("fetching {what}: {count} package{plural}, {}", megabytes(total)),
         );
         let mut command = self.apt_get(&["download", "-qq"]);
-        command.current_dir(downloads.path());
+        command.current_dir(into);
         command
             .args(archives.iter().map(|archive| format!("{}={}", archive.name, archive.version)));
         let next = Cell::new(Instant::now());
         self.run(&format!("fetching {what}"), command, || {
             if Instant::now() >= next.get() {
-                self.screen.transfer(bytes_in(downloads.path()), total);
+                self.screen.transfer(bytes_in(into), total);
                 next.set(Instant::now() + PROGRESS_EVERY);
             }
         })?;
-        self.screen.mark(Mark::Note, &format!("unpacking {what}"));
-        fs::create_dir_all(into).map_err(Cause::file(into))?;
-        let listed = fs::read_dir(downloads.path()).map_err(Cause::file(downloads.path()))?;
-        for file in listed {
-            let path = file.map_err(Cause::file(downloads.path()))?.path();
-            let mut command = Command::new("dpkg-deb");
-            command.arg("-x").arg(&path).arg(into);
-            self.run("unpacking a package", command, || ())?;
-        }
         Ok(())
     }
 
@@ -170,9 +202,20 @@ impl<'a> Apt<'a> {
     }
 
     fn run(&self, step: &str, command: Command, tick: impl FnMut()) -> Result<Captured, Cause> {
-        let tool = if command.get_program() == "dpkg-deb" { "dpkg-deb" } else { "apt-get" };
-        run_tool(tool, step, command, self.stop, tick)
+        run_tool("apt-get", step, command, self.stop, tick)
     }
+}
+
+/// Unpacks every package file of the directory `from` below `into`, which is created.
+pub(super) fn unpack_all(from: &Path, into: &Path, stop: &Stop) -> Result<(), Cause> {
+    fs::create_dir_all(into).map_err(Cause::file(into))?;
+    for file in fs::read_dir(from).map_err(Cause::file(from))? {
+        let path = file.map_err(Cause::file(from))?.path();
+        let mut command = Command::new("dpkg-deb");
+        command.arg("-x").arg(&path).arg(into);
+        run_tool("dpkg-deb", "unpacking a package", command, stop, || ())?;
+    }
+    Ok(())
 }
 
 /// Runs a program of the package system; `step` says in errors what it was doing.
@@ -211,10 +254,9 @@ fn bytes_in(dir: &Path) -> u64 {
     entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.len()).sum()
 }
 
-fn sources(mirror: &str, keyring: &str) -> String {
-    [RELEASE, BACKPORTS]
-        .map(|suite| format!("deb [arch=amd64 signed-by={keyring}] {mirror} {suite} main\n"))
-        .concat()
+fn sources(release: Release, mirror: &str, keyring: &str) -> String {
+    let line = |suite| format!("deb [arch=amd64 signed-by={keyring}] {mirror} {suite} main\n");
+    release.suites().iter().map(line).collect()
 }
 
 fn configuration(root: &Path, acquire: &str) -> String {
@@ -304,8 +346,11 @@ mod tests {
 
     #[test]
     fn the_sources_are_signed_and_from_the_mirror() {
-        let text = sources("http://a.example/debian/", KEYRINGS[0]);
-        assert_eq!(text.lines().count(), 2);
-        assert!(text.lines().all(|line| line.contains(KEYRINGS[0]) && line.contains("a.example")));
+        for (release, suites) in [(Release::Trixie, 2), (Release::Bookworm, 1)] {
+            let text = sources(release, "http://a.example/debian/", KEYRINGS[0]);
+            assert_eq!(text.lines().count(), suites);
+            let signed = |line: &str| line.contains(KEYRINGS[0]) && line.contains("a.example");
+            assert!(text.lines().all(signed), "{text}");
+        }
     }
 }

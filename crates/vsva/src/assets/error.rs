@@ -17,6 +17,8 @@ pub enum Wanted {
     Qemu,
     /// A guest kernel and its `idxd` modules.
     Kernel,
+    /// Linux 6.1, and a module built for it.
+    Linux61,
 }
 
 impl Wanted {
@@ -25,6 +27,7 @@ impl Wanted {
         match self {
             Self::Qemu => "--qemu PATH",
             Self::Kernel => "--kernel PATH (with --modules DIR)",
+            Self::Linux61 => "--vcmd-kernel PATH (with --vcmd-headers DIR)",
         }
     }
 }
@@ -34,6 +37,7 @@ impl fmt::Display for Wanted {
         match self {
             Self::Qemu => write!(f, "a QEMU {MINIMUM_VERSION} or newer with vfio-user-pci"),
             Self::Kernel => write!(f, "a Linux kernel for the guest with its idxd modules"),
+            Self::Linux61 => write!(f, "Linux 6.1 for the guest, and a module built for it"),
         }
     }
 }
@@ -164,6 +168,23 @@ pub enum Cause {
         /// What is wrong with it.
         why: String,
     },
+    /// A program that builds the guest's module is not installed.
+    #[error("the guest's kernel module is built with {0}, which this machine does not have")]
+    NoCompiler(&'static str),
+    /// kbuild cannot work below that path.
+    #[error("kernel modules cannot be built below {}: its name has more than plain characters", path.display())]
+    BuildPlace {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The guest's module does not build.
+    #[error("the guest's kernel module does not build ({status}):\n{said}")]
+    Build {
+        /// How make ended.
+        status: String,
+        /// Its last lines.
+        said: String,
+    },
 }
 
 impl Cause {
@@ -193,6 +214,13 @@ impl Cause {
                  --kernel out and a kernel is fetched"
                     .to_owned()
             }
+            Self::NoCompiler(_) => {
+                "install the packages make and gcc, or choose other scenarios with --scenario".to_owned()
+            },
+            Self::BuildPlace { .. } => {
+                "set XDG_CACHE_HOME to a directory with a plain name".to_owned()
+            }
+            Self::Build { .. } => format!("it takes gcc 12 or newer with its binutils; or give {option}"),
             Self::Stopped(_) => "nothing was left behind".to_owned(),
             Self::Machine(_) | Self::File { .. } | Self::NoTool(_) | Self::Process(_) => {
                 format!("give {option}")

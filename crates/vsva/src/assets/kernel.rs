@@ -89,15 +89,12 @@ impl Kernel {
 
     /// Fetches one into the cache: the boot image and the modules that are needed.
     pub(super) fn fetch(cache: &Cache, apt: &Apt<'_>) -> Result<Self, Cause> {
-        let mut archives = apt.closure(PACKAGE)?;
+        let mut archives = apt.closure(&[PACKAGE])?;
         archives.retain(|archive| {
             archive.name != PACKAGE
                 && PREFIXES.iter().any(|prefix| archive.name.starts_with(prefix))
         });
-        let offered = |what: &str| Cause::NotOffered {
-            mirror: apt.mirror().to_owned(),
-            what: format!("kernel with {what}"),
-        };
+        let offered = |what: &str| apt.not_offered(&format!("kernel with {what}"));
         let version = archives.first().ok_or_else(|| offered("a package"))?.version.clone();
         let unfinished = cache.unfinished()?;
         let (all, made) = (unfinished.path().join("all"), unfinished.path().join("made"));
@@ -135,7 +132,7 @@ fn usual_module_dirs(image: &Path, release: &str) -> Vec<PathBuf> {
 }
 
 /// The boot image below `root`: in `boot`, or (since 7.2) beside the modules.
-fn find_image(root: &Path) -> Option<PathBuf> {
+pub(super) fn find_image(root: &Path) -> Option<PathBuf> {
     let is_image = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         name.is_some_and(|name| name == IMAGE || name.starts_with("vmlinuz-")) && path.is_file()
@@ -150,7 +147,7 @@ fn find_image(root: &Path) -> Option<PathBuf> {
 }
 
 /// The release that the boot image carries in its setup header.
-fn release_of(image: &Path) -> Result<String, Cause> {
+pub(super) fn release_of(image: &Path) -> Result<String, Cause> {
     let bad = |why| Cause::NotKernel { path: image.to_owned(), why };
     let size = fs::metadata(image).map_err(Cause::file(image))?.len();
     if size > MAX_IMAGE {
@@ -180,10 +177,10 @@ fn parse_release(bytes: &[u8]) -> Result<String, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn image(pointer: u16, text: &[u8]) -> Vec<u8> {
+    pub(in crate::assets) fn image(pointer: u16, text: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 0x1000];
         bytes[0x202..0x206].copy_from_slice(b"HdrS");
         bytes[0x20e..0x210].copy_from_slice(&pointer.to_le_bytes());

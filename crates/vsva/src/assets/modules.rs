@@ -60,10 +60,7 @@ pub(super) fn closure(dir: &Path, driver: &str, release: &str) -> Result<Vec<Mod
             return Err(bad(format!("{driver} needs more than {MAX_CLOSURE} modules")));
         }
         let image = read(path)?;
-        let info = parse_info(&image).map_err(bad)?;
-        if info.release != release {
-            return Err(bad(format!("it is for kernel {}, not {release}", info.release)));
-        }
+        let info = info_for(&image, release).map_err(bad)?;
         stack.push((name, Some(image)));
         stack.extend(info.depends.into_iter().map(|needed| (needed, None)));
     }
@@ -74,6 +71,14 @@ pub(super) fn closure(dir: &Path, driver: &str, release: &str) -> Result<Vec<Mod
 pub(super) fn read_plain(path: &Path) -> Result<Vec<u8>, Cause> {
     let file = File::open(path).map_err(Cause::file(path))?;
     limited(path, file)
+}
+
+/// The module `name` that was built for the kernel `release`.
+pub(super) fn built(path: &Path, name: &str, release: &str) -> Result<Module, Cause> {
+    let image = read_plain(path)?;
+    let bad = |why: String| Cause::BadModule { path: path.to_owned(), why };
+    info_for(&image, release).map_err(bad)?;
+    Ok(Module { name: name.to_owned(), image })
 }
 
 /// Every module file of a tree, by the module's name.
@@ -130,6 +135,15 @@ fn limited(path: &Path, reader: impl std::io::Read) -> Result<Vec<u8>, Cause> {
     Ok(bytes)
 }
 
+/// The account of a module that must be for the kernel `release`.
+fn info_for(image: &[u8], release: &str) -> Result<Info, String> {
+    let info = parse_info(image)?;
+    if info.release != release {
+        return Err(format!("it is for kernel {}, not {release}", info.release));
+    }
+    Ok(info)
+}
+
 /// The module's own account: NUL-terminated `key=value` texts in section `.modinfo`.
 fn parse_info(image: &[u8]) -> Result<Info, String> {
     let file = object::File::parse(image).map_err(|error| error.to_string())?;
@@ -152,7 +166,7 @@ fn parse_modinfo(data: &[u8]) -> Info {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use object::write::Object;
     use object::{Architecture, BinaryFormat, Endianness, SectionKind};
 
@@ -168,7 +182,7 @@ mod tests {
         0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
     ];
 
-    fn elf(depends: &str, release: &str) -> Vec<u8> {
+    pub(in crate::assets) fn elf(depends: &str, release: &str) -> Vec<u8> {
         let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
         let section =
             object.add_section(Vec::new(), b".modinfo".to_vec(), SectionKind::ReadOnlyData);
@@ -220,6 +234,16 @@ mod tests {
     fn another_kernels_module_is_refused() {
         let dir = tree(&[("idxd.ko", "")]);
         let error = closure(dir.path(), "idxd", "6.1.0").unwrap_err();
+        assert!(error.to_string().contains("it is for kernel 7.3.4-test, not 6.1.0"));
+    }
+
+    #[test]
+    fn a_module_that_was_built_is_for_its_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ko");
+        fs::write(&path, elf("", RELEASE)).unwrap();
+        assert_eq!(built(&path, "a", RELEASE).unwrap().name, "a");
+        let error = built(&path, "a", "6.1.0").unwrap_err();
         assert!(error.to_string().contains("it is for kernel 7.3.4-test, not 6.1.0"));
     }
 

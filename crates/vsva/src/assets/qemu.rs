@@ -132,13 +132,10 @@ impl Qemu {
 
     /// Fetches one into the cache.
     pub(super) fn fetch(cache: &Cache, apt: &Apt<'_>, stop: &Stop) -> Result<Self, Cause> {
-        let closure = apt.closure(PACKAGE)?;
+        let closure = apt.closure(&[PACKAGE])?;
         let package = closure.iter().find(|archive| archive.name == PACKAGE);
         let Some(Archive { version, .. }) = package else {
-            return Err(Cause::NotOffered {
-                mirror: apt.mirror().to_owned(),
-                what: format!("package {PACKAGE}"),
-            });
+            return Err(apt.not_offered(&format!("package {PACKAGE}")));
         };
         let unfinished = cache.unfinished()?;
         let (all, made) = (unfinished.path().join("all"), unfinished.path().join("made"));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::{FromGuest, ToGuest};
 
-use crate::assets::Assets;
+use crate::assets::{Kernel, Linux, Qemu};
 use crate::capture::last_lines;
 use crate::control::{Control, ControlError};
 use crate::initramfs::{self, InitramfsError};
@@ -45,6 +45,9 @@ pub enum GuestError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A kernel that the run was not prepared with.
+    #[error("no kernel was prepared for it ({0:?})")]
+    NoKernel(Linux),
     /// The initramfs cannot be written.
     #[error(transparent)]
     Initramfs(#[from] InitramfsError),
@@ -210,7 +213,8 @@ impl Machine {
     /// # Errors
     /// [`GuestError`].
     pub fn start(
-        assets: &Assets,
+        qemu: &Qemu,
+        kernel: &Kernel,
         init: &[u8],
         devices: &Devices,
         place: Place,
@@ -218,20 +222,20 @@ impl Machine {
     ) -> Result<Self, GuestError> {
         let dir = place.dir.path();
         let initrd = dir.join("initrd");
-        let archive = initramfs::build(init, &assets.kernel.modules)?;
+        let archive = initramfs::build(init, &kernel.modules)?;
         fs::write(&initrd, archive).map_err(file_error(&initrd))?;
         let socket = dir.join("control");
         let listener = UnixListener::bind(&socket).map_err(file_error(&socket))?;
         let (console, stderr) = (place.log("console.log")?, place.log("qemu.log")?);
         let transcript = place.log("control.log")?;
         let boot = Boot {
-            kernel: &assets.kernel.image,
+            kernel: &kernel.image,
             initrd: &initrd,
             console: &console,
             control: &socket,
             devices,
         };
-        let mut command = assets.qemu.command();
+        let mut command = qemu.command();
         command.args(boot.arguments()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(create(&stderr)?);
         let mut qemu = Supervised::spawn("QEMU", command)?;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::assets::{Kernel, Qemu};
 
-/// Assets with a QEMU that does `script`.
-fn assets(dir: &Path, script: &str) -> Assets {
+/// A QEMU that does `script`, and a kernel for it.
+fn assets(dir: &Path, script: &str) -> (Qemu, Kernel) {
     let program = dir.join("qemu");
     fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -17,7 +17,7 @@ fn assets(dir: &Path, script: &str) -> Assets {
         description: String::new(),
         modules: Vec::new(),
     };
-    Assets { qemu: Qemu::believed(&program), kernel }
+    (Qemu::believed(&program), kernel)
 }
 
 /// What becomes of a machine whose QEMU does `script`, and where its private directory was.
@@ -25,8 +25,8 @@ fn start(script: &str, stop: &Stop) -> (Result<Machine, GuestError>, PathBuf) {
     let scripts = tempfile::tempdir().unwrap();
     let place = Place { dir: PrivateDir::new().unwrap(), logs: None };
     let dir = place.dir.path().to_owned();
-    let assets = assets(scripts.path(), script);
-    (Machine::start(&assets, b"init", &Devices::default(), place, stop), dir)
+    let (qemu, kernel) = assets(scripts.path(), script);
+    (Machine::start(&qemu, &kernel, b"init", &Devices::default(), place, stop), dir)
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn logs_are_kept_where_the_user_wants_them() {
     let logs = Some((kept.path().join("deep/logs"), "guest-1".to_owned()));
     let place = Place { dir: PrivateDir::new().unwrap(), logs };
     let scripts = tempfile::tempdir().unwrap();
-    let assets = assets(scripts.path(), "echo gone >&2; exit 3");
-    let outcome = Machine::start(&assets, b"", &Devices::default(), place, &Stop::default());
+    let (qemu, kernel) = assets(scripts.path(), "echo gone >&2; exit 3");
+    let outcome = Machine::start(&qemu, &kernel, b"", &Devices::default(), place, &Stop::default());
     assert!(matches!(outcome, Err(GuestError::Ended { .. })));
     let log = kept.path().join("deep/logs/guest-1.qemu.log");
     assert_eq!(fs::read_to_string(log).unwrap(), "gone\n");

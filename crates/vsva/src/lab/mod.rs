@@ -9,6 +9,7 @@
 //! ```
 
 mod machine;
+mod pasids;
 mod report;
 mod runner;
 mod scenario;
@@ -23,11 +24,11 @@ pub use self::machine::{
 };
 pub use self::report::{Record, Report};
 use self::runner::{Runner, Starter};
-pub use self::scenario::{select, Plan, Scenario, UnknownScenario, SCENARIOS};
+pub use self::scenario::{select, Kind, Plan, Scenario, UnknownScenario, SCENARIOS};
 pub use self::server::{
-    Check, GuestDevices, GuestId, LabServer, ServerError, StartServer, AFTER_KILL,
+    Check, GuestDevices, GuestId, LabServer, PasidRecord, ServerError, StartServer, AFTER_KILL,
 };
-use crate::assets::{self, AssetError, Assets, Sources};
+use crate::assets::{self, AssetError, Assets, Linux, Sources};
 use crate::private::PrivateDir;
 use crate::qemu::Devices;
 use crate::stop::{Stop, Stopped};
@@ -90,12 +91,15 @@ pub fn run(
 ) -> Result<Report, LabError> {
     let scenarios = select(&options.scenarios)?;
     screen.line(&format!("vsva {} lab", env!("CARGO_PKG_VERSION")));
-    let assets = assets::find(&options.sources, screen, stop)?;
+    let wanted = scenarios.iter().map(|scenario| scenario.kind.linux).collect();
+    let assets = assets::find(&options.sources, &wanted, screen, stop)?;
     let mut server = start_server(options.sabotage.as_deref())?;
     let mut report = Report { seed: options.seed.unwrap_or_else(new_seed), ..Report::default() };
     report.versions.insert("vsva", env!("CARGO_PKG_VERSION").to_owned());
     report.versions.insert("qemu", assets.qemu.description().to_owned());
-    report.versions.insert("kernel", assets.kernel.description.clone());
+    for (linux, kernel) in &assets.kernels {
+        report.versions.insert(linux.key(), kernel.description.clone());
+    }
     let mut starter = QemuStarter { assets: &assets, logs: options.keep_logs.as_deref(), stop };
     let begun = Instant::now();
     let mut runner = Runner {
@@ -121,13 +125,16 @@ impl Starter for QemuStarter<'_> {
     fn start(
         &mut self,
         number: u32,
+        linux: Linux,
         devices: &Devices,
         dir: PrivateDir,
     ) -> Result<Box<dyn Guest>, GuestError> {
+        let Assets { qemu, kernels } = self.assets;
+        let kernel = kernels.get(&linux).ok_or(GuestError::NoKernel(linux))?;
         let logs = self.logs.map(|logs| (logs.to_owned(), format!("guest-{number}")));
         let place = Place { dir, logs };
         let init = crate::guest_program::IMAGE;
-        Ok(Box::new(Machine::start(self.assets, init, devices, place, self.stop)?))
+        Ok(Box::new(Machine::start(qemu, kernel, init, devices, place, self.stop)?))
     }
 }
 

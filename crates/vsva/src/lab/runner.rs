@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use guest_protocol::{counts, scenario, sync, FromGuest, ToGuest};
 
 use super::machine::{file_error, Guest, GuestError, Wait, BOOT_LIMIT};
+use super::pasids::Comparisons;
 use super::report::Report;
-use super::scenario::{Plan, Scenario};
+use super::scenario::{Kind, Plan, Scenario};
 use super::server::{Check, GuestId, LabServer, ServerError, AFTER_KILL};
+use crate::assets::Linux;
 use crate::private::PrivateDir;
 use crate::qemu::Devices;
 use crate::stop::Stopped;
@@ -42,10 +44,11 @@ const POWER_OFF: &str = "power-off";
 
 /// Starts guests; the tests' one starts pretended ones.
 pub(super) trait Starter {
-    /// Starts guest number `number` of this run with `devices`, whose sockets are in `dir`.
+    /// Starts guest number `number` of this run with `linux` and `devices`, whose sockets are in `dir`.
     fn start(
         &mut self,
         number: u32,
+        linux: Linux,
         devices: &Devices,
         dir: PrivateDir,
     ) -> Result<Box<dyn Guest>, GuestError>;
@@ -55,6 +58,7 @@ pub(super) trait Starter {
 struct Booted {
     guest: Box<dyn Guest>,
     id: GuestId,
+    kind: Kind,
 }
 
 /// Why a scenario cannot go on.
@@ -100,9 +104,12 @@ impl Runner<'_> {
         scenario: &Scenario,
         shared: &mut Option<Booted>,
     ) -> Result<(), Stopped> {
+        if shared.as_ref().is_some_and(|booted| booted.kind != scenario.kind) {
+            self.retire(shared.take())?;
+        }
         let mut booted = match shared.take() {
             Some(booted) => booted,
-            None => match self.boot(scenario.name)? {
+            None => match self.boot(scenario)? {
                 Some(booted) => booted,
                 None => return Ok(()),
             },
@@ -115,9 +122,9 @@ impl Runner<'_> {
     }
 
     /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `scenario`.
-    fn boot(&mut self, scenario: &str) -> Result<Option<Booted>, Stopped> {
+    fn boot(&mut self, scenario: &Scenario) -> Result<Option<Booted>, Stopped> {
         for attempt in 1.. {
-            match self.try_boot() {
+            match self.try_boot(scenario.kind) {
                 Ok(booted) => return Ok(Some(booted)),
                 Err((Trouble::Guest(GuestError::Expired { .. }), console))
                     if attempt < BOOT_ATTEMPTS =>
@@ -129,7 +136,7 @@ impl Runner<'_> {
                     self.report.boots_repeated += 1;
                 }
                 Err((trouble, console)) => {
-                    self.fail(scenario, "the guest boots", &trouble, &console)?;
+                    self.fail(scenario.name, "the guest boots", &trouble, &console)?;
                     break;
                 }
             }
@@ -138,35 +145,47 @@ impl Runner<'_> {
     }
 
     /// Boots one more guest and waits for its hello; or what went wrong, and the end of its console.
-    fn try_boot(&mut self) -> Result<Booted, (Trouble, String)> {
+    fn try_boot(&mut self, kind: Kind) -> Result<Booted, (Trouble, String)> {
         let begun = Instant::now();
         let unborn = |trouble: Trouble| (trouble, String::new());
         let dir = PrivateDir::new()
             .map_err(file_error(&std::env::temp_dir()))
             .map_err(|error| unborn(error.into()))?;
-        let given = self.server.add_guest(dir.path()).map_err(|error| unborn(error.into()))?;
+        let given = self.server.add_guest(dir.path(), kind.config);
+        let given = given.map_err(|error| unborn(error.into()))?;
         self.guests += 1;
-        let started = self.starter.start(self.guests, &given.devices, dir);
+        let started = self.starter.start(self.guests, kind.linux, &given.devices, dir);
         let mut guest = started.map_err(|error| {
             self.account(given.guest);
             unborn(error.into())
         })?;
-        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
-        let error = match guest.receive(&wait) {
-            Ok(FromGuest::Hello { kernel, cpus }) => {
+        let error = match self.hello(guest.as_mut()) {
+            Ok((kernel, cpus)) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 let detail = format!("Linux {kernel}, {cpus} CPUs, {seconds:.1} s");
                 let check = format!("guest {} reaches user space", self.guests);
                 self.record(BOOT, Check { check, ok: true, detail });
-                return Ok(Booted { guest, id: given.guest });
+                return Ok(Booted { guest, id: given.guest, kind });
             }
-            Ok(message) => GuestError::Unexpected(kind(&message)),
             Err(error) => error,
         };
         let console = guest.console();
         drop(guest);
         self.account(given.guest);
         Err((error.into(), console))
+    }
+
+    /// Waits for the guest program's hello: its kernel and its processors. Before it the guest may have notes to make.
+    fn hello(&self, guest: &mut dyn Guest) -> Result<(String, u32), GuestError> {
+        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
+        for _ in 0..MAX_MESSAGES {
+            match guest.receive(&wait)? {
+                FromGuest::Hello { kernel, cpus } => return Ok((kernel, cpus)),
+                FromGuest::Note { text } => self.note(&text),
+                other => return Err(GuestError::Unexpected(name_of(&other))),
+            }
+        }
+        Err(GuestError::Endless { limit: MAX_MESSAGES })
     }
 
     /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.
@@ -183,6 +202,7 @@ impl Runner<'_> {
         let wait = Wait::new(format!("the end of scenario {run}"), scenario.limit);
         let failed_before = self.report.failed();
         let (mut checks, mut counted) = (0, false);
+        let mut comparisons = Comparisons::default();
         for _ in 0..MAX_MESSAGES {
             let message = booted.guest.receive(&wait)?;
             match message {
@@ -196,6 +216,11 @@ impl Runner<'_> {
                     let ok = self.sync(scenario.name, booted.id, &point, &values);
                     booted.guest.send(&ToGuest::Continue { ok })?;
                 }
+                FromGuest::Holds { refused, pasids } => {
+                    let ok =
+                        self.compare(scenario, booted.id, &mut comparisons, refused, &pasids)?;
+                    booted.guest.send(&ToGuest::Continue { ok })?;
+                }
                 FromGuest::Counts { values } if !counted => {
                     counted = true;
                     let mut check = agreement(&values, &before, &self.counters(booted.id));
@@ -203,13 +228,17 @@ impl Runner<'_> {
                     self.record(scenario.name, check);
                 }
                 FromGuest::Done { scenario: done } if done == run => {
+                    if let Some(mut check) = comparisons.check() {
+                        check.check.insert_str(0, prefix);
+                        self.record(scenario.name, check);
+                    }
                     self.require(scenario.name, checks > 0, "the scenario asserts something");
                     // One that broke off has said so, and has no account to give.
                     let counted = counted || self.report.failed() > failed_before;
                     self.require(scenario.name, counted, "the guest says what it counted");
                     return Ok(());
                 }
-                other => return Err(GuestError::Unexpected(kind(&other)).into()),
+                other => return Err(GuestError::Unexpected(name_of(&other)).into()),
             }
         }
         Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
@@ -230,13 +259,32 @@ impl Runner<'_> {
         all
     }
 
+    /// Compares what a guest says that it holds with the host's record; only what differs is a check of its own.
+    fn compare(
+        &mut self,
+        scenario: &Scenario,
+        guest: GuestId,
+        comparisons: &mut Comparisons,
+        refused: bool,
+        held: &[u32],
+    ) -> Result<bool, ServerError> {
+        let record = self.server.pasids(guest)?;
+        let compared = comparisons.compare(held, refused, scenario.kind.config.quota, record);
+        let ok = compared.is_ok();
+        if let Err(detail) = compared {
+            let check = "the host's record is what the guest holds".to_owned();
+            self.record(scenario.name, Check { check, ok, detail });
+        }
+        Ok(ok)
+    }
+
     fn kill_and_replace(&mut self, scenario: &Scenario) -> Result<(), Stopped> {
-        let Some(mut first) = self.boot(scenario.name)? else { return Ok(()) };
+        let Some(mut first) = self.boot(scenario)? else { return Ok(()) };
         if let Err(trouble) = self.kill_in_storm(&mut first, scenario) {
             return self.abandon(scenario.name, first, &trouble);
         }
         drop(first);
-        let Some(mut second) = self.boot(scenario.name)? else { return Ok(()) };
+        let Some(mut second) = self.boot(scenario)? else { return Ok(()) };
         match self.play(&mut second, scenario, scenario::SVA_COPY, "second guest: ") {
             Ok(()) => self.retire(Some(second)),
             Err(trouble) => self.abandon(scenario.name, second, &trouble),
@@ -256,7 +304,7 @@ impl Runner<'_> {
                     begun = true;
                     break;
                 }
-                Some(other) => return Err(GuestError::Unexpected(kind(&other)).into()),
+                Some(other) => return Err(GuestError::Unexpected(name_of(&other)).into()),
             }
         }
         if !begun {
@@ -296,7 +344,7 @@ impl Runner<'_> {
             match booted.guest.receive(&Wait::new("the storm's next words", STORM_LOOK)) {
                 Ok(message) => {
                     if let Some(other) = self.aside(scenario, message) {
-                        return Err(GuestError::Unexpected(kind(&other)).into());
+                        return Err(GuestError::Unexpected(name_of(&other)).into());
                     }
                 }
                 Err(GuestError::Expired { .. }) => {}
@@ -327,7 +375,7 @@ impl Runner<'_> {
         if let Err(error) = ended {
             return self.abandon(POWER_OFF, booted, &error.into());
         }
-        let Booted { guest, id } = booted;
+        let Booted { guest, id, .. } = booted;
         drop(guest);
         match self.server.wait_gone(id, GONE_LIMIT) {
             Ok(took) => {
@@ -350,7 +398,7 @@ impl Runner<'_> {
         booted: Booted,
         trouble: &Trouble,
     ) -> Result<(), Stopped> {
-        let Booted { guest, id } = booted;
+        let Booted { guest, id, .. } = booted;
         let console = guest.console();
         drop(guest);
         self.account(id);
@@ -451,12 +499,13 @@ fn agreement(
 }
 
 /// A message's name, for saying that it came out of turn.
-fn kind(message: &FromGuest) -> &'static str {
+fn name_of(message: &FromGuest) -> &'static str {
     match message {
         FromGuest::Hello { .. } => "Hello",
         FromGuest::Check { .. } => "Check",
         FromGuest::Note { .. } => "Note",
         FromGuest::Sync { .. } => "Sync",
+        FromGuest::Holds { .. } => "Holds",
         FromGuest::Counts { .. } => "Counts",
         FromGuest::Done { .. } => "Done",
         FromGuest::Fatal { .. } => "Fatal",

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::super::scenario::select;
-use super::super::server::GuestDevices;
+use super::super::server::{GuestDevices, PasidRecord};
 use super::*;
+use crate::server::GuestConfig;
 
 /// What a pretended guest does next.
 enum Step {
@@ -78,14 +79,20 @@ impl Starter for Scripts {
     fn start(
         &mut self,
         _number: u32,
+        linux: Linux,
         _devices: &Devices,
         _dir: PrivateDir,
     ) -> Result<Box<dyn Guest>, GuestError> {
+        if linux != Linux::Newest {
+            self.log.borrow_mut().push(format!("started {linux:?}"));
+        }
         let mut steps: VecDeque<Step> = self.scripts.pop_front().expect("a script left").into();
         // One without a script hangs while booting.
         if !steps.is_empty() {
             let hello = FromGuest::Hello { kernel: "7.3".to_owned(), cpus: 2 };
             steps.push_front(Step::Say(hello));
+            // As about a module that does not load.
+            steps.push_front(Step::Say(FromGuest::Note { text: "a module".to_owned() }));
         }
         Ok(Box::new(FakeGuest { steps, log: Rc::clone(&self.log) }))
     }
@@ -95,12 +102,17 @@ impl Starter for Scripts {
 struct FakeServer {
     step: u64,
     asked: RefCell<u64>,
+    records: RefCell<VecDeque<Vec<u32>>>,
     still_held: bool,
     log: Log,
 }
 
 impl LabServer for FakeServer {
-    fn add_guest(&mut self, _dir: &Path) -> Result<GuestDevices, ServerError> {
+    fn add_guest(
+        &mut self,
+        _dir: &Path,
+        _config: GuestConfig,
+    ) -> Result<GuestDevices, ServerError> {
         Ok(GuestDevices { guest: GuestId(1), devices: Devices::default() })
     }
 
@@ -117,6 +129,12 @@ impl LabServer for FakeServer {
         let count = *asked * self.step;
         *asked += 1;
         vec![(counts::DESCRIPTORS, count), (counts::BYTES, count)]
+    }
+
+    /// Each time that it is asked, the next list.
+    fn pasids(&self, _guest: GuestId) -> Result<PasidRecord, ServerError> {
+        let live = self.records.borrow_mut().pop_front();
+        Ok(PasidRecord { live: live.unwrap_or_default(), parked: Vec::new() })
     }
 
     fn sync(
@@ -138,8 +156,13 @@ struct Run {
 
 fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Run {
     let log = Log::default();
-    let mut server =
-        FakeServer { step: 100, asked: RefCell::default(), still_held, log: Rc::clone(&log) };
+    let mut server = FakeServer {
+        step: 100,
+        asked: RefCell::default(),
+        records: RefCell::new([vec![3, 4], vec![3, 5]].into()),
+        still_held,
+        log: Rc::clone(&log),
+    };
     let mut starter = Scripts { scripts: scripts.into(), log: Rc::clone(&log) };
     let mut report = Report::default();
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
@@ -169,6 +192,10 @@ fn check(ok: bool) -> Step {
 
 fn point(name: &str) -> Step {
     Step::Say(FromGuest::Sync { point: name.to_owned(), values: BTreeMap::new() })
+}
+
+fn holds(pasids: &[u32]) -> Step {
+    Step::Say(FromGuest::Holds { refused: false, pasids: pasids.to_vec() })
 }
 
 fn done(scenario: &str) -> Step {
@@ -320,4 +347,29 @@ fn a_stop_ends_the_run_without_a_failure() {
     assert!(run.stopped);
     assert_eq!(run.failures(), []);
     assert_eq!(run.log.last().unwrap(), "waited until gone");
+}
+
+#[test]
+fn a_scenario_of_another_kind_gets_a_guest_of_its_own() {
+    let vcmd =
+        vec![check(true), holds(&[3, 4]), counted(100), holds(&[3, 5]), holds(&[]), done("vcmd")];
+    let run = run(&["rebind", "vcmd"], false, vec![good("rebind"), vcmd]);
+    assert_eq!(run.failures(), []);
+    let started = run.log.iter().position(|entry| entry == "started V6_1").unwrap();
+    assert_eq!(run.log[started - 1], "waited until gone");
+    let books = run.report.records.iter().find(|record| record.check.contains("books")).unwrap();
+    assert_eq!(books.detail, "3 times, at most 2 numbers; at the end 0 live, 0 parked");
+}
+
+#[test]
+fn numbers_that_are_not_on_the_hosts_record_are_a_failure() {
+    let vcmd = vec![check(true), holds(&[3]), holds(&[3, 5]), counted(100), done("vcmd")];
+    let run = run(&["vcmd"], false, vec![vcmd]);
+    assert!(run.log.contains(&"continue false".to_owned()));
+    assert!(run.log.contains(&"continue true".to_owned()));
+    let checks: Vec<_> = run.failures().into_iter().map(|(_, check, _)| check).collect();
+    // And what is left at the end.
+    let expected =
+        ["the host's record is what the guest holds", "host's books balance with the guest's"];
+    assert_eq!(checks, expected);
 }

@@ -3,6 +3,39 @@
 use std::time::Duration;
 
 use guest_protocol::scenario;
+use iommu::{Numbering, DEFAULT_QUOTA};
+
+use crate::assets::Linux;
+use crate::server::{Commands, GuestConfig};
+
+/// What a scenario's guests are like. Scenarios of one kind can share a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Their kernel.
+    pub linux: Linux,
+    /// What they have of the host.
+    pub config: GuestConfig,
+}
+
+/// The newest Linux, which numbers its PASIDs itself.
+const NEWEST: Kind = Kind {
+    linux: Linux::Newest,
+    config: GuestConfig {
+        quota: DEFAULT_QUOTA,
+        numbering: Numbering::Identity,
+        commands: Commands::Off,
+    },
+};
+
+/// Linux 6.1 on a unit with virtual commands, in the layout that it uses.
+const PARAVIRTUAL: Kind = Kind {
+    linux: Linux::V6_1,
+    config: GuestConfig {
+        quota: DEFAULT_QUOTA,
+        numbering: Numbering::Identity,
+        commands: Commands::Revision33,
+    },
+};
 
 /// How a scenario uses guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +55,8 @@ pub struct Scenario {
     pub shows: &'static str,
     /// How it uses guests.
     pub plan: Plan,
+    /// What its guests are like.
+    pub kind: Kind,
     /// How long it may take in one guest, boot not included.
     pub limit: Duration,
     /// The name of the sabotage that must turn it red.
@@ -29,11 +64,12 @@ pub struct Scenario {
 }
 
 /// Every scenario, in running order.
-pub const SCENARIOS: [Scenario; 6] = [
+pub const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: scenario::SVA_COPY,
         shows: "a process's plain addresses work in every operation of the accelerator",
         plan: Plan::Shared,
+        kind: NEWEST,
         limit: Duration::from_secs(120),
         sabotage: "corrupt-copy",
     },
@@ -41,6 +77,7 @@ pub const SCENARIOS: [Scenario; 6] = [
         name: scenario::ISOLATION,
         shows: "two processes with the same addresses each see their own memory, and nobody a third one's",
         plan: Plan::Shared,
+        kind: NEWEST,
         limit: Duration::from_secs(120),
         sabotage: "wrong-pasid",
     },
@@ -48,6 +85,7 @@ pub const SCENARIOS: [Scenario; 6] = [
         name: scenario::REBIND,
         shows: "200 processes bind, work and exit, and nothing is left of them",
         plan: Plan::Shared,
+        kind: NEWEST,
         limit: Duration::from_secs(300),
         sabotage: "leak-cache",
     },
@@ -55,6 +93,7 @@ pub const SCENARIOS: [Scenario; 6] = [
         name: scenario::ACCESSED_DIRTY,
         shows: "the guest kernel sees exactly the pages that the device read and wrote",
         plan: Plan::Shared,
+        kind: NEWEST,
         limit: Duration::from_secs(120),
         sabotage: "no-accessed-dirty",
     },
@@ -62,6 +101,7 @@ pub const SCENARIOS: [Scenario; 6] = [
         name: scenario::IN_FLIGHT,
         shows: "once an unmapping is acknowledged, no byte goes to or comes from the old page",
         plan: Plan::Shared,
+        kind: NEWEST,
         limit: Duration::from_secs(180),
         sabotage: "skip-iotlb-invalidation",
     },
@@ -69,8 +109,17 @@ pub const SCENARIOS: [Scenario; 6] = [
         name: "kill",
         shows: "a guest killed while copying leaves nothing behind, and the next one works",
         plan: Plan::KillAndReplace,
+        kind: NEWEST,
         limit: Duration::from_secs(180),
         sabotage: "keep-dead-guests",
+    },
+    Scenario {
+        name: scenario::VCMD,
+        shows: "an unmodified Linux 6.1 takes its PASIDs from the host, and the host's books have each",
+        plan: Plan::Shared,
+        kind: PARAVIRTUAL,
+        limit: Duration::from_secs(120),
+        sabotage: "generous-quota",
     },
 ];
 

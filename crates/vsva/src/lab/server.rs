@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::qemu::Devices;
+use crate::server::GuestConfig;
 
 /// A guest's number on one server. It names the guest in calls and is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +19,15 @@ pub struct GuestDevices {
     pub guest: GuestId,
     /// What to put on QEMU's command line.
     pub devices: Devices,
+}
+
+/// What the host has on record of one guest's PASIDs, in the guest's numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PasidRecord {
+    /// Granted, ascending.
+    pub live: Vec<u32>,
+    /// Given back, but something may still name them.
+    pub parked: Vec<u32>,
 }
 
 /// One assertion made outside the guest.
@@ -63,11 +73,12 @@ pub enum ServerError {
 
 /// One running server, in this process.
 pub trait LabServer {
-    /// Makes devices for one more guest, with their sockets in `dir` (private, and short enough for a socket's name).
+    /// Makes devices for one more guest as `config` wants it, with their sockets in `dir` (private, and short enough for
+    /// a socket's name).
     ///
     /// # Errors
     /// The server's own.
-    fn add_guest(&mut self, dir: &Path) -> Result<GuestDevices, ServerError>;
+    fn add_guest(&mut self, dir: &Path, config: GuestConfig) -> Result<GuestDevices, ServerError>;
 
     /// Waits until everything of a guest that has ended is freed, and says how long that took.
     ///
@@ -78,6 +89,12 @@ pub trait LabServer {
     /// What the guest has caused so far, by name: `translations`, `iotlb_hits`, `descriptors`, `bytes` and so on. Stays
     /// readable after the guest's end.
     fn counters(&self, guest: GuestId) -> Vec<(&'static str, u64)>;
+
+    /// The PASIDs that the guest was granted, now.
+    ///
+    /// # Errors
+    /// [`ServerError::UnknownGuest`], also for one of which nothing is left.
+    fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError>;
 
     /// Does what a scenario asks for at a named point, and says what it found. The names are those of
     /// [`guest_protocol::sync`] and [`AFTER_KILL`]. A point that the server does not know is a failed check.

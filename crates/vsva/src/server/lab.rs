@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_protocol::sync;
+use iommu::pasid::{GrantState, VmPasids};
 use iommu::Pasid;
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
-use crate::lab::{Check, GuestDevices, GuestId, LabServer, ServerError, AFTER_KILL};
+use crate::lab::{Check, GuestDevices, GuestId, LabServer, PasidRecord, ServerError, AFTER_KILL};
 
 /// Growth of the process's own memory between two samples that is no leak, in KiB: allocators
 /// keep a few pages here and there. A leak of one cache line an iteration would be more.
@@ -65,12 +66,14 @@ struct Steady {
 }
 
 impl LabServer for Lab {
-    fn add_guest(&mut self, dir: &Path) -> Result<GuestDevices, ServerError> {
+    fn add_guest(
+        &mut self,
+        dir: &Path,
+        mut config: GuestConfig,
+    ) -> Result<GuestDevices, ServerError> {
         let guest = GuestId(self.next);
-        let place = self
-            .server
-            .add_guest(dir, &format!("guest{}", guest.0), GuestConfig::default())
-            .map_err(other)?;
+        config.quota += u32::from(sabotage::has_generous_quota());
+        let place = self.server.add_guest(dir, &name(guest), config).map_err(other)?;
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
@@ -104,6 +107,9 @@ impl LabServer for Lab {
         if self.server.vms() != open {
             return Err(held(format!("{} VMs for {open} guests", self.server.vms())));
         }
+        if let Some(vm) = self.vm_pasids(guest) {
+            return Err(held(format!("{} PASIDs, and their quota", vm.entries.len())));
+        }
         let mappings = guest_mappings().map_err(other)?;
         if open == 0 && mappings > 0 {
             return Err(held(format!("{mappings} mappings of guest memory")));
@@ -117,6 +123,15 @@ impl LabServer for Lab {
             Some(Place::Closed(counters)) => counters.clone(),
             None => Vec::new(),
         }
+    }
+
+    fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError> {
+        let vm = self.vm_pasids(guest).ok_or(ServerError::UnknownGuest(guest))?;
+        let of = |state: GrantState| {
+            let entries = vm.entries.iter().filter(move |entry| entry.state == state);
+            entries.map(|entry| entry.guest.0.get()).collect()
+        };
+        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked) })
     }
 
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
@@ -137,6 +152,19 @@ impl LabServer for Lab {
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
         }
     }
+}
+
+impl Lab {
+    /// What the host has on record of a guest's PASIDs, as long as it has anything.
+    fn vm_pasids(&self, guest: GuestId) -> Option<VmPasids> {
+        let name = name(guest);
+        self.server.pasids().vms.into_iter().find(|vm| vm.name == name)
+    }
+}
+
+/// The guest's name on the host.
+fn name(guest: GuestId) -> String {
+    format!("guest{}", guest.0)
 }
 
 impl Guest {

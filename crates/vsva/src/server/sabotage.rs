@@ -14,10 +14,11 @@ mod switch {
         Engine(engine::Sabotage),
         Accelerator(accelerator::Sabotage),
         KeepDeadGuests,
+        GenerousQuota,
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 10] = [
+    const ALL: [(&str, Break); 11] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
@@ -28,9 +29,11 @@ mod switch {
         ("skip-iotlb-invalidation", Break::Engine(engine::Sabotage::SkipIotlbInvalidation)),
         ("drop-in-flight", Break::Engine(engine::Sabotage::DropInFlight)),
         ("keep-dead-guests", Break::KeepDeadGuests),
+        ("generous-quota", Break::GenerousQuota),
     ];
 
     static KEEP_DEAD_GUESTS: AtomicBool = AtomicBool::new(false);
+    static GENEROUS_QUOTA: AtomicBool = AtomicBool::new(false);
 
     /// Breaks this process's servers in the named way and no other, or (`None`) in none.
     ///
@@ -44,22 +47,30 @@ mod switch {
                 None => return Err(ALL.iter().map(|(known, _)| *known).collect()),
             },
         };
-        let (mut engine, mut accelerator, mut keep) = (None, None, false);
+        let (mut engine, mut accelerator) = (None, None);
+        let (mut keep, mut generous) = (false, false);
         match chosen {
             Some(Break::Engine(sabotage)) => engine = Some(*sabotage),
             Some(Break::Accelerator(sabotage)) => accelerator = Some(*sabotage),
             Some(Break::KeepDeadGuests) => keep = true,
+            Some(Break::GenerousQuota) => generous = true,
             None => {}
         }
         engine::set(engine);
         accelerator::set(accelerator);
         KEEP_DEAD_GUESTS.store(keep, Ordering::SeqCst);
+        GENEROUS_QUOTA.store(generous, Ordering::SeqCst);
         Ok(())
     }
 
     /// Whether the memory of dead guests is kept.
     pub(in crate::server) fn keeps_dead_guests() -> bool {
         KEEP_DEAD_GUESTS.load(Ordering::SeqCst)
+    }
+
+    /// Whether a guest can have one PASID more than its quota.
+    pub(in crate::server) fn has_generous_quota() -> bool {
+        GENEROUS_QUOTA.load(Ordering::SeqCst)
     }
 }
 
@@ -74,6 +85,11 @@ mod switch {
     pub(in crate::server) const fn keeps_dead_guests() -> bool {
         false
     }
+
+    /// Whether a guest can have one PASID more than its quota.
+    pub(in crate::server) const fn has_generous_quota() -> bool {
+        false
+    }
 }
 
-pub(super) use switch::{apply, keeps_dead_guests};
+pub(super) use switch::{apply, has_generous_quota, keeps_dead_guests};
