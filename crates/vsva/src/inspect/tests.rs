@@ -276,3 +276,32 @@ fn a_peer_that_does_not_read_ends_the_sending() {
     assert!(matches!(error.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock));
     assert!(begun.elapsed() < wire::MESSAGE_LIMIT + LONG);
 }
+
+#[test]
+fn one_view_is_shown_or_many_until_the_server_ends() {
+    let shown = |watch| {
+        // Answers one request and is gone.
+        let (dir, server) = answering(reply(VERSION, Answer::Snapshot(Box::new(fixed()))));
+        let mut out = Vec::new();
+        let look = || Look { form: Form::Json, watch };
+        let outcome = run(dir.path(), None, look, &Stop::default(), &mut out);
+        server.join().unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), render(fixed(), Form::Json));
+        outcome
+    };
+    assert!(shown(None).is_ok());
+    let ended = shown(Some(Watch::Stream)).unwrap_err();
+    assert!(matches!(ended, Error::Connection(_) | Error::Line(LineError::Closed)), "{ended:?}");
+}
+
+#[test]
+fn a_watch_ends_when_it_is_told_to() {
+    let (dir, server) = answering(reply(VERSION, Answer::Snapshot(Box::new(fixed()))));
+    let stop = Stop::default();
+    let look = || {
+        stop.raise();
+        Look { form: Form::Metrics, watch: Some(Watch::Screen { height: 24 }) }
+    };
+    assert!(run(dir.path(), None, look, &stop, &mut Vec::new()).is_ok());
+    server.join().unwrap();
+}
