@@ -79,6 +79,10 @@ impl Control {
         if ticket.0 <= self.complete {
             return (true, settled);
         }
+        // Nothing has this number yet: saying that it is over would be said of what comes, too.
+        if ticket.0 > self.sequence {
+            return (false, settled);
+        }
         // Each channel is tried, also after one that is busy: that shortens the next poll.
         let mut complete = true;
         for channel in &self.channels {
