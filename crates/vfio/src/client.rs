@@ -56,6 +56,7 @@ impl<T: Transport> Host for Client<T> {
                 available: request.available,
             }),
             Err(Errno::ENOSPC) => Err(HostError::TooManyVms { limit: request.limit as usize }),
+            Err(Errno::ENOMEM) => Err(HostError::NoMemory),
             Err(_) => Err(none),
         }
     }

@@ -2,55 +2,25 @@
 
 use iommu::Counters;
 
-/// The counts in the order of the structure's fields.
-pub(crate) fn to_wire(counters: &Counters) -> [u64; 12] {
-    // Every field by name: a new one has to find its place here, at the end.
-    let Counters {
-        translations,
-        iotlb_hits,
-        iotlb_misses,
-        walks,
-        pasid_entry_reads,
-        context_lookups,
-        invalidations,
-        faults,
-        faults_lost,
-        iotlb_entries,
-        pasid_entries,
-        devices,
-    } = *counters;
-    [
-        translations,
-        iotlb_hits,
-        iotlb_misses,
-        walks,
-        pasid_entry_reads,
-        context_lookups,
-        invalidations,
-        faults,
-        faults_lost,
-        iotlb_entries,
-        pasid_entries,
-        devices,
-    ]
+macro_rules! counts {
+    ($count:literal: $($name:ident),*) => {
+        /// How many counts there are.
+        pub(crate) const COUNTS: usize = $count;
+
+        /// The counts in a row.
+        pub(crate) fn to_wire(counters: &Counters) -> [u64; COUNTS] {
+            let Counters { $($name),* } = *counters;
+            [$($name),*]
+        }
+
+        /// The counters of a row of counts.
+        pub(crate) fn from_wire(counts: [u64; COUNTS]) -> Counters {
+            let [$($name),*] = counts;
+            Counters { $($name),* }
+        }
+    };
 }
 
-/// The counters of a row of counts.
-pub(crate) fn from_wire(counts: [u64; 12]) -> Counters {
-    let [translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups, invalidations, faults, faults_lost, iotlb_entries, pasid_entries, devices] =
-        counts;
-    Counters {
-        translations,
-        iotlb_hits,
-        iotlb_misses,
-        walks,
-        pasid_entry_reads,
-        context_lookups,
-        invalidations,
-        faults,
-        faults_lost,
-        iotlb_entries,
-        pasid_entries,
-        devices,
-    }
-}
+// Every field by name; a new one goes to the end.
+counts!(13: translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups,
+    invalidations, faults, faults_lost, iotlb_entries, pasid_entries, devices, ungranted);

@@ -128,7 +128,9 @@ impl Refusal {
             | Self::AllocPasid(AllocPasidError::NoneAvailable) => Errno::ENOSPC,
             Self::Host(HostError::QuotaUnavailable { .. })
             | Self::AllocPasid(AllocPasidError::QuotaExceeded { .. }) => Errno::EDQUOT,
-            Self::AllocPasid(AllocPasidError::NoMemory) => Errno::ENOMEM,
+            Self::Host(HostError::NoMemory) | Self::AllocPasid(AllocPasidError::NoMemory) => {
+                Errno::ENOMEM
+            }
             Self::FreePasid(FreePasidError::NotGranted(_)) | Self::NoPasidThere => Errno::ENOENT,
         }
     }

@@ -26,7 +26,7 @@ fn bytes_of<T: Argument>(bytes: &[u8]) -> Result<Vec<u8>, ArgumentError> {
 fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
     let info = Facts { size: 56, needed: 16, flags: None, reserved: 10..16 };
     let posted_invalidate = Facts { size: 64, needed: 24, flags: Some(0), reserved: 0..0 };
-    let counters = Facts { size: 104, needed: 8, flags: Some(0), reserved: 0..0 };
+    let counters = Facts { size: 112, needed: 8, flags: Some(0), reserved: 0..0 };
     vec![
         ("MapDma", bytes_of::<MapDma>, facts(32, 3, 0..0)),
         ("UnmapDma", bytes_of::<UnmapDma>, facts(24, 2, 0..0)),
@@ -162,17 +162,17 @@ fn each_has_its_number() {
 
 #[test]
 fn results_go_no_further_than_the_caller_knows() {
-    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 12] };
-    let mut bytes = zeroes(24, 104);
+    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 13] };
+    let mut bytes = zeroes(24, 112);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..24], [0xff; 16]);
-    assert_eq!(bytes[24..], [0; 80]);
+    assert_eq!(bytes[24..], [0; 88]);
     // Nor beyond the bytes, or the structure.
     let mut bytes = zeroes(24, 10);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..], [0xff; 2]);
     let mut bytes = zeroes(120, 120);
     copy_out(&value, &mut bytes);
-    assert_eq!(bytes[104..], [0; 16]);
+    assert_eq!(bytes[112..], [0; 8]);
     copy_out(&value, &mut []);
 }

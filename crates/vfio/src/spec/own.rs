@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::posted::flags::{PASID_ALLOC, PASID_FREE};
 use super::{CacheInvalidateInfo, DmaFault};
 use crate::argument::Argument;
+use crate::counters::COUNTS;
 
 /// Bytes that a VM's name has at most.
 pub const NAME_BYTES: usize = 104;
@@ -232,8 +233,8 @@ impl Argument for AttachDevice {
     const RESERVED: Range<usize> = 10..12;
 }
 
-/// Reads the counters of [`iommu::Counters`], in the order of its fields. All of it is *out*, but
-/// for the first two words; a caller that knows fewer counters gives a smaller `argsz`.
+/// Reads the counters of [`iommu::Counters`]. All of it is *out*, but for the first two words; a
+/// caller that knows fewer counters gives a smaller `argsz`.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct CountersArgument {
@@ -241,8 +242,10 @@ pub struct CountersArgument {
     pub argsz: u32,
     /// None is known.
     pub flags: u32,
-    /// The counts.
-    pub counts: [u64; 12],
+    /// Translations, IOTLB hits and misses, walks, PASID-table entries read, contexts looked up,
+    /// invalidations, faults recorded, faults lost; translations, PASID-table entries and devices
+    /// there are now; requests refused because their PASID was not granted.
+    pub counts: [u64; COUNTS],
 }
 
 impl Argument for CountersArgument {
