@@ -21,7 +21,7 @@ use crate::{counters, fault, invalidation, Handle, Refusal, Reply, Request, Revi
 /// A VM, and what its client may name of it.
 pub(super) struct Machine<V> {
     pub(super) vm: V,
-    memory: SpinMutex<Memory>,
+    pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
 }
 
@@ -247,6 +247,13 @@ impl<V: Vm> Machine<V> {
         self.granted.clear();
         write_ticket(request, ticket, argument);
         Ok(Reply::default())
+    }
+}
+
+#[cfg(test)]
+impl<V> Machine<V> {
+    pub(super) fn granted_pasids(&self) -> alloc::collections::BTreeSet<iommu::Pasid> {
+        self.granted.all()
     }
 }
 

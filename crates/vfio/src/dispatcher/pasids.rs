@@ -44,6 +44,11 @@ impl Granted {
         self.0.lock().clear();
     }
 
+    #[cfg(test)]
+    pub(super) fn all(&self) -> BTreeSet<Pasid> {
+        self.0.lock().clone()
+    }
+
     /// The posted call: the PASID is the return value.
     pub(super) fn posted<V: Vm>(&self, vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let PasidRequest { flags, min, max, .. } = copy_in(argument)?;
