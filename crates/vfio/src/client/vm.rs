@@ -5,7 +5,7 @@ use core::fmt;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FreePasidError,
-    GuestPasid, Invalidation, PasidRange, PasidUsage, Ticket, Vm,
+    GuestPasid, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -53,6 +53,9 @@ pub struct Failures {
 
 /// Says of a ticket that it never completes: there is no host end to say that it did.
 const NEVER: Ticket = Ticket::new(u64::MAX);
+
+/// A range in which no PASID is ever available.
+const NOTHING: PasidRange = PasidRange { first: Pasid::from_field(0), last: Pasid::from_field(0) };
 
 impl<F: File> ClientVm<F> {
     pub(super) fn new(file: F) -> Self {
@@ -196,8 +199,10 @@ impl<F: File> Vm for ClientVm<F> {
     }
 
     fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
+        // A range that holds nothing is not allowed there; zero is, and never handed out.
+        let range = PasidRange::new(range.first, range.last).unwrap_or(NOTHING);
         match self.pasid_request(PASID_ALLOC, range) {
-            (request, Ok(())) => match iommu::Pasid::new(request.pasid) {
+            (request, Ok(())) => match Pasid::new(request.pasid) {
                 Some(pasid) => Ok(GuestPasid(pasid)),
                 None => {
                     self.count(Errno::EINVAL);
@@ -208,8 +213,7 @@ impl<F: File> Vm for ClientVm<F> {
                 Err(AllocPasidError::QuotaExceeded { quota: request.quota })
             }
             (_, Err(Errno::ENOMEM)) => Err(AllocPasidError::NoMemory),
-            // A range that holds nothing is not allowed there.
-            (_, Err(Errno::ENOSPC | Errno::EINVAL)) => Err(AllocPasidError::NoneAvailable),
+            (_, Err(Errno::ENOSPC)) => Err(AllocPasidError::NoneAvailable),
             (_, Err(_)) => Err(AllocPasidError::Closed),
         }
     }
