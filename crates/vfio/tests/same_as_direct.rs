@@ -165,8 +165,19 @@ impl Lingering {
 
 impl<V: Vm> World<V> {
     fn new(host: &impl Host<Vm = V>, config: VmConfig) -> Self {
-        let heap = |_| -> Arc<dyn Backing> {
-            Arc::new(HeapMemory::new((BACKING_PAGES * PAGE) as usize).unwrap())
+        let heap = |number: u8| -> Arc<dyn Backing> {
+            let len = BACKING_PAGES * PAGE;
+            let backing: Arc<dyn Backing> = Arc::new(HeapMemory::new(len as usize).unwrap());
+            // Each page of each backing has contents of its own.
+            let range = Range::<Gpa>::new(Gpa(0), len).unwrap();
+            let segment =
+                Segment { range, backing: backing.clone(), offset: 0, access: Access::Write };
+            let map = MemoryMap::new(vec![segment]).unwrap();
+            for page in 0..BACKING_PAGES {
+                let contents = [0x10 * (number + 1) + page as u8; PAGE as usize];
+                map.write(Gpa(page * PAGE), &contents).unwrap();
+            }
+            backing
         };
         Self {
             vm: host.create_vm(config).unwrap(),

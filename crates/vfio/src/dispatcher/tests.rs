@@ -285,6 +285,7 @@ fn pasids_with_results_in_the_structure() {
     let released = rig.pasids(PASID_RELEASE, 0, 0).unwrap();
     assert!(rig.vm().is_complete(Ticket::new(released.ticket)));
     usage(2, 0, 0);
+    assert!(state(&rig).granted.is_empty());
     assert_eq!(rig.pasids(PASID_FREE, 0, u32::MAX).unwrap_err(), Refusal::NoPasidThere);
 }
 
@@ -377,6 +378,7 @@ fn a_closed_vm_stays_closed() {
         assert!(rig.vm().is_complete(Ticket::new(close.ticket)));
     }
     assert_eq!(rig.refusal(Request::CloseVm, ticketed(1)), Refusal::Flags { flags: 1 });
+    assert!(state(&rig).granted.is_empty());
     let errno = rig.call_with(Request::MapDma, &mut map(0, 0x1000), memory()).unwrap_err().errno();
     assert_eq!(errno, Errno::ENODEV);
     assert_eq!(rig.pasids(PASID_ALLOC, 5, 5).unwrap_err().errno(), Errno::ENODEV);
