@@ -26,6 +26,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("iommu", checks::iommu),
     ("vtd", checks::vtd),
     ("dsa", checks::dsa),
+    ("vfio", checks::vfio),
 ];
 
 /// Called by `bare` with the stack set up; gives the exit code.

@@ -200,9 +200,9 @@ fn a_change_that_fails_half_way_leaves_no_memory() {
 #[test]
 fn what_cannot_be_forgotten_is_closed() {
     let calls: [fn(&FlakyVm); 3] = [
-        |vm| drop(vm.invalidate(Invalidation::IotlbAll)),
+        |vm| _ = vm.invalidate(Invalidation::IotlbAll),
         |vm| vm.set_contexts(None),
-        |vm| drop(vm.release_pasids()),
+        |vm| _ = vm.release_pasids(),
     ];
     for call in calls {
         let (client, vm) = rig();
