@@ -2,12 +2,11 @@
 
 use alloc::sync::Arc;
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ioasid::{AllocError, Config, ConfigError, Lease, Space};
 
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{AllocPasidError, HostError, PasidRange};
 
 /// Tells the time since some moment: for the age of what a report lists.
@@ -72,7 +71,7 @@ impl HostPasids {
         (self.capacity, *self.promised.lock())
     }
 
-    /// PASIDs that are out: live, and parked.
+    /// PASIDs that have a lease, and those that wait for a look-up that may have found them.
     pub(crate) fn out(&self) -> (u32, u32) {
         let usage = self.space.usage();
         (usage.live, usage.parked)
