@@ -116,6 +116,12 @@ pub struct Container<H: Host> {
 }
 
 impl<H: Host> Container<H> {
+    /// The host's own handle of the container's VM, if it has one: for whoever runs the host end
+    /// in this process. No call gives it.
+    pub fn host_vm(&self) -> Option<H::Vm> {
+        self.machine.lock().as_ref().map(|machine| machine.vm.clone())
+    }
+
     /// Carries out one call. Reads and writes no byte outside of `argument`, and takes a bounded
     /// number of steps, whatever that holds.
     ///

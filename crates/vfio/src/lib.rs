@@ -14,6 +14,9 @@
 //! a model and its machine do not notice. DMA passes no door: what attaching gives is the device's
 //! own [`Endpoint`](iommu::Endpoint).
 //!
+//! A program that is to run either way takes a [`Door`], which is a host called directly or through
+//! bytes, as chosen when it starts.
+//!
 //! # What the bytes say, and what they do not
 //!
 //! Where VFIO has a structure, or a series for it posted one, that is used (`MAP_DMA`, `UNMAP_DMA`,
@@ -74,13 +77,14 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(any(feature = "std", test))]
+#[cfg(test)]
 extern crate std;
 
 mod argument;
 mod client;
 mod counters;
 mod dispatcher;
+mod door;
 mod errno;
 mod fault;
 mod invalidation;
@@ -92,6 +96,7 @@ mod transport;
 pub use argument::{ArgumentError, MAX_ARGUMENT};
 pub use client::{Client, ClientVm, Failures};
 pub use dispatcher::{Container, Dispatcher, DispatcherCounts, MAX_CONTAINERS, MAX_MAPPINGS};
+pub use door::{Door, DoorVm};
 pub use errno::Errno;
 pub use number::{Request, Revision};
 pub use refusal::Refusal;

@@ -9,7 +9,7 @@ use mem::{
     Access, Backing, BackingId, Claim, Gpa, GuestMemory, HeapMemory, Iova, Range, ReporterId,
 };
 use pci::RequesterId;
-use vfio::{Client, Dispatcher, Revision};
+use vfio::{Door, DoorVm};
 use vtd::model::{Caps, Options, Progress};
 
 /// 00:10.0.
@@ -172,12 +172,18 @@ fn life<V: Vm>(guest: &Guest<V>) -> Vec<String> {
 #[test]
 fn a_machine_cannot_tell() {
     let direct = life(&Guest::on(&SoftwareHost::new()));
-    let dispatcher = Dispatcher::new(SoftwareHost::new(), Revision::Own);
-    let guest = Guest::on(&Client::new(dispatcher.clone()));
+    let plain = Door::direct(SoftwareHost::new());
+    assert_eq!(life(&Guest::on(&plain)), direct);
+    assert_eq!(plain.counts(), None);
+
+    let encoded = Door::encoded(SoftwareHost::new());
+    let guest = Guest::on(&encoded);
     let through = life(&guest);
     assert_eq!(direct, through);
-    assert_eq!(guest.machine.vm().failures().count, 0);
-    let counts = dispatcher.counts();
+    let DoorVm::Encoded(vm) = guest.machine.vm() else { panic!("called directly") };
+    assert_eq!(vm.failures().count, 0);
+    assert_eq!(guest.machine.vm().host_vm().unwrap().name(), "guest");
+    let counts = encoded.counts().unwrap();
     assert_eq!(counts.refused, 0);
     assert!(counts.calls > 20, "{counts:?}");
 

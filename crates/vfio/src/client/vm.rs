@@ -62,6 +62,11 @@ impl<F: File> ClientVm<F> {
         Self(Arc::new(Shared { file, changing: SpinMutex::default(), state: SpinMutex::default() }))
     }
 
+    /// The container behind it.
+    pub fn file(&self) -> &F {
+        &self.0.file
+    }
+
     /// Calls that failed without an error of their own.
     pub fn failures(&self) -> Failures {
         self.0.state.lock().failures
