@@ -202,3 +202,16 @@ pub(crate) fn dsa() -> Option<()> {
     ensure(read.record == Iova(0x1000))?;
     ensure(read.operation() == Ok(Operation::Noop))
 }
+
+/// Creates a VM through encoded bytes, gives it memory, and lets a PASID come and go.
+pub(crate) fn vfio() -> Option<()> {
+    let dispatcher = vfio::Dispatcher::new(SoftwareHost::new(), vfio::Revision::Own);
+    let vm = vfio::Client::new(dispatcher.clone()).create_vm(VmConfig::named("canary")).ok()?;
+    let ticket = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x1000)]).ok()?);
+    ensure(vm.is_complete(ticket))?;
+    let pasid = vm.alloc_pasid(iommu::PasidRange::ALL).ok()?;
+    vm.free_pasid(pasid).ok()?;
+    ensure(vm.free_pasid(pasid).is_err())?;
+    drop(vm);
+    ensure(dispatcher.host().vms() == 0)
+}

@@ -27,6 +27,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("vtd", checks::vtd),
     ("vtd driver", checks::vtd_driver),
     ("dsa", checks::dsa),
+    ("vfio", checks::vfio),
 ];
 
 /// Called by `bare` with the stack set up; gives the exit code.

@@ -37,7 +37,6 @@ pub struct Fault {
 
 /// What was wrong with a request, by the structure at which translation stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[non_exhaustive]
 pub enum FaultReason {
     /// The root table pointer cannot be used (reserved bits, unsupported mode).
     RootPointer,

@@ -113,7 +113,7 @@ pub trait Vm: Clone + Send + Sync + 'static {
     fn invalidate(&self, what: Invalidation) -> Ticket;
 
     /// Whether everything up to `ticket` is over, accesses in flight included. Never blocks; may
-    /// do a bounded part of the work.
+    /// do a bounded part of the work. A ticket that this VM has not given is not complete.
     fn is_complete(&self, ticket: Ticket) -> bool;
 
     /// Takes the oldest fault that is not taken yet.

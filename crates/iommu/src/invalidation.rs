@@ -113,4 +113,10 @@ impl Ticket {
     pub const fn new(sequence: u64) -> Self {
         Self(sequence)
     }
+
+    /// The number of the point, for who passes it on: grants nothing, and means nothing to
+    /// another VM.
+    pub const fn sequence(self) -> u64 {
+        self.0
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::*;
 use iommu::{
     AttachError, Counters, DmaError, Endpoint, Host, HostError, Invalidation, Pasid, SoftwareHost,
-    Vm, VmConfig, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS,
+    Ticket, Vm, VmConfig, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS,
 };
 use mem::{Gpa, GuestMemory, MemoryMap};
 use pci::RequesterId;
@@ -97,6 +97,25 @@ fn detaching_waits_for_what_is_in_flight_and_leaves_nothing() {
     let (cached, devices) = ((after.iotlb_entries, after.pasid_entries), after.devices);
     assert_eq!((cached, devices), ((0, 0), 0));
     assert!(after.translations > before.translations, "history outlives the channels");
+}
+
+#[test]
+fn a_ticket_that_was_never_given_is_never_complete() {
+    let vm = SoftwareHost::new().create_vm(config()).unwrap();
+    let channel = vm.attach(DEVICE).unwrap().channel();
+    let access = channel.enter();
+    let real = vm.invalidate(Invalidation::IotlbAll);
+    for forged in [real.sequence() + 1, u64::MAX] {
+        assert!(!vm.is_complete(Ticket::new(forged)));
+    }
+    // Nor does it make another complete.
+    assert!(!vm.is_complete(real));
+    drop(access);
+    assert!(vm.is_complete(Ticket::new(real.sequence())));
+    assert!(!vm.is_complete(Ticket::new(u64::MAX)));
+    let access = channel.enter();
+    assert!(!vm.is_complete(vm.invalidate(Invalidation::IotlbAll)), "not over because of it");
+    drop(access);
 }
 
 #[test]

@@ -82,6 +82,10 @@ impl Control {
         if ticket.0 <= self.complete {
             return (true, settled);
         }
+        // Nothing has this number yet: saying that it is over would be said of what comes, too.
+        if ticket.0 > self.sequence {
+            return (false, settled);
+        }
         // Each channel is tried, also after one that is busy: that shortens the next poll.
         let mut complete = self.sequence;
         for channel in &self.channels {

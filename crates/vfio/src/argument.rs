@@ -1,0 +1,135 @@
+//! The one way in for a structure: copied once, checked, and from then on a value.
+//!
+//! Every structure of the user API begins with its own size as the caller knows it (`argsz`). A
+//! caller may know a longer structure than this crate, as long as it does not use what is unknown
+//! here; and a shorter one, as long as it has what the call needs.
+
+use core::ops::Range;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::Errno;
+
+/// Most bytes of an argument: a page, as the kernel's own copy of extensible structures allows.
+pub const MAX_ARGUMENT: usize = 4096;
+
+/// A structure of the user API.
+pub(crate) trait Argument: FromBytes + IntoBytes + Immutable + Sized {
+    /// Bytes that every caller has to give; what a longer `argsz` leaves out of the rest is zero.
+    const NEEDED: usize = size_of::<Self>();
+    /// The flags that are known, if the second word holds flags.
+    const FLAGS: Option<u32> = Some(0);
+    /// Where bytes have to be zero.
+    const RESERVED: Range<usize> = 0..0;
+}
+
+/// What is wrong with the bytes of a structure, before anything is made of its values. The
+/// caller's mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ArgumentError {
+    /// The bytes end before the size that they begin with.
+    #[error("{given} bytes of an argument that says it has {claimed}")]
+    Truncated {
+        /// Bytes that are there.
+        given: usize,
+        /// Bytes that should be.
+        claimed: usize,
+    },
+    /// `argsz` is less than the call needs.
+    #[error("an argument of {argsz} bytes; the call needs {needed}")]
+    TooShort {
+        /// What was given.
+        argsz: u32,
+        /// The least.
+        needed: usize,
+    },
+    /// `argsz` is more than any structure has.
+    #[error("an argument of {argsz} bytes; at most {MAX_ARGUMENT} are looked at")]
+    TooLong {
+        /// What was given.
+        argsz: u32,
+    },
+    /// A byte past the end of what is known here is not zero.
+    #[error("byte {offset} lies past the known structure and is not zero")]
+    UnknownTail {
+        /// The first such byte.
+        offset: usize,
+    },
+    /// Flags that are not known.
+    #[error("unknown flags {flags:#x}")]
+    UnknownFlags {
+        /// Only those.
+        flags: u32,
+    },
+    /// A reserved byte is not zero.
+    #[error("reserved byte {offset} is not zero")]
+    Reserved {
+        /// The first such byte.
+        offset: usize,
+    },
+}
+
+impl ArgumentError {
+    /// The number for it.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Truncated { .. } => Errno::EFAULT,
+            Self::TooLong { .. } | Self::UnknownTail { .. } => Errno::E2BIG,
+            Self::TooShort { .. } | Self::UnknownFlags { .. } | Self::Reserved { .. } => {
+                Errno::EINVAL
+            }
+        }
+    }
+}
+
+/// Copies a structure in. The bytes may change meanwhile, or afterwards: only the copy counts.
+pub(crate) fn copy_in<T: Argument>(bytes: &[u8]) -> Result<T, ArgumentError> {
+    let truncated = |claimed| ArgumentError::Truncated { given: bytes.len(), claimed };
+    let argsz = claimed_size(bytes).ok_or(truncated(size_of::<u32>()))?;
+    let claimed = argsz as usize;
+    if claimed < T::NEEDED {
+        return Err(ArgumentError::TooShort { argsz, needed: T::NEEDED });
+    }
+    if claimed > MAX_ARGUMENT {
+        return Err(ArgumentError::TooLong { argsz });
+    }
+    let given = bytes.get(..claimed).ok_or(truncated(claimed))?;
+    let (known, tail) = given.split_at(claimed.min(size_of::<T>()));
+    if let Some(at) = tail.iter().position(|&byte| byte != 0) {
+        return Err(ArgumentError::UnknownTail { offset: size_of::<T>() + at });
+    }
+    let mut value = T::new_zeroed();
+    let copy = value.as_mut_bytes();
+    copy[..known.len()].copy_from_slice(known);
+    check_flags(copy, T::FLAGS)?;
+    let mut reserved = T::RESERVED;
+    if let Some(offset) = reserved.find(|&offset| copy[offset] != 0) {
+        return Err(ArgumentError::Reserved { offset });
+    }
+    Ok(value)
+}
+
+/// Copies a structure back over the bytes that it was copied from, as far as the caller knows it.
+pub(crate) fn copy_out<T: Argument>(value: &T, bytes: &mut [u8]) {
+    let claimed = claimed_size(bytes).unwrap_or(0) as usize;
+    for (to, from) in bytes.iter_mut().zip(value.as_bytes()).take(claimed) {
+        *to = *from;
+    }
+}
+
+/// The size that the bytes begin with.
+fn claimed_size(bytes: &[u8]) -> Option<u32> {
+    u32::read_from_prefix(bytes).ok().map(|(argsz, _)| argsz)
+}
+
+fn check_flags(copy: &[u8], known: Option<u32>) -> Result<(), ArgumentError> {
+    let Some(known) = known else { return Ok(()) };
+    let flags = copy.get(4..).and_then(|rest| u32::read_from_prefix(rest).ok());
+    match flags.map_or(0, |(flags, _)| flags & !known) {
+        0 => Ok(()),
+        flags => Err(ArgumentError::UnknownFlags { flags }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! VFIO's user API byte for byte: a host end that carries out its calls, and a client that is an
+//! [`iommu::Host`].
+//!
+//! ```text
+//!   IOMMU model, machine                                        host
+//!          │ trait Host, trait Vm                                ▲ trait Host, trait Vm
+//!          ▼                                                     │
+//!   Client, ClientVm ──► number, bytes, handle ──► Transport ──► Dispatcher, Container
+//!                   ◄── bytes, value, device  ◄──
+//!   Endpoint ─────────────────────────── DMA ───────────────────────────► engine
+//! ```
+//!
+//! So a host can be used through the door that a kernel would have, with nothing lost on the way:
+//! a model and its machine do not notice. DMA passes no door: what attaching gives is the device's
+//! own [`Endpoint`](iommu::Endpoint).
+//!
+//! A program that is to run either way takes a [`Door`], which is a host called directly or through
+//! bytes, as chosen when it starts.
+//!
+//! # What the bytes say, and what they do not
+//!
+//! Where VFIO has a structure, or a series for it posted one, that is used (`MAP_DMA`, `UNMAP_DMA`,
+//! `CACHE_INVALIDATE`, `PASID_REQUEST`, `struct iommu_fault`); what none of them says has a
+//! structure of ours ([`spec`]). Where posted series differ or collide, a [`Revision`] selects
+//! numbers and layouts, from one table.
+//!
+//! Authority is a handle and never a number. These go beside the bytes, as descriptors would:
+//!
+//! | handle | stands for |
+//! |---|---|
+//! | the open container ([`File`]) | one VM: its memory, devices, PASIDs, faults. Numbers in the bytes (a PASID, a requester id, a ticket) select within it and reach nothing else |
+//! | [`Handle::Memory`] | memory that may be mapped; `vaddr` is an offset in it |
+//! | [`Handle::Contexts`] | the model's own tables, which the host asks for device contexts |
+//! | [`Handle::Event`] | what is rung when a fault arrives |
+//! | [`Reply::device`] | a device that was attached, until it is dropped |
+//!
+//! What takes time ends with a ticket, which is asked for ([`Request::Completion`]) and never waited
+//! for. The posted calls have no place for one; [`Reply::pending`] is for a transport whose clients
+//! expect them to be over when they return.
+//!
+//! A memory map is replaced as one: mappings change in a draft ([`Request::UpdateMemory`]) that
+//! takes effect when it is committed, so that no access finds a hole in what both maps have.
+//!
+//! # Whose word is trusted
+//!
+//! Every structure comes in through one checked copy, with an error for each thing that can be wrong
+//! with it ([`ArgumentError`]); after that it is a value. What is refused ([`Refusal`]) changes
+//! nothing. A call's work is bounded by what its container holds ([`MAX_MAPPINGS`], its VM's quota)
+//! and never by the numbers in it: a range of PASIDs reaches those that the container was granted,
+//! and a ticket that was never given is not complete. A client that dies takes its VM along.
+//!
+//! ```
+//! use iommu::{Host, PasidRange, SoftwareHost, Vm, VmConfig};
+//! use mem::{Gpa, MemoryMap};
+//! use pci::RequesterId;
+//! use vfio::{Client, Dispatcher, Revision};
+//!
+//! // The host end; and a client of it, within one process.
+//! let dispatcher = Dispatcher::new(SoftwareHost::new(), Revision::Own);
+//! let host = Client::new(dispatcher.clone());
+//!
+//! // A VM as any other host's.
+//! let vm = host.create_vm(VmConfig::named("guest")).unwrap();
+//! let ticket = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10000)]).unwrap());
+//! assert!(vm.is_complete(ticket));
+//! let device = vm.attach(RequesterId::new(0, 16, 0).unwrap()).unwrap();
+//! let pasid = vm.alloc_pasid(PasidRange::ALL).unwrap();
+//! assert_eq!(vm.pasid_usage().live, 1);
+//! vm.free_pasid(pasid).unwrap();
+//!
+//! // All of which went as bytes, but for what the device does.
+//! assert_eq!(dispatcher.counts().refused, 0);
+//! assert!(dispatcher.counts().calls >= 7);
+//! drop((device, vm));
+//! assert_eq!(dispatcher.host().vms(), 0);
+//! ```
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod argument;
+mod client;
+mod counters;
+mod dispatcher;
+mod door;
+mod errno;
+mod fault;
+mod invalidation;
+mod number;
+mod refusal;
+pub mod spec;
+mod transport;
+
+pub use argument::{ArgumentError, MAX_ARGUMENT};
+pub use client::{Client, ClientVm, Failures};
+pub use dispatcher::{Container, Dispatcher, DispatcherCounts, MAX_CONTAINERS, MAX_MAPPINGS};
+pub use door::{Door, DoorVm};
+pub use errno::Errno;
+pub use number::{Request, Revision};
+pub use refusal::Refusal;
+pub use transport::{File, Handle, Reply, Transport};

@@ -1,0 +1,48 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const REVISIONS: [Revision; 3] = [Revision::Own, Revision::PasidRequestV7, Revision::PasidTableV13];
+
+#[test]
+fn numbers_as_posted() {
+    let own = Revision::Own;
+    assert_eq!(Request::MapDma.number(own), Some(0x3b71));
+    assert_eq!(Request::UnmapDma.number(own), Some(0x3b72));
+    assert_eq!(Request::PasidRequest.number(Revision::PasidRequestV7), Some(0x3b76));
+    assert_eq!(Request::CacheInvalidate.number(Revision::PasidTableV13), Some(0x3b77));
+    // The same numbers were posted for NESTING_OP and SET_PASID_TABLE.
+    assert_eq!(Request::of(0x3b77, Revision::PasidRequestV7), None);
+    assert_eq!(Request::of(0x3b76, Revision::PasidTableV13), None);
+    assert_eq!(Request::CacheInvalidate.number(Revision::PasidRequestV7), None);
+    assert_eq!(Request::PasidRequest.number(Revision::PasidTableV13), None);
+}
+
+#[test]
+fn our_own_are_nobody_elses() {
+    for request in Request::all().filter(|r| !matches!(r, Request::MapDma | Request::UnmapDma)) {
+        let number = request.number(Revision::Own).unwrap();
+        // VFIO has 0x64 and up, iommufd 0x80 and up; neither has come near this.
+        assert!((0x3bd0..=0x3bff).contains(&number), "{request:?}");
+    }
+}
+
+#[test]
+fn a_number_means_one_thing_in_a_revision() {
+    for revision in REVISIONS {
+        let mut known = BTreeMap::new();
+        for request in Request::all() {
+            let Some(number) = request.number(revision) else { continue };
+            assert_eq!(known.insert(number, request), None, "{revision:?} {number:#x}");
+        }
+        for number in (0..0x1_0000).chain([0x3b71_0000, 0x8000_3b71, u32::MAX]) {
+            assert_eq!(Request::of(number, revision), known.get(&number).copied(), "{number:#x}");
+        }
+    }
+}
+
+#[test]
+fn our_own_revision_has_every_request() {
+    assert!(Request::all().all(|request| request.number(Revision::Own).is_some()));
+    assert_eq!(Request::all().count(), NUMBERS.len());
+}

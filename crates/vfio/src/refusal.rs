@@ -1,0 +1,137 @@
+//! Why a call is refused. It has changed nothing then.
+
+use iommu::{AllocPasidError, AttachError, FreePasidError, HostError};
+use mem::{Gpa, LayoutError};
+
+use crate::{ArgumentError, Errno};
+
+/// Why a call is refused; nothing has changed. The caller's mistake or the host's limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The number stands for no request in this revision.
+    #[error("no request has the number {number:#x}")]
+    UnknownRequest {
+        /// The number.
+        number: u32,
+    },
+    /// The structure cannot be read.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// Flags that exclude each other, or too few.
+    #[error("flags {flags:#x} do not go together")]
+    Flags {
+        /// The flags.
+        flags: u32,
+    },
+    /// The field at `offset` has a value that is not allowed.
+    #[error("the field at byte {offset} has a value that is not allowed")]
+    Value {
+        /// Its offset in the structure.
+        offset: usize,
+    },
+    /// A request that has a meaning, but not on this host.
+    #[error("the field at byte {offset} asks for what this host does not do")]
+    Unsupported {
+        /// Offset of the field in the structure.
+        offset: usize,
+    },
+    /// The request needs a handle of another kind beside its bytes, or one at all.
+    #[error("the handle that belongs to the request is missing")]
+    NoHandle,
+    /// The request takes no handle.
+    #[error("a handle that the request does not take")]
+    UnwantedHandle,
+    /// The container has no VM yet.
+    #[error("the container has no VM")]
+    NoVm,
+    /// The container has its VM.
+    #[error("the container has a VM already")]
+    VmExists,
+    /// The VM is closed.
+    #[error("the VM is closed")]
+    Closed,
+    /// As many containers are open as the dispatcher takes.
+    #[error("{limit} containers are open already")]
+    TooManyContainers {
+        /// The limit.
+        limit: usize,
+    },
+    /// The host creates no such VM.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The host attaches no such device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The host grants no PASID.
+    #[error(transparent)]
+    AllocPasid(#[from] AllocPasidError),
+    /// The host takes no such PASID back.
+    #[error(transparent)]
+    FreePasid(#[from] FreePasidError),
+    /// None of the caller's PASIDs lies in the range.
+    #[error("none of the VM's PASIDs lies in the range")]
+    NoPasidThere,
+    /// Something is mapped at `gpa`.
+    #[error("{gpa} is mapped already")]
+    Mapped {
+        /// First address of the mapping in the way.
+        gpa: Gpa,
+    },
+    /// The range would cut the mapping at `gpa`.
+    #[error("the range cuts the mapping at {gpa}")]
+    Cuts {
+        /// First address of the mapping.
+        gpa: Gpa,
+    },
+    /// The mapping does not fit its memory.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// As many mappings exist as a VM takes.
+    #[error("the VM has its limit of {limit} mappings")]
+    TooManyMappings {
+        /// The limit.
+        limit: usize,
+    },
+    /// A change of the memory map is open.
+    #[error("a change of the memory map is open already")]
+    UpdateOpen,
+    /// No change of the memory map is open.
+    #[error("no change of the memory map is open")]
+    NoUpdate,
+}
+
+impl Refusal {
+    /// The number that a client gets for it.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::UnknownRequest { .. } => Errno::ENOTTY,
+            Self::Argument(error) => error.errno(),
+            Self::Flags { .. }
+            | Self::Value { .. }
+            | Self::UnwantedHandle
+            | Self::Cuts { .. }
+            | Self::Layout(_)
+            | Self::NoUpdate => Errno::EINVAL,
+            Self::Unsupported { .. } => Errno::EOPNOTSUPP,
+            Self::NoHandle => Errno::EBADF,
+            Self::NoVm
+            | Self::Closed
+            | Self::Attach(AttachError::Closed)
+            | Self::AllocPasid(AllocPasidError::Closed)
+            | Self::FreePasid(FreePasidError::Closed) => Errno::ENODEV,
+            Self::VmExists | Self::UpdateOpen => Errno::EBUSY,
+            Self::Mapped { .. } | Self::Attach(AttachError::Duplicate(_)) => Errno::EEXIST,
+            Self::TooManyContainers { .. }
+            | Self::TooManyMappings { .. }
+            | Self::Host(HostError::TooManyVms { .. })
+            | Self::Attach(AttachError::TooManyDevices { .. })
+            | Self::AllocPasid(AllocPasidError::NoneAvailable) => Errno::ENOSPC,
+            Self::Host(HostError::QuotaUnavailable { .. })
+            | Self::AllocPasid(AllocPasidError::QuotaExceeded { .. }) => Errno::EDQUOT,
+            Self::Host(HostError::NoMemory) | Self::AllocPasid(AllocPasidError::NoMemory) => {
+                Errno::ENOMEM
+            }
+            Self::FreePasid(FreePasidError::NotGranted(_)) | Self::NoPasidThere => Errno::ENOENT,
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Structures of our own, for what no posted one says.
+
+use core::ops::Range;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::posted::flags::{PASID_ALLOC, PASID_FREE};
+use super::{CacheInvalidateInfo, DmaFault};
+use crate::argument::Argument;
+use crate::counters::COUNTS;
+
+/// Bytes that a VM's name has at most.
+pub const NAME_BYTES: usize = 104;
+
+/// Values of our own structures' fields.
+pub(super) mod flags {
+    /// [`CreateVm`](super::CreateVm): PASID numbers are the VM's own.
+    pub const VM_PRIVATE_PASIDS: u32 = 1;
+    /// [`CreateVm`](super::CreateVm): requests with a PASID that was never granted are refused.
+    pub const VM_ENFORCE_GRANTS: u32 = 2;
+
+    /// `UpdateMemory`: begins a change of the memory map.
+    pub const UPDATE_BEGIN: u32 = 1;
+    /// `UpdateMemory`: makes it take effect, as one.
+    pub const UPDATE_COMMIT: u32 = 2;
+    /// `UpdateMemory`: forgets it.
+    pub const UPDATE_ABANDON: u32 = 4;
+
+    /// [`SetHandle`](super::SetHandle): the handle that comes beside it is taken.
+    pub const HANDLE_SET: u32 = 1;
+    /// [`SetHandle`](super::SetHandle): the one that was taken is dropped.
+    pub const HANDLE_UNSET: u32 = 2;
+
+    /// [`OwnCacheInvalidate::flags`](super::OwnCacheInvalidate): `requester` counts.
+    pub const INVALIDATE_REQUESTER: u32 = 1;
+    /// [`OwnCacheInvalidate::flags`](super::OwnCacheInvalidate): what a device holds for requests
+    /// without PASID.
+    pub const INVALIDATE_NO_PASID: u32 = 2;
+    /// `cache` of [`OwnCacheInvalidate`](super::OwnCacheInvalidate): device contexts.
+    pub const CACHE_CONTEXT: u8 = 8;
+
+    /// [`OwnPasidRequest`](super::OwnPasidRequest): say how many there are; the range is ignored.
+    pub const PASID_QUERY: u32 = 4;
+    /// [`OwnPasidRequest`](super::OwnPasidRequest): take back all, whatever the range; `ticket`
+    /// says when none is parked any more.
+    pub const PASID_RELEASE: u32 = 8;
+
+    /// [`ReadFault::attributes`](super::ReadFault): the request asked for a translation.
+    pub const FAULT_TRANSLATION_REQUEST: u16 = 1;
+    /// [`ReadFault::attributes`](super::ReadFault): a user's request, and a supervisor's page.
+    pub const FAULT_USER: u16 = 2;
+}
+
+/// Creates the VM of a container.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct CreateVm {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// `VM_` bits.
+    pub flags: u32,
+    /// PASIDs that it may have out at a time.
+    pub quota: u32,
+    /// *out*, with `EDQUOT`: PASIDs that could be promised.
+    pub available: u32,
+    /// *out*, with `ENOSPC`: VMs that the host takes.
+    pub limit: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// A name for people: UTF-8, then zeroes.
+    pub name: [u8; NAME_BYTES],
+}
+
+impl Argument for CreateVm {
+    const FLAGS: Option<u32> = Some(flags::VM_PRIVATE_PASIDS | flags::VM_ENFORCE_GRANTS);
+    const RESERVED: Range<usize> = 20..24;
+}
+
+/// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`) and `CloseVm` (no
+/// flags).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Ticketed {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// What the request knows.
+    pub flags: u32,
+    /// *out*: what to ask [`Completion`] for.
+    pub ticket: u64,
+}
+
+impl Argument for Ticketed {
+    const FLAGS: Option<u32> =
+        Some(flags::UPDATE_BEGIN | flags::UPDATE_COMMIT | flags::UPDATE_ABANDON);
+}
+
+/// `SetContexts` and `SetFaultEvent`: exactly one of the `HANDLE_` flags.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct SetHandle {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// [`HANDLE_SET`](flags::HANDLE_SET) or [`HANDLE_UNSET`](flags::HANDLE_UNSET).
+    pub flags: u32,
+}
+
+impl Argument for SetHandle {
+    const FLAGS: Option<u32> = Some(flags::HANDLE_SET | flags::HANDLE_UNSET);
+}
+
+/// [`CacheInvalidate`](super::CacheInvalidate), and what it cannot say: device contexts, one
+/// device among several, and when it is over.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct OwnCacheInvalidate {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// `INVALIDATE_` bits.
+    pub flags: u32,
+    /// What to forget.
+    pub info: CacheInvalidateInfo,
+    /// *out*: what to ask [`Completion`] for.
+    pub ticket: u64,
+    /// A device, as the VM's own bus numbers it.
+    pub requester: u16,
+    /// Bits of `requester` that do not count.
+    pub ignore: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Argument for OwnCacheInvalidate {
+    const FLAGS: Option<u32> = Some(flags::INVALIDATE_REQUESTER | flags::INVALIDATE_NO_PASID);
+    const RESERVED: Range<usize> = 76..80;
+}
+
+/// [`PasidRequest`](super::PasidRequest) with its results inside.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct OwnPasidRequest {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// Exactly one of the `PASID_` flags.
+    pub flags: u32,
+    /// Lowest PASID.
+    pub min: u32,
+    /// Highest PASID.
+    pub max: u32,
+    /// *out*, with `PASID_ALLOC`: the PASID that was granted.
+    pub pasid: u32,
+    /// *out*, with `PASID_FREE`: how many were taken back.
+    pub count: u32,
+    /// *out*, with `PASID_QUERY` and with `EDQUOT`: the VM's quota.
+    pub quota: u32,
+    /// *out*, with `PASID_QUERY`: how many are granted.
+    pub live: u32,
+    /// *out*, with `PASID_QUERY`: how many are given back but in use.
+    pub parked: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// *out*, with `PASID_RELEASE`: what to ask [`Completion`] for.
+    pub ticket: u64,
+}
+
+impl Argument for OwnPasidRequest {
+    const FLAGS: Option<u32> =
+        Some(PASID_ALLOC | PASID_FREE | flags::PASID_QUERY | flags::PASID_RELEASE);
+    const RESERVED: Range<usize> = 36..40;
+}
+
+/// Asks whether everything up to a ticket is over.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Completion {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// The ticket.
+    pub ticket: u64,
+    /// *out*: 1 if it is.
+    pub complete: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Argument for Completion {
+    const RESERVED: Range<usize> = 20..24;
+}
+
+/// Takes the oldest fault. All of it is *out*, but for the first two words.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct ReadFault {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// The fault, as far as the posted structure can say it; all zero if there is none.
+    pub fault: DmaFault,
+    /// Who asked.
+    pub requester: u16,
+    /// The exact reason, by this crate's numbering of [`iommu::FaultReason`].
+    pub code: u16,
+    /// 1 or 2; 3 is stage 2 for a stage-1 table; 0 if the reason has no stage.
+    pub stage: u8,
+    /// Level of the table, if the reason has one.
+    pub level: u8,
+    /// [`FAULT_TRANSLATION_REQUEST`](flags::FAULT_TRANSLATION_REQUEST),
+    /// [`FAULT_USER`](flags::FAULT_USER).
+    pub attributes: u16,
+}
+
+impl Argument for ReadFault {}
+
+/// Attaches a device. Its handle is the result.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct AttachDevice {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// Who it is on the VM's bus.
+    pub requester: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// *out*, with `ENOSPC`: devices that a VM takes.
+    pub limit: u32,
+}
+
+impl Argument for AttachDevice {
+    const RESERVED: Range<usize> = 10..12;
+}
+
+/// Reads the counters of [`iommu::Counters`]. All of it is *out*, but for the first two words; a
+/// caller that knows fewer counters gives a smaller `argsz`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct CountersArgument {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// Translations, IOTLB hits and misses, walks, PASID-table entries read, contexts looked up,
+    /// invalidations, faults recorded, faults lost; translations, PASID-table entries and devices
+    /// there are now; requests refused because their PASID was not granted.
+    pub counts: [u64; COUNTS],
+}
+
+impl Argument for CountersArgument {
+    const NEEDED: usize = 8;
+}

@@ -1,0 +1,347 @@
+//! A host behind encoded bytes against the same host called directly, under random commands: every
+//! answer, every fault and every counter is the same.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use iommu::{
+    AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DomainId, Endpoint,
+    FaultReason, GuestPasid, Host, Invalidation, Numbering, PageRange, Pasid, PasidRange,
+    SoftwareHost, Ticket, Vm, VmConfig,
+};
+use mem::{Access, Backing, Gpa, GuestMemory, HeapMemory, Iova, MemoryMap, Range, Segment};
+use pci::RequesterId;
+use proptest::prelude::*;
+use vfio::{Client, Dispatcher, Revision};
+
+const PAGE: u64 = 0x1000;
+const BACKINGS: usize = 3;
+const BACKING_PAGES: u64 = 4;
+const DEVICES: usize = 3;
+
+/// A piece of a memory map, in pages.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    at: u64,
+    pages: u64,
+    backing: usize,
+    offset: u64,
+    write: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Command {
+    SetMemory(Vec<Piece>),
+    /// Pass-through, a fault, or none.
+    SetContexts(u8),
+    Invalidate(Invalidation),
+    IsComplete(usize),
+    IsForgedComplete(u64),
+    TakeFault,
+    SetWaker(bool),
+    Attach(usize),
+    Detach(usize),
+    Access {
+        device: usize,
+        pasid: Option<u32>,
+        page: u64,
+        write: bool,
+    },
+    /// Begins an access that lasts, or ends it.
+    Linger(usize),
+    Alloc(u32, u32),
+    Free(u32),
+    Release,
+    Usage,
+    Counters,
+    Memory,
+    Close,
+}
+
+fn commands() -> impl Strategy<Value = Vec<Command>> {
+    let piece = (0..8u64, 1..=2u64, 0..BACKINGS, 0..3u64, any::<bool>()).prop_map(
+        |(at, pages, backing, offset, write)| Piece { at, pages, backing, offset, write },
+    );
+    let invalidation =
+        (0..6u8, 0..3u16, 0..4u32, 0..DEVICES).prop_map(|(kind, domain, pasid, device)| {
+            let (domain, pasid) = (DomainId(domain), Pasid::from_field(pasid));
+            let range = Range { start: Iova(0), last: Iova(0x3fff) };
+            match kind {
+                0 => Invalidation::ContextAll,
+                1 => Invalidation::IotlbAll,
+                2 => Invalidation::PasidCache { domain, pasid },
+                3 => Invalidation::ContextDevice { requester: requester(device), ignore: 7 },
+                4 => {
+                    let pages = PageRange { range, leaf_only: true };
+                    Invalidation::IotlbDomainPages { domain, pages }
+                }
+                _ => Invalidation::DeviceTlb { requester: requester(device), range },
+            }
+        });
+    let pasid = prop_oneof![2 => Just(None), 1 => (0..8u32).prop_map(Some)];
+    let command = prop_oneof![
+        3 => prop::collection::vec(piece, 0..4).prop_map(Command::SetMemory),
+        2 => (0..3u8).prop_map(Command::SetContexts),
+        3 => invalidation.prop_map(Command::Invalidate),
+        4 => (0..64usize).prop_map(Command::IsComplete),
+        1 => any::<u64>().prop_map(Command::IsForgedComplete),
+        3 => Just(Command::TakeFault),
+        1 => any::<bool>().prop_map(Command::SetWaker),
+        3 => (0..DEVICES).prop_map(Command::Attach),
+        1 => (0..DEVICES).prop_map(Command::Detach),
+        8 => (0..DEVICES, pasid, 0..10u64, any::<bool>())
+            .prop_map(|(device, pasid, page, write)| Command::Access { device, pasid, page, write }),
+        2 => (0..DEVICES).prop_map(Command::Linger),
+        4 => (0..8u32, 0..8u32).prop_map(|(first, last)| Command::Alloc(first, last)),
+        3 => (0..8u32).prop_map(Command::Free),
+        1 => Just(Command::Release),
+        2 => Just(Command::Usage),
+        2 => Just(Command::Counters),
+        2 => Just(Command::Memory),
+        1 => Just(Command::Close),
+    ];
+    prop::collection::vec(command, 1..80)
+}
+
+fn requester(device: usize) -> RequesterId {
+    RequesterId::from_bits(0x80 + device as u16)
+}
+
+/// Devices whose number is odd have no context.
+struct Contexts;
+
+impl ContextSource for Contexts {
+    fn lookup(
+        &self,
+        _: &dyn GuestMemory,
+        requester: RequesterId,
+    ) -> Result<DeviceContext, ContextFault> {
+        match requester.bits() % 2 {
+            0 => Ok(DeviceContext::PassThrough {
+                domain: DomainId(1),
+                ats: false,
+                fault_disable: false,
+            }),
+            _ => Err(ContextFault { reason: FaultReason::ContextNotPresent, fault_disable: false }),
+        }
+    }
+}
+
+/// A VM and what is around it.
+struct World<V> {
+    vm: V,
+    backings: [Arc<dyn Backing>; BACKINGS],
+    devices: [Option<(Endpoint, Arc<Channel>)>; DEVICES],
+    /// Accesses that last, each on a channel of its own: told to begin and to end.
+    lingering: [Option<Lingering>; DEVICES],
+    tickets: Vec<Ticket>,
+    woken: Arc<AtomicUsize>,
+}
+
+/// An access in flight on a thread of its own.
+struct Lingering {
+    end: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Lingering {
+    fn new(channel: Channel) -> Self {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _access = channel.enter();
+            begun.send(()).unwrap();
+            let _ = ended.recv();
+        });
+        has_begun.recv().unwrap();
+        Self { end, thread }
+    }
+
+    fn end(self) {
+        self.end.send(()).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+impl<V: Vm> World<V> {
+    fn new(host: &impl Host<Vm = V>, config: VmConfig) -> Self {
+        let heap = |number: u8| -> Arc<dyn Backing> {
+            let len = BACKING_PAGES * PAGE;
+            let backing: Arc<dyn Backing> = Arc::new(HeapMemory::new(len as usize).unwrap());
+            // Each page of each backing has contents of its own.
+            let range = Range::<Gpa>::new(Gpa(0), len).unwrap();
+            let segment =
+                Segment { range, backing: backing.clone(), offset: 0, access: Access::Write };
+            let map = MemoryMap::new(vec![segment]).unwrap();
+            for page in 0..BACKING_PAGES {
+                let contents = [0x10 * (number + 1) + page as u8; PAGE as usize];
+                map.write(Gpa(page * PAGE), &contents).unwrap();
+            }
+            backing
+        };
+        Self {
+            vm: host.create_vm(config).unwrap(),
+            backings: [0, 1, 2].map(heap),
+            devices: [const { None }; DEVICES],
+            lingering: [const { None }; DEVICES],
+            tickets: Vec::new(),
+            woken: Arc::default(),
+        }
+    }
+
+    fn map(&self, pieces: &[Piece]) -> Option<MemoryMap> {
+        let segment = |&Piece { at, pages, backing, offset, write }: &Piece| Segment {
+            range: Range::<Gpa>::new(Gpa(at * PAGE), pages * PAGE).unwrap(),
+            backing: self.backings[backing].clone(),
+            offset: (offset * PAGE) as usize,
+            access: if write { Access::Write } else { Access::Read },
+        };
+        MemoryMap::new(pieces.iter().map(segment).collect()).ok()
+    }
+
+    /// The present map, by which backing it is.
+    fn memory(&self) -> String {
+        let index = |segment: &Segment| {
+            self.backings.iter().position(|backing| Arc::ptr_eq(backing, &segment.backing))
+        };
+        let memory = self.vm.memory();
+        let segments = memory.segments().iter();
+        format!(
+            "{:?}",
+            segments.map(|s| (s.range, index(s), s.offset, s.access)).collect::<Vec<_>>()
+        )
+    }
+
+    fn access(&self, device: usize, pasid: Option<u32>, page: u64, write: bool) -> String {
+        let Some((_, channel)) = &self.devices[device] else { return String::new() };
+        let space = AddressSpace { pasid: pasid.map(Pasid::from_field), privileged: false };
+        let at = Iova(page * PAGE + PAGE - 2);
+        let mut bytes = [page as u8, device as u8, 1, 2];
+        // Across the end of a page.
+        let result = match write {
+            true => channel.enter().write(space, at, &bytes),
+            false => channel.enter().read(space, at, &mut bytes),
+        };
+        format!("{result:?} {bytes:?}")
+    }
+
+    fn linger(&mut self, device: usize) {
+        if let Some(lingering) = self.lingering[device].take() {
+            lingering.end();
+        } else if let Some((endpoint, _)) = &self.devices[device] {
+            self.lingering[device] = Some(Lingering::new(endpoint.channel()));
+        }
+    }
+
+    /// Carries out a command; gives all that can be seen of it.
+    fn run(&mut self, command: &Command) -> String {
+        let pasid = Pasid::from_field;
+        let mut ticket = None;
+        let seen = match *command {
+            Command::SetMemory(ref pieces) => {
+                ticket = self.map(pieces).map(|map| self.vm.set_memory(map));
+                String::new()
+            }
+            Command::SetContexts(which) => {
+                let source: Option<Arc<dyn ContextSource>> = match which {
+                    0 => None,
+                    _ => Some(Arc::new(Contexts)),
+                };
+                self.vm.set_contexts(source);
+                String::new()
+            }
+            Command::Invalidate(what) => {
+                ticket = Some(self.vm.invalidate(what));
+                String::new()
+            }
+            Command::IsComplete(which) => {
+                let which = which.checked_rem(self.tickets.len());
+                format!("{:?}", which.map(|which| self.vm.is_complete(self.tickets[which])))
+            }
+            Command::IsForgedComplete(number) => {
+                format!("{:?}", self.vm.is_complete(Ticket::new(number)))
+            }
+            Command::TakeFault => format!("{:?}", self.vm.take_fault()),
+            Command::SetWaker(set) => {
+                let woken = self.woken.clone();
+                let waker = move || {
+                    woken.fetch_add(1, Ordering::Relaxed);
+                };
+                self.vm.set_fault_waker(set.then_some(Arc::new(waker)));
+                String::new()
+            }
+            Command::Attach(device) => match self.vm.attach(requester(device)) {
+                Ok(endpoint) => {
+                    let channel = Arc::new(endpoint.channel());
+                    self.devices[device] = Some((endpoint, channel));
+                    String::new()
+                }
+                Err(error) => format!("{error:?}"),
+            },
+            Command::Detach(device) => {
+                ticket = self.devices[device].take().map(|(endpoint, _)| endpoint.detach());
+                String::new()
+            }
+            Command::Access { device, pasid, page, write } => {
+                self.access(device, pasid, page, write)
+            }
+            Command::Linger(device) => {
+                self.linger(device);
+                String::new()
+            }
+            Command::Alloc(first, last) => {
+                let range = PasidRange { first: pasid(first), last: pasid(last) };
+                format!("{:?}", self.vm.alloc_pasid(range))
+            }
+            Command::Free(number) => format!("{:?}", self.vm.free_pasid(GuestPasid(pasid(number)))),
+            Command::Release => {
+                ticket = Some(self.vm.release_pasids());
+                String::new()
+            }
+            Command::Usage => format!("{:?}", self.vm.pasid_usage()),
+            Command::Counters => format!("{:?}", self.vm.counters()),
+            Command::Memory => self.memory(),
+            Command::Close => {
+                ticket = Some(self.vm.close());
+                String::new()
+            }
+        };
+        self.tickets.extend(ticket);
+        let woken = self.woken.load(Ordering::Relaxed);
+        format!("{seen} {ticket:?}, woken {woken}")
+    }
+
+    fn end(&mut self) {
+        for lingering in self.lingering.iter_mut().filter_map(Option::take) {
+            lingering.end();
+        }
+    }
+}
+
+fn config(private: bool, enforce_grants: bool) -> VmConfig {
+    let numbering = if private { Numbering::Private } else { Numbering::Identity };
+    VmConfig { quota: 3, numbering, enforce_grants, ..VmConfig::named("one") }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_same(private in any::<bool>(), enforce in any::<bool>(), commands in commands()) {
+        let direct_host = SoftwareHost::new();
+        let dispatcher = Dispatcher::new(SoftwareHost::new(), Revision::Own);
+        let client = Client::new(dispatcher.clone());
+        let mut direct = World::new(&direct_host, config(private, enforce));
+        let mut through = World::new(&client, config(private, enforce));
+        for command in &commands {
+            let (expected, got) = (direct.run(command), through.run(command));
+            prop_assert_eq!(expected, got, "{:?}", command);
+        }
+        for last in [Command::Memory, Command::Usage, Command::Counters] {
+            prop_assert_eq!(direct.run(&last), through.run(&last));
+        }
+        prop_assert_eq!(through.vm.failures(), vfio::Failures::default());
+        prop_assert_eq!(direct_host.vms(), dispatcher.host().vms());
+        direct.end();
+        through.end();
+    }
+}
