@@ -92,7 +92,7 @@ pub(crate) fn pci() -> Option<()> {
 
 /// A device's DMA reaches its VM's memory, and stops when the VM is closed.
 pub(crate) fn iommu() -> Option<()> {
-    let vm = SoftwareHost::new().create_vm(VmConfig { name: "canary".into() }).ok()?;
+    let vm = SoftwareHost::new().create_vm(VmConfig::named("canary")).ok()?;
     let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
     ensure(vm.is_complete(mapped))?;
     let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;
@@ -119,7 +119,7 @@ pub(crate) fn vtd() -> Option<()> {
     const TRANSLATION_ENABLE: u32 = 1 << 31;
 
     let caps = Caps::new(Options::default()).ok()?;
-    let vm = SoftwareHost::new().create_vm(VmConfig { name: "canary".into() }).ok()?;
+    let vm = SoftwareHost::new().create_vm(VmConfig::named("canary")).ok()?;
     let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x2000)]).ok()?);
     ensure(vm.is_complete(mapped))?;
     let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;

@@ -22,7 +22,7 @@ struct Bench<V: Vm> {
 
 /// Translation is off: requests without a PASID pass through, requests with one are refused.
 fn bench(mode: WqMode, ats: bool) -> Bench<impl Vm> {
-    let vm = SoftwareHost::new().create_vm(VmConfig { name: "test".into() }).unwrap();
+    let vm = SoftwareHost::new().create_vm(VmConfig::named("test")).unwrap();
     let memory = MemoryMap::anonymous(&[(Gpa(FLAT), 0x80_0000)]).unwrap();
     let ticket = vm.set_memory(memory);
     assert!(vm.is_complete(ticket));

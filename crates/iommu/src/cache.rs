@@ -9,7 +9,7 @@ pub(crate) use pasid::{PasidCache, PasidState};
 use pci::RequesterId;
 
 use crate::counters::ChannelCounters;
-use crate::{DeviceContext, DomainId, Invalidation};
+use crate::{DeviceContext, DomainId, Invalidation, Pasid};
 
 /// The caches of one channel. Absence is never cached: a table entry that becomes present needs
 /// no invalidation here (a guest without caching mode sends none).
@@ -69,6 +69,14 @@ impl Caches {
                 self.pasids.retain(|at, state| at != pasid || state.domain != domain);
             }
             _ => self.forget_translations(scope),
+        }
+    }
+
+    /// Forgets the entry of `pasid` and every translation that was made by it, in any domain.
+    pub(crate) fn forget_pasid(&mut self, pasid: Pasid) {
+        self.pasids.retain(|at, _| at != pasid);
+        if !crate::sabotage::is(crate::sabotage::Sabotage::SkipIotlbInvalidation) {
+            self.iotlb.retain(|entry| entry.tag().pasid() != Some(pasid));
         }
     }
 

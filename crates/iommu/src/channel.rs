@@ -12,9 +12,9 @@ use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
-use crate::{ContextSource, DomainId, Invalidation};
+use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
-/// Invalidations that wait for one channel at most. A channel that is idle, or inside a long
+/// Invalidations of a kind that wait for one channel at most. A channel that is idle, or inside a long
 /// access, collects them; past this many, everything is forgotten instead.
 pub(crate) const PENDING_LIMIT: usize = 32;
 
@@ -86,6 +86,8 @@ pub(crate) struct Batch {
     /// The source of contexts to adopt.
     contexts: Option<Option<Arc<dyn ContextSource>>>,
     scopes: Vec<Invalidation>,
+    /// PASIDs of which everything is to be forgotten, in every domain.
+    pasids: Vec<Pasid>,
     /// More scopes than `PENDING_LIMIT` were posted.
     everything: bool,
     detach: bool,
@@ -97,11 +99,29 @@ impl Batch {
             return;
         }
         if self.scopes.len() == PENDING_LIMIT {
-            self.scopes.clear();
-            self.everything = true;
+            self.forget_everything();
         } else {
             self.scopes.push(scope);
         }
+    }
+
+    /// Forgets all that was cached by the entry of `pasid`, in every domain.
+    pub(crate) fn forget_pasid(&mut self, pasid: Pasid) {
+        if self.everything {
+            return;
+        }
+        if self.pasids.len() == PENDING_LIMIT {
+            self.forget_everything();
+        } else {
+            self.pasids.push(pasid);
+        }
+    }
+
+    /// Forgets all that is cached.
+    pub(crate) fn forget_everything(&mut self) {
+        self.scopes.clear();
+        self.pasids.clear();
+        self.everything = true;
     }
 
     /// Gives back a map that nobody will adopt any more.
@@ -152,6 +172,9 @@ impl State for ChannelState {
         }
         for scope in batch.scopes.drain(..) {
             caches.forget(&scope);
+        }
+        for pasid in batch.pasids.drain(..) {
+            caches.forget_pasid(pasid);
         }
         if core::mem::take(&mut batch.detach) {
             let closed = Caches::closed(self.requester);

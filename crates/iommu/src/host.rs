@@ -1,17 +1,47 @@
 //! The only thing a model calls: a host, and one VM handle from it for each VM.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 
 use mem::MemoryMap;
 use pci::RequesterId;
 
-use crate::{ContextSource, Fault, Invalidation, Ticket};
+use crate::{
+    AllocPasidError, ContextSource, Fault, FreePasidError, GuestPasid, Invalidation, Numbering,
+    PasidRange, PasidUsage, Ticket, DEFAULT_QUOTA,
+};
 
 /// What a VM is created with.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmConfig {
     /// A name for people.
-    pub name: alloc::string::String,
+    pub name: String,
+    /// PASIDs that it may have out at a time. They are set aside when the VM is created and come
+    /// back when it is closed and its last PASID is released. Zero: it is granted none.
+    pub quota: u32,
+    /// How its PASID numbers relate to the host's.
+    pub numbering: Numbering,
+    /// Whether requests with a PASID that was never granted to this VM are refused. For a guest
+    /// that is told to ask for its PASIDs; one that numbers them itself has no grants.
+    pub enforce_grants: bool,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            quota: DEFAULT_QUOTA,
+            numbering: Numbering::default(),
+            enforce_grants: false,
+        }
+    }
+}
+
+impl VmConfig {
+    /// The default configuration, with a name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
 }
 
 /// Why a host refuses.
@@ -22,6 +52,14 @@ pub enum HostError {
     TooManyVms {
         /// The limit.
         limit: usize,
+    },
+    /// The PASIDs that are not promised to other VMs are too few for the quota.
+    #[error("a quota of {quota} PASIDs; {available} are not promised to other VMs")]
+    QuotaUnavailable {
+        /// What was asked for.
+        quota: u32,
+        /// What could be had.
+        available: u32,
     },
 }
 
@@ -86,11 +124,27 @@ pub trait Vm: Clone + Send + Sync + 'static {
     /// Attaches a device: from here on it may do DMA.
     fn attach(&self, requester: RequesterId) -> Result<crate::Endpoint, AttachError>;
 
+    /// Grants this VM a PASID in `range`, which is in guest numbers, whichever the numbering.
+    fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError>;
+
+    /// Takes back one that was granted to this VM; anything else is an error and changes nothing.
+    /// Returns at once: what is cached for it is forgotten and its DMA in flight waited for
+    /// before the number is granted again. Until then it is parked and counts against the quota.
+    fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError>;
+
+    /// Takes back every PASID that this VM was granted, as its reset does. Once the ticket is
+    /// complete none of them is parked any more.
+    fn release_pasids(&self) -> Ticket;
+
+    /// Quota, live and parked PASIDs, now.
+    fn pasid_usage(&self) -> PasidUsage;
+
     /// Counts since creation, and how much is cached now.
     fn counters(&self) -> Counters;
 
     /// Ends the VM: every device is detached, memory is dropped, accesses get
-    /// [`crate::DmaError::Detached`]. Idempotent. Complete when the ticket is.
+    /// [`crate::DmaError::Detached`], every PASID is taken back. Idempotent. Complete when the
+    /// ticket is: no PASID is parked any more then, and the quota is the host's again.
     fn close(&self) -> Ticket;
 }
 

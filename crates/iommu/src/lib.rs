@@ -19,7 +19,7 @@
 //! use mem::{Gpa, Iova, MemoryMap};
 //! use pci::RequesterId;
 //!
-//! let vm = SoftwareHost::new().create_vm(VmConfig { name: "guest".into() }).unwrap();
+//! let vm = SoftwareHost::new().create_vm(VmConfig::named("guest")).unwrap();
 //! let ticket = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10000)]).unwrap());
 //! assert!(vm.is_complete(ticket));
 //!
@@ -77,5 +77,8 @@ pub use fault::{Fault, FaultReason, Stage};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
 pub use invalidation::{Invalidation, PageRange, Ticket};
-pub use pasid::{DomainId, Pasid};
+pub use pasid::{
+    AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
+    PasidUsage, DEFAULT_QUOTA,
+};
 pub use software::{SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS};

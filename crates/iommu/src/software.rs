@@ -1,12 +1,15 @@
 //! A host in software: it walks the guests' tables itself.
 
 mod faults;
+mod pasids;
 mod vm;
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 pub use faults::FAULT_QUEUE_LIMIT;
+use ioasid::Space;
+use pasids::HostPasids;
 pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
 
@@ -18,15 +21,27 @@ pub const MAX_VMS: usize = 1024;
 pub const MAX_DEVICES: usize = 256;
 
 /// A host that translates in software. Clones are the same host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SoftwareHost {
     vms: Arc<AtomicUsize>,
+    pasids: Arc<HostPasids>,
 }
 
 impl SoftwareHost {
-    /// A host without VMs.
+    /// A host without VMs, with all PASIDs that the bus has but zero.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory for it.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_pasids(ioasid::Config::default()).expect("memory for an empty ID space")
+    }
+
+    /// A host without VMs, with the PASID space that `config` describes: for hardware with fewer
+    /// PASIDs than the bus.
+    pub fn with_pasids(config: ioasid::Config) -> Result<Self, ioasid::ConfigError> {
+        let pasids = Arc::new(HostPasids::new(Space::new(config)?));
+        Ok(Self { vms: Arc::default(), pasids })
     }
 
     /// Number of VMs that are not closed.
@@ -43,7 +58,15 @@ impl Host for SoftwareHost {
         self.vms
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .map_err(|_| HostError::TooManyVms { limit: MAX_VMS })?;
-        Ok(SoftwareVm::new(config, Place(self.vms.clone())))
+        let place = Place(self.vms.clone());
+        let promise = self.pasids.promise(config.quota)?;
+        Ok(SoftwareVm::new(config, place, promise))
+    }
+}
+
+impl Default for SoftwareHost {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

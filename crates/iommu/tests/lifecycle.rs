@@ -26,7 +26,7 @@ fn bound(host: &SoftwareHost) -> Guest {
 }
 
 fn config() -> VmConfig {
-    VmConfig { name: "one".into() }
+    VmConfig::named("one")
 }
 
 #[test]

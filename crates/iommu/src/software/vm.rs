@@ -10,15 +10,16 @@ use pci::RequesterId;
 use spin::mutex::SpinMutex;
 
 use super::faults::FaultQueue;
+use super::pasids::{Promise, Released, VmPasids};
 use super::{Place, MAX_DEVICES};
-use crate::channel::{Batch, ChannelShared, ChannelState};
+use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
 use crate::{
-    AttachError, ContextSource, Counters, DomainId, Endpoint, Fault, Invalidation, Ticket, Vm,
-    VmConfig,
+    AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, Fault,
+    FreePasidError, GuestPasid, Invalidation, PasidRange, PasidUsage, Ticket, Vm, VmConfig,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -53,6 +54,7 @@ struct Control {
     history: Counters,
     /// Given back when the VM is closed.
     place: Option<Place>,
+    pasids: VmPasids,
     closed: bool,
 }
 
@@ -69,11 +71,49 @@ impl Control {
         let left = channels.map(|channel| channel.slot.post(self.sequence, &change)).collect();
         (Ticket(self.sequence), left)
     }
+
+    /// Whether everything up to `ticket` is over; and what that leaves to be dropped after the
+    /// lock is released.
+    fn settle(&mut self, ticket: Ticket) -> (bool, Settled) {
+        let mut settled = Settled::default();
+        if ticket.0 <= self.complete {
+            return (true, settled);
+        }
+        // Each channel is tried, also after one that is busy: that shortens the next poll.
+        let mut complete = true;
+        for channel in &self.channels {
+            match channel.slot.settle(ticket.0) {
+                Some(leftover) => settled.channels.push(leftover),
+                None => complete = false,
+            }
+        }
+        if complete {
+            self.complete = ticket.0;
+            settled.pasids = self.pasids.release(ticket);
+        }
+        (complete, settled)
+    }
+
+    /// Has what was invalidated for parked PASIDs looked at once more.
+    fn release_pasids(&mut self) -> Settled {
+        match self.pasids.drained() {
+            Some(ticket) => self.settle(ticket).1,
+            None => Settled::default(),
+        }
+    }
+}
+
+/// What is left when changes are complete.
+#[derive(Default)]
+struct Settled {
+    channels: Vec<Leftover>,
+    pasids: Released,
 }
 
 impl SoftwareVm {
-    pub(super) fn new(config: VmConfig, place: Place) -> Self {
-        let control = Control { place: Some(place), ..Control::default() };
+    pub(super) fn new(config: VmConfig, place: Place, promise: Promise) -> Self {
+        let pasids = VmPasids::new(config.numbering, promise);
+        let control = Control { place: Some(place), pasids, ..Control::default() };
         Self(Arc::new(VmShared {
             config,
             faults: FaultQueue::default(),
@@ -142,23 +182,7 @@ impl Vm for SoftwareVm {
         if sabotage::is(Sabotage::DropInFlight) {
             return true;
         }
-        let mut left = Vec::new();
-        let mut control = self.0.control.lock();
-        if ticket.0 <= control.complete {
-            return true;
-        }
-        // Each channel is tried, also after one that is busy: that shortens the next poll.
-        let mut complete = true;
-        for channel in &control.channels {
-            match channel.slot.settle(ticket.0) {
-                Some(leftover) => left.push(leftover),
-                None => complete = false,
-            }
-        }
-        if complete {
-            control.complete = ticket.0;
-        }
-        drop(control);
+        let (complete, _left) = self.0.control.lock().settle(ticket);
         complete
     }
 
@@ -190,6 +214,37 @@ impl Vm for SoftwareVm {
         Ok(Endpoint::new(self.0.clone(), requester, attachment))
     }
 
+    fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
+        let (_settled, granted) = {
+            let mut control = self.0.control.lock();
+            (control.release_pasids(), control.pasids.alloc(range))
+        };
+        granted
+    }
+
+    fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError> {
+        let mut control = self.0.control.lock();
+        control.pasids.check_granted(pasid)?;
+        let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
+        control.pasids.park(pasid, drained);
+        Ok(())
+    }
+
+    fn release_pasids(&self) -> Ticket {
+        let mut control = self.0.control.lock();
+        let (drained, _) = control.post(|_| true, Batch::forget_everything);
+        control.pasids.park_all(drained);
+        drained
+    }
+
+    fn pasid_usage(&self) -> PasidUsage {
+        let (_settled, usage) = {
+            let mut control = self.0.control.lock();
+            (control.release_pasids(), control.pasids.usage())
+        };
+        usage
+    }
+
     fn counters(&self) -> Counters {
         let control = self.0.control.lock();
         let mut sum = control.history;
@@ -215,7 +270,9 @@ impl Vm for SoftwareVm {
                 control.contexts.take(),
                 control.place.take(),
             );
-            (control.post(|_| true, Batch::detach).0, old)
+            let (ticket, _) = control.post(|_| true, Batch::detach);
+            control.pasids.close(ticket);
+            (ticket, old)
         };
         self.0.faults.close();
         ticket
@@ -231,7 +288,7 @@ impl VmShared {
         let devices = BTreeMap::from([(requester, 1)]);
         let control = Control { memory, devices, attachments: 1, ..Control::default() };
         let shared = Self {
-            config: VmConfig { name: "identity".into() },
+            config: VmConfig::named("identity"),
             faults: FaultQueue::default(),
             control: SpinMutex::new(control),
         };

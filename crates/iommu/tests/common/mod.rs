@@ -94,7 +94,7 @@ impl Guest {
     }
 
     pub fn on(host: &SoftwareHost) -> Self {
-        let vm = host.create_vm(VmConfig { name: "guest".into() }).unwrap();
+        let vm = host.create_vm(VmConfig::named("guest")).unwrap();
         let memory = Arc::new(MemoryMap::anonymous(&[(Gpa(0), MEMORY)]).unwrap());
         let _ = vm.set_memory(MemoryMap::clone(&memory));
         let absent = ContextFault { reason: FaultReason::ContextNotPresent, fault_disable: false };

@@ -49,7 +49,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let host = SoftwareHost::new();
-        let vm = host.create_vm(VmConfig { name: "test".into() }).unwrap();
+        let vm = host.create_vm(VmConfig::named("test")).unwrap();
         let (sink, woken) = (Arc::<Sink>::default(), Arc::<AtomicUsize>::default());
         let count = woken.clone();
         let waker = Arc::new(move || {

@@ -74,7 +74,7 @@ impl Rig {
 
     /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
     pub fn on(host: &SoftwareHost, drive: Drive, ram: u64) -> Self {
-        let vm = host.create_vm(VmConfig { name: "guest".into() }).expect("room for a VM");
+        let vm = host.create_vm(VmConfig::named("guest")).expect("room for a VM");
         let endpoint = vm.attach(DEVICE).expect("the first device");
         let device = Device::new(Config::default(), endpoint).expect("the default device");
         let engines = (0..device.engines()).map(|_| Arc::default()).collect();

@@ -218,7 +218,7 @@ impl Shared {
         lines: Lines,
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
-        let vm = host.create_vm(VmConfig { name: name.to_owned() })?;
+        let vm = host.create_vm(VmConfig::named(name))?;
         let endpoint = vm.attach(accelerator_id())?;
         let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
         let router = Arc::new(Router::default());

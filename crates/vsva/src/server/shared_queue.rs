@@ -82,7 +82,7 @@ fn shared_queue() -> Result<Device, String> {
 }
 
 fn device() -> Result<Device, ServeError> {
-    let vm = SoftwareHost::new().create_vm(VmConfig { name: "shared queue".to_owned() })?;
+    let vm = SoftwareHost::new().create_vm(VmConfig::named("shared queue"))?;
     Ok(Device::new(Config::default(), vm.attach(RequesterId::from_bits(0))?)?)
 }
 

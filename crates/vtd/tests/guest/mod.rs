@@ -40,7 +40,7 @@ impl Guest {
 
     /// A guest with 1 MiB of memory.
     pub(crate) fn on(host: &SoftwareHost) -> Self {
-        let vm = host.create_vm(VmConfig { name: "guest".into() }).unwrap();
+        let vm = host.create_vm(VmConfig::named("guest")).unwrap();
         let _ = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 1 << 20)]).unwrap());
         let model = Model::new(Caps::new(Options::default()).unwrap(), vm.clone());
         Self { vm, model, messages: Vec::new(), scheduled: false }

@@ -10,8 +10,8 @@ mod registers;
 mod translation;
 
 use iommu::{
-    AttachError, ContextSource, Counters, Endpoint, Fault, FaultReason, Invalidation, Pasid,
-    Ticket, Vm,
+    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FaultReason,
+    FreePasidError, GuestPasid, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
@@ -107,6 +107,22 @@ impl Vm for TestVm {
 
     fn attach(&self, _requester: RequesterId) -> Result<Endpoint, AttachError> {
         Err(AttachError::Closed)
+    }
+
+    fn alloc_pasid(&self, _range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
+        Err(AllocPasidError::QuotaExceeded { quota: 0 })
+    }
+
+    fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError> {
+        Err(FreePasidError::NotGranted(pasid))
+    }
+
+    fn release_pasids(&self) -> Ticket {
+        Ticket::new(0)
+    }
+
+    fn pasid_usage(&self) -> PasidUsage {
+        PasidUsage::default()
     }
 
     fn counters(&self) -> Counters {
