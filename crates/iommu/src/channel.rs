@@ -12,6 +12,7 @@ use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
+use crate::software::GrantCheck;
 use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
 /// Invalidations of a kind that wait for one channel at most. A channel that is idle, or inside a long
@@ -36,6 +37,8 @@ pub(crate) struct ChannelState {
     /// In a cell because windows borrow the memory while further translations are made. It is
     /// only borrowed inside `translate`, so never twice.
     caches: RefCell<Caches>,
+    /// Which PASIDs may be used; `None` for any.
+    grants: Option<GrantCheck>,
     counters: Arc<ChannelCounters>,
 }
 
@@ -45,11 +48,12 @@ impl ChannelState {
         requester: RequesterId,
         memory: Option<MemoryMap>,
         contexts: Option<Arc<dyn ContextSource>>,
+        grants: Option<GrantCheck>,
         counters: Arc<ChannelCounters>,
     ) -> Self {
         let caches =
             if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
-        Self { requester, memory, contexts, caches: RefCell::new(caches), counters }
+        Self { requester, memory, contexts, caches: RefCell::new(caches), grants, counters }
     }
 
     /// The VM's memory; `None` once detached.
@@ -62,6 +66,11 @@ impl ChannelState {
         domains.extend(self.caches.borrow().domains());
     }
 
+    /// The domain of the PASID-table entry that is cached for `pasid`.
+    pub(crate) fn domain_of(&self, pasid: Pasid) -> Option<DomainId> {
+        self.caches.borrow().pasids.get(pasid).map(|state| state.domain)
+    }
+
     /// Translates `request` over `memory`, which is this channel's.
     pub(crate) fn translate(
         &self,
@@ -71,6 +80,7 @@ impl ChannelState {
         Engine {
             memory,
             contexts: self.contexts.as_deref(),
+            grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
             counters: &self.counters,
         }

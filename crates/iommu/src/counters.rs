@@ -31,6 +31,7 @@ pub(crate) struct ChannelCounters {
     pub(crate) walks: Counter,
     pub(crate) pasid_entry_reads: Counter,
     pub(crate) context_lookups: Counter,
+    pub(crate) ungranted: Counter,
     /// Translations cached now.
     pub(crate) iotlb_entries: Counter,
     /// PASID-table entries cached now.
@@ -46,6 +47,7 @@ impl ChannelCounters {
         sum.walks += self.walks.get();
         sum.pasid_entry_reads += self.pasid_entry_reads.get();
         sum.context_lookups += self.context_lookups.get();
+        sum.ungranted += self.ungranted.get();
     }
 
     /// Adds what this channel caches now to `sum`.

@@ -16,6 +16,7 @@ use pci::RequesterId;
 use crate::cache::{Cached, Caches, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
+use crate::software::GrantCheck;
 use crate::{
     AddressSpace, ContextSource, DeviceContext, DomainId, FaultReason, PasidTable, Stage, StageTwo,
 };
@@ -67,6 +68,8 @@ pub(crate) struct Engine<'a, M> {
     pub(crate) memory: &'a M,
     /// Where contexts come from; `None` while translation is off.
     pub(crate) contexts: Option<&'a dyn ContextSource>,
+    /// Which PASIDs requests may carry; `None` for any.
+    pub(crate) grants: Option<&'a GrantCheck>,
     pub(crate) caches: &'a mut Caches,
     pub(crate) counters: &'a ChannelCounters,
 }
@@ -131,7 +134,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Target, Refusal> {
         let refused = |reason| Refusal { reason, fault_disable: table.fault_disable };
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
-        let state = self.pasid_state(table, pasid)?;
+        let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
         let refused = |reason| Refusal { reason, fault_disable: state.fault_disable };
         let tag = Tag::of_pasid(state.domain, pasid, request.space.pasid.is_some());
         let (address, access) = (request.address, request.access);

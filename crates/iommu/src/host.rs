@@ -61,6 +61,9 @@ pub enum HostError {
         /// What could be had.
         available: u32,
     },
+    /// The host has no memory for another VM.
+    #[error("the host has no memory for another VM")]
+    NoMemory,
 }
 
 /// Why a device cannot be attached.
@@ -163,6 +166,8 @@ pub struct Counters {
     pub pasid_entry_reads: u64,
     /// Device contexts looked up in the model's tables.
     pub context_lookups: u64,
+    /// Requests refused because their PASID was not granted (see [`VmConfig::enforce_grants`]).
+    pub ungranted: u64,
     /// Invalidations asked for.
     pub invalidations: u64,
     /// Faults recorded.

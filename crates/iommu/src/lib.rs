@@ -60,7 +60,7 @@ pub mod format;
 mod host;
 mod in_flight;
 mod invalidation;
-mod pasid;
+pub mod pasid;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 #[cfg(not(feature = "sabotage"))]

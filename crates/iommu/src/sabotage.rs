@@ -20,6 +20,10 @@ pub enum Sabotage {
     KeepOnClose = 5,
     /// Forgotten translations are not freed.
     LeakCache = 6,
+    /// A PASID is granted again while something may still name it.
+    ReusePasid = 7,
+    /// Requests with a PASID that was never granted pass.
+    IgnoreGrants = 8,
 }
 
 /// Whether `defect` is on.

@@ -93,6 +93,17 @@ impl<S: State> Slot<S> {
         Some(self.catch_up(&mut owned))
     }
 
+    /// Up to which sequence number everything that was posted is applied and all accesses from
+    /// before it are over; `latest` is that of the latest post to any slot.
+    pub(crate) fn settled(&self, latest: u64) -> u64 {
+        let applied = self.applied.load(Ordering::Acquire);
+        if applied == self.posted.load(Ordering::Acquire) {
+            latest
+        } else {
+            applied
+        }
+    }
+
     /// Looks at the state if no access is in flight.
     pub(crate) fn peek<R>(&self, look: impl FnOnce(&S) -> R) -> Option<R> {
         Some(look(&self.state.try_lock()?.state))

@@ -1,18 +1,24 @@
 //! A host in software: it walks the guests' tables itself.
 
 mod faults;
+mod grants;
 mod pasids;
 mod vm;
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 pub use faults::FAULT_QUEUE_LIMIT;
-use ioasid::Space;
-use pasids::HostPasids;
+pub(crate) use grants::GrantCheck;
+use ioasid::{Config, ConfigError};
+use pasids::Clock;
+pub(crate) use pasids::{HostNumber, HostPasids, Promise};
+use spin::mutex::SpinMutex;
 pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
 
+use crate::pasid::{PasidAllocator, PasidReport};
 use crate::{Host, HostError, VmConfig};
 
 /// VMs that one host takes at most.
@@ -23,30 +29,59 @@ pub const MAX_DEVICES: usize = 256;
 /// A host that translates in software. Clones are the same host.
 #[derive(Clone, Debug)]
 pub struct SoftwareHost {
+    /// Number of VMs that are not closed.
     vms: Arc<AtomicUsize>,
+    /// VMs that are not gone, closed ones included.
+    all: Arc<SpinMutex<Vec<Weak<VmShared>>>>,
     pasids: Arc<HostPasids>,
 }
 
 impl SoftwareHost {
-    /// A host without VMs, with all PASIDs that the bus has but zero.
+    /// A host without VMs, with all the PASIDs of the bus but zero.
     ///
     /// # Panics
     ///
     /// If there is no memory for it.
     pub fn new() -> Self {
-        Self::with_pasids(ioasid::Config::default()).expect("memory for an empty ID space")
+        Self::with_pasids(Config::default(), None).expect("memory for an empty ID space")
     }
 
     /// A host without VMs, with the PASID space that `config` describes: for hardware with fewer
-    /// PASIDs than the bus.
-    pub fn with_pasids(config: ioasid::Config) -> Result<Self, ioasid::ConfigError> {
-        let pasids = Arc::new(HostPasids::new(Space::new(config)?));
-        Ok(Self { vms: Arc::default(), pasids })
+    /// PASIDs than the bus. `clock` tells the time since any fixed moment, for the ages in
+    /// [`pasid_report`](Self::pasid_report).
+    ///
+    /// # Errors
+    ///
+    /// If the space cannot be as `config` wants it.
+    pub fn with_pasids(config: Config, clock: Option<Clock>) -> Result<Self, ConfigError> {
+        let pasids = Arc::new(HostPasids::new(config, clock)?);
+        Ok(Self { vms: Arc::default(), all: Arc::default(), pasids })
     }
 
     /// Number of VMs that are not closed.
     pub fn vms(&self) -> usize {
         self.vms.load(Ordering::Acquire)
+    }
+
+    /// The PASIDs of this host for its own kernel: those that are not promised to VMs.
+    pub fn pasid_allocator(&self) -> PasidAllocator {
+        PasidAllocator::bare_metal(self.pasids.clone())
+    }
+
+    /// Who has which PASIDs. Looks once more whether parked ones can be released.
+    pub fn pasid_report(&self) -> PasidReport {
+        let all: Vec<_> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
+        let vms = all.iter().filter_map(|vm| vm.pasid_report()).collect();
+        // After the VMs: each may have released some.
+        let (capacity, promised) = self.pasids.promised();
+        let (live, parked) = self.pasids.out();
+        PasidReport { capacity, promised, live, parked, vms }
+    }
+}
+
+impl Default for SoftwareHost {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -60,13 +95,11 @@ impl Host for SoftwareHost {
             .map_err(|_| HostError::TooManyVms { limit: MAX_VMS })?;
         let place = Place(self.vms.clone());
         let promise = self.pasids.promise(config.quota)?;
-        Ok(SoftwareVm::new(config, place, promise))
-    }
-}
-
-impl Default for SoftwareHost {
-    fn default() -> Self {
-        Self::new()
+        let vm = SoftwareVm::new(config, place, promise)?;
+        let mut all = self.all.lock();
+        all.retain(|vm| vm.strong_count() > 0);
+        all.push(vm.downgrade());
+        Ok(vm)
     }
 }
 

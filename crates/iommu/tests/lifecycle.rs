@@ -189,6 +189,7 @@ fn counters_count() {
         invalidations,
         faults: 0,
         faults_lost: 0,
+        ungranted: 0,
     };
     assert_eq!(counters, expected);
     guest.settle_all();

@@ -16,6 +16,8 @@ pub(crate) struct PasidState {
     pub(crate) domain: DomainId,
     /// Whether faults are not recorded, by the entry or the directory.
     pub(crate) fault_disable: bool,
+    /// Whether requests may name the PASID. If not, the entry is that of requests without PASID.
+    pub(crate) granted: bool,
     pub(crate) translation: Translation,
 }
 

@@ -168,6 +168,7 @@ fn pasid_scopes() {
         let mut caches = Caches::new(DEVICE);
         for (domain, number) in states {
             let state = PasidState {
+                granted: true,
                 domain: DomainId(domain),
                 fault_disable: false,
                 translation: Translation::PassThrough,
@@ -212,6 +213,7 @@ fn caches_are_bounded_and_count_what_they_hold() {
     assert_eq!(caches.iotlb.get(tag, Iova(0)).unwrap().base, Gpa(0x2000));
 
     let state = PasidState {
+        granted: true,
         domain: DomainId(1),
         fault_disable: false,
         translation: Translation::PassThrough,

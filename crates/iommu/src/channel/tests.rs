@@ -31,7 +31,7 @@ fn the_same_scope_twice_in_a_row_is_one() {
 
 fn state() -> ChannelState {
     let memory = MemoryMap::anonymous(&[(Gpa(0), 4096)]).unwrap();
-    ChannelState::new(RequesterId::from_bits(8), Some(memory), None, Arc::default())
+    ChannelState::new(RequesterId::from_bits(8), Some(memory), None, None, Arc::default())
 }
 
 fn fill(state: &mut ChannelState) {

@@ -37,17 +37,28 @@ pub(super) fn check_privilege(entry: &StageOne, privileged: bool) -> Result<(), 
 }
 
 impl<M: GuestMemory> Engine<'_, M> {
-    /// The entry of `pasid`, from the cache or from the table.
+    /// The entry of `pasid`, from the cache or from the table; `requested` if the request named
+    /// the PASID. Then it has to be granted, where grants are enforced: to a request that it was
+    /// not granted for, an entry is not there.
     pub(super) fn pasid_state(
         &mut self,
         table: &PasidTable,
         pasid: Pasid,
+        requested: bool,
     ) -> Result<PasidState, Refusal> {
-        if let Some(state) = self.caches.pasids.get(pasid) {
+        let cached = self.caches.pasids.get(pasid);
+        // What was granted when it was cached is granted still: taking it back invalidates.
+        if let Some(state) = cached.filter(|state| state.granted || !requested) {
             return Ok(*state);
         }
+        let granted = self.grants.is_none_or(|grants| requested && grants.is_granted(pasid));
+        if requested && !granted {
+            self.counters.ungranted.add(1);
+            let reason = FaultReason::PasidEntryNotPresent;
+            return Err(Refusal { reason, fault_disable: table.fault_disable });
+        }
         self.counters.pasid_entry_reads.add(1);
-        let state = read(self.memory, table, pasid)?;
+        let state = PasidState { granted, ..read(self.memory, table, pasid)? };
         self.caches.pasids.insert(pasid, state);
         self.caches.publish(self.counters);
         Ok(state)
@@ -86,7 +97,10 @@ fn read<M: GuestMemory>(
         return refuse(FaultReason::PasidEntryNotPresent, fault_disable);
     }
     match entry.decode(&table.caps) {
-        Ok(translation) => Ok(PasidState { domain: entry.domain(), fault_disable, translation }),
+        Ok(translation) => {
+            let domain = entry.domain();
+            Ok(PasidState { domain, fault_disable, granted: false, translation })
+        }
         Err(EntryError::Reserved { .. }) => refuse(FaultReason::PasidEntryReserved, fault_disable),
         Err(_) => refuse(FaultReason::PasidEntryInvalid, fault_disable),
     }

@@ -94,6 +94,7 @@ fn translate(
     let answer = Engine {
         memory,
         contexts: Some(&Fixed(context)),
+        grants: None,
         caches: &mut caches,
         counters: &ChannelCounters::default(),
     }

@@ -1,25 +1,28 @@
 //! A VM of the software host.
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
 use mem::MemoryMap;
 use pci::RequesterId;
-use spin::mutex::SpinMutex;
 
 use super::faults::FaultQueue;
-use super::pasids::{Promise, Released, VmPasids};
+use super::grants::{Grants, Released, Taken};
+use super::pasids::Promise;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
+use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
+use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, Fault,
-    FreePasidError, GuestPasid, Invalidation, PasidRange, PasidUsage, Ticket, Vm, VmConfig,
+    FreePasidError, GuestPasid, HostError, Invalidation, PasidRange, PasidUsage, Ticket, Vm,
+    VmConfig,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -35,7 +38,7 @@ pub(crate) struct VmShared {
     pub(crate) faults: FaultQueue,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
-    control: SpinMutex<Control>,
+    control: Mutex<Control>,
 }
 
 #[derive(Default)]
@@ -54,7 +57,7 @@ struct Control {
     history: Counters,
     /// Given back when the VM is closed.
     place: Option<Place>,
-    pasids: VmPasids,
+    grants: Grants,
     closed: bool,
 }
 
@@ -80,23 +83,25 @@ impl Control {
             return (true, settled);
         }
         // Each channel is tried, also after one that is busy: that shortens the next poll.
-        let mut complete = true;
+        let mut complete = self.sequence;
         for channel in &self.channels {
-            match channel.slot.settle(ticket.0) {
-                Some(leftover) => settled.channels.push(leftover),
-                None => complete = false,
-            }
+            settled.channels.extend(channel.slot.settle(ticket.0));
+            complete = complete.min(channel.slot.settled(self.sequence));
         }
-        if complete {
-            self.complete = ticket.0;
-            settled.pasids = self.pasids.release(ticket);
-        }
-        (complete, settled)
+        self.complete = self.complete.max(complete);
+        settled.pasids = self.grants.release(Ticket(self.complete));
+        (ticket.0 <= self.complete, settled)
     }
 
-    /// Has what was invalidated for parked PASIDs looked at once more.
-    fn release_pasids(&mut self) -> Settled {
-        match self.pasids.drained() {
+    /// Ends an allocation; also gives what that leaves to be dropped after the lock is released.
+    fn grant(&mut self, taken: Taken) -> (Result<GuestPasid, AllocPasidError>, Released) {
+        let granted = self.grants.grant(taken, Ticket(self.sequence));
+        (granted, self.grants.release(Ticket(self.complete)))
+    }
+
+    /// Looks once more whether parked PASIDs can be released.
+    fn release_parked(&mut self) -> Settled {
+        match self.grants.drained() {
             Some(ticket) => self.settle(ticket).1,
             None => Settled::default(),
         }
@@ -111,14 +116,18 @@ struct Settled {
 }
 
 impl SoftwareVm {
-    pub(super) fn new(config: VmConfig, place: Place, promise: Promise) -> Self {
-        let pasids = VmPasids::new(config.numbering, promise);
-        let control = Control { place: Some(place), pasids, ..Control::default() };
-        Self(Arc::new(VmShared {
+    pub(super) fn new(config: VmConfig, place: Place, promise: Promise) -> Result<Self, HostError> {
+        let grants = Grants::new(config.numbering, promise)?;
+        let control = Control { place: Some(place), grants, ..Control::default() };
+        Ok(Self(Arc::new(VmShared {
             config,
             faults: FaultQueue::default(),
-            control: SpinMutex::new(control),
-        }))
+            control: Mutex::new(control),
+        })))
+    }
+
+    pub(super) fn downgrade(&self) -> Weak<VmShared> {
+        Arc::downgrade(&self.0)
     }
 
     /// Its name, for people.
@@ -215,32 +224,38 @@ impl Vm for SoftwareVm {
     }
 
     fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
-        let (_settled, granted) = {
+        let (settled, claim) = {
             let mut control = self.0.control.lock();
-            (control.release_pasids(), control.pasids.alloc(range))
+            (control.release_parked(), control.grants.claim())
         };
+        // What it released may be what is wanted.
+        drop(settled);
+        let taken = claim?.take(range);
+        let (granted, _left) = self.0.control.lock().grant(taken);
         granted
     }
 
     fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError> {
         let mut control = self.0.control.lock();
-        control.pasids.check_granted(pasid)?;
+        control.grants.check_granted(pasid)?;
+        control.grants.revoke(pasid);
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
-        control.pasids.park(pasid, drained);
+        control.grants.park(pasid, drained);
         Ok(())
     }
 
     fn release_pasids(&self) -> Ticket {
         let mut control = self.0.control.lock();
+        control.grants.revoke_all();
         let (drained, _) = control.post(|_| true, Batch::forget_everything);
-        control.pasids.park_all(drained);
+        control.grants.park_all(drained);
         drained
     }
 
     fn pasid_usage(&self) -> PasidUsage {
         let (_settled, usage) = {
             let mut control = self.0.control.lock();
-            (control.release_pasids(), control.pasids.usage())
+            (control.release_parked(), control.grants.usage())
         };
         usage
     }
@@ -270,8 +285,9 @@ impl Vm for SoftwareVm {
                 control.contexts.take(),
                 control.place.take(),
             );
+            control.grants.revoke_all();
             let (ticket, _) = control.post(|_| true, Batch::detach);
-            control.pasids.close(ticket);
+            control.grants.close(ticket);
             (ticket, old)
         };
         self.0.faults.close();
@@ -290,9 +306,26 @@ impl VmShared {
         let shared = Self {
             config: VmConfig::named("identity"),
             faults: FaultQueue::default(),
-            control: SpinMutex::new(control),
+            control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
+    }
+
+    /// Who has which PASIDs of this VM; `None` if it never can have any again.
+    pub(crate) fn pasid_report(&self) -> Option<VmPasids> {
+        let (_settled, grants, channels) = {
+            let mut control = self.control.lock();
+            (control.release_parked(), control.grants.report(), control.channels.clone())
+        };
+        let (closed, usage, mut entries) = grants?;
+        for entry in &mut entries {
+            let of = |channel: &Arc<ChannelShared>| {
+                channel.slot.peek(|state| state.domain_of(entry.guest.0)).flatten()
+            };
+            entry.domain = channels.iter().find_map(of);
+        }
+        let VmConfig { name, numbering, enforce_grants: enforced, .. } = self.config.clone();
+        Some(VmPasids { name, numbering, enforced, closed, usage, entries })
     }
 
     pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {
@@ -301,7 +334,8 @@ impl VmShared {
         let memory = attached.then(|| MemoryMap::clone(&control.memory));
         let contexts = control.contexts.clone().filter(|_| attached);
         let counters = Arc::<ChannelCounters>::default();
-        let state = ChannelState::new(device.requester, memory, contexts, counters.clone());
+        let grants = self.config.enforce_grants.then(|| control.grants.check());
+        let state = ChannelState::new(device.requester, memory, contexts, grants, counters.clone());
         let slot = Slot::new(state, control.sequence);
         let shared = Arc::new(ChannelShared {
             requester: device.requester,

@@ -94,7 +94,11 @@ impl Guest {
     }
 
     pub fn on(host: &SoftwareHost) -> Self {
-        let vm = host.create_vm(VmConfig::named("guest")).unwrap();
+        Self::with(host, VmConfig::named("guest"))
+    }
+
+    pub fn with(host: &SoftwareHost, config: VmConfig) -> Self {
+        let vm = host.create_vm(config).unwrap();
         let memory = Arc::new(MemoryMap::anonymous(&[(Gpa(0), MEMORY)]).unwrap());
         let _ = vm.set_memory(MemoryMap::clone(&memory));
         let absent = ContextFault { reason: FaultReason::ContextNotPresent, fault_disable: false };

@@ -1,0 +1,186 @@
+//! Where the PASIDs of a kernel's own users come from: decided once, for the whole machine.
+
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
+use core::fmt;
+
+use ioasid::Lease;
+use pci::RequesterId;
+
+use super::{AllocError, CommandError, Pasid, PasidCommands, PasidRange};
+use crate::software::{HostNumber, HostPasids, Promise};
+use crate::sync::Mutex;
+use crate::AllocPasidError;
+
+/// What an IOMMU driver says about the PASIDs that its hardware can use. A device gets what its
+/// bus and itself can use; `None` is a bus or device without PASIDs.
+pub trait PasidOps: Send + Sync {
+    /// PASIDs that can be used on a bus.
+    fn bus_range(&self, bus: u8) -> Option<PasidRange> {
+        let _ = bus;
+        Some(PasidRange::ALL)
+    }
+
+    /// PASIDs that a device can use.
+    fn device_range(&self, requester: RequesterId) -> Option<PasidRange> {
+        let _ = requester;
+        Some(PasidRange::ALL)
+    }
+}
+
+/// For which devices a consumer wants PASIDs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// Those on a bus.
+    Bus(u8),
+    /// One.
+    Device(RequesterId),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bus(bus) => write!(f, "bus {bus:02x}"),
+            Self::Device(requester) => write!(f, "device {requester}"),
+        }
+    }
+}
+
+/// The way that a request for a PASID takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// This machine has no host above it: its own ID space answers.
+    BareMetal,
+    /// This machine is a guest: its host is asked, through this interface.
+    Guest {
+        /// As [`PasidCommands::interface`] calls it.
+        interface: &'static str,
+    },
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BareMetal => f.write_str("the host's own ID space"),
+            Self::Guest { interface } => write!(f, "{interface}, then the VMM, then the host"),
+        }
+    }
+}
+
+/// The PASIDs of one machine, for the drivers of the kernel that runs on it. Clones are the same.
+///
+/// It needs no domain, no VM and no device: drivers ask at their initialisation.
+#[derive(Clone)]
+pub struct PasidAllocator {
+    source: Arc<Source>,
+    ops: Option<Arc<dyn PasidOps>>,
+}
+
+enum Source {
+    Host(Arc<HostPasids>),
+    Commands {
+        commands: Arc<dyn PasidCommands>,
+        /// What the host gave and did not take back, whichever consumer has it.
+        out: Mutex<BTreeSet<Pasid>>,
+    },
+}
+
+/// A PASID that is out, and the right to give it back.
+pub(super) struct Held {
+    pub(super) pasid: Pasid,
+    /// On bare metal. The number goes before the promise that it was of.
+    _own: Option<(Lease<HostNumber>, Promise)>,
+}
+
+impl PasidAllocator {
+    /// For the kernel of the machine whose PASIDs `host` hands out; see
+    /// [`SoftwareHost::pasid_allocator`](crate::SoftwareHost::pasid_allocator).
+    pub(crate) fn bare_metal(host: Arc<HostPasids>) -> Self {
+        Self { source: Arc::new(Source::Host(host)), ops: None }
+    }
+
+    /// For the kernel of a guest, whose IOMMU driver found a way to ask the host.
+    pub fn guest(commands: Arc<dyn PasidCommands>) -> Self {
+        let source = Source::Commands { commands, out: Mutex::new(BTreeSet::new()) };
+        Self { source: Arc::new(source), ops: None }
+    }
+
+    /// The same, for consumers whose range `ops` narrows.
+    pub fn with_ops(self, ops: Arc<dyn PasidOps>) -> Self {
+        Self { ops: Some(ops), ..self }
+    }
+
+    /// The way that every request takes.
+    pub fn route(&self) -> Route {
+        match &*self.source {
+            Source::Host(_) => Route::BareMetal,
+            Source::Commands { commands, .. } => Route::Guest { interface: commands.interface() },
+        }
+    }
+
+    /// PASIDs that can be used in `scope`.
+    pub(super) fn range(&self, scope: Scope) -> Option<PasidRange> {
+        let Some(ops) = &self.ops else { return Some(PasidRange::ALL) };
+        let bus = match scope {
+            Scope::Bus(bus) => bus,
+            Scope::Device(requester) => requester.bus(),
+        };
+        let range = PasidRange::ALL.intersection(&ops.bus_range(bus)?)?;
+        match scope {
+            Scope::Bus(_) => Some(range),
+            Scope::Device(requester) => range.intersection(&ops.device_range(requester)?),
+        }
+    }
+
+    /// Gets a PASID in `range`.
+    pub(super) fn alloc(&self, range: PasidRange) -> Result<Held, AllocError> {
+        match &*self.source {
+            Source::Host(host) => {
+                // One at a time, so that no number that is promised to a VM is taken.
+                let promise = host.promise(1).map_err(|_| AllocError::NoneAvailable)?;
+                let lease = promise.source().alloc(range).map_err(|error| match error {
+                    AllocPasidError::NoMemory => AllocError::NoMemory,
+                    _ => AllocError::NoneAvailable,
+                })?;
+                let pasid = Pasid::from_field(lease.id().0);
+                Ok(Held { pasid, _own: Some((lease, promise)) })
+            }
+            Source::Commands { commands, out } => {
+                let pasid = commands.alloc(range)?;
+                // Nobody may trust a host: two users of one number would see each other's memory.
+                // The first one's stays as it is, so the number is not given back.
+                if !out.lock().insert(pasid) {
+                    return Err(AllocError::InUse { pasid });
+                }
+                let held = Held { pasid, _own: None };
+                if range.contains(pasid) {
+                    return Ok(held);
+                }
+                // If it is not taken back, it stays out for good.
+                let _ = self.free(held);
+                Err(AllocError::Unasked { pasid, range })
+            }
+        }
+    }
+
+    /// Gives a PASID back; if the host does not take it, it is still held.
+    pub(super) fn free(&self, held: Held) -> Result<(), (Option<Held>, CommandError)> {
+        let Source::Commands { commands, out } = &*self.source else { return Ok(()) };
+        // First: the host may hand it out again before its answer to this is seen here.
+        out.lock().remove(&held.pasid);
+        match commands.free(held.pasid) {
+            Ok(()) => Ok(()),
+            // Nothing to hold on to.
+            Err(CommandError::NotGranted) => Err((None, CommandError::NotGranted)),
+            // Unless the host has handed it out after all.
+            Err(error) if out.lock().insert(held.pasid) => Err((Some(held), error)),
+            Err(error) => Err((None, error)),
+        }
+    }
+}
+
+impl fmt::Debug for PasidAllocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasidAllocator").field("route", &self.route()).finish_non_exhaustive()
+    }
+}
