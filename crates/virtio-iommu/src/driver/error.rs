@@ -1,5 +1,6 @@
 //! What can go wrong, and whose doing it is.
 
+use iommu::Pasid;
 use mem::{Gpa, MemError};
 
 use crate::spec::{QueueLayoutError, RequestStatus};
@@ -65,8 +66,12 @@ pub enum Error {
     /// The device gave a status that does not exist.
     #[error("the device gave status {0}, which does not exist")]
     UnknownStatus(u8),
-    /// The device gave a number that was not asked for, or is no PASID. It was given back.
-    #[error("the device granted {0:#x}, which was not asked for")]
+    /// The device granted a PASID that was not asked for. It was not given back: the caller may
+    /// have it already.
+    #[error("the device granted {0}, which was not asked for")]
+    OutOfRange(Pasid),
+    /// The device granted a number that is zero or no PASID. It was given back.
+    #[error("the device granted {0:#x}, which is no PASID")]
     BadNumber(u32),
     /// The device broke the queue's rules, now or before: nothing from it is believed any more.
     #[error("the device broke the rules: {0}")]

@@ -4,6 +4,47 @@
 //! piece of it to keep its queue in, and a [`Clock`], because it trusts no device to answer. Every
 //! wait has a deadline. A request that misses it is not forgotten: its buffers stay the device's
 //! until they come back, and a PASID that comes back too late is given back.
+//!
+//! ```
+//! use std::cell::Cell;
+//! use iommu::{Host, PasidRange, SoftwareHost, SoftwareVm, Vm, VmConfig};
+//! use mem::{Gpa, MemoryMap};
+//! use virtio_iommu::driver::{Clock, Driver, Transport, DEFAULT_PATIENCE_NS};
+//! use virtio_iommu::model::{Model, Options};
+//! use virtio_iommu::spec::{Features, QueueLayout, Status};
+//!
+//! // The other end in the same process: a notification is worked off at once.
+//! struct Wire(Model<SoftwareVm>);
+//!
+//! impl Transport for Wire {
+//!     fn features(&mut self) -> Features { self.0.features() }
+//!     fn set_driver_features(&mut self, features: Features) { self.0.set_driver_features(features) }
+//!     fn status(&mut self) -> Status { self.0.status() }
+//!     fn write_status(&mut self, status: Status) { let _ = self.0.write_status(status); }
+//!     fn read_config(&mut self, offset: usize, data: &mut [u8]) { self.0.read_config(offset, data) }
+//!     fn max_queue_size(&mut self, queue: u16) -> u16 { self.0.max_queue_size(queue) }
+//!     fn set_queue(&mut self, queue: u16, layout: QueueLayout) { let _ = self.0.set_queue(queue, layout); }
+//!     fn notify(&mut self, queue: u16) { if self.0.notify(queue).schedule { let _ = self.0.poll(1); } }
+//! }
+//!
+//! struct Ticks(Cell<u64>);
+//!
+//! impl Clock for Ticks {
+//!     fn now_ns(&self) -> u64 { self.0.replace(self.0.get() + 1) }
+//! }
+//!
+//! let vm = SoftwareHost::new().create_vm(VmConfig::named("guest")).unwrap();
+//! let _ = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x4000)]).unwrap());
+//! let wire = Wire(Model::new(Options::default(), vm.clone()));
+//! let clock = Ticks(Cell::new(0));
+//! let mut driver = Driver::new(wire, vm.memory(), Gpa(0x1000), clock, DEFAULT_PATIENCE_NS)?;
+//!
+//! let pasid = driver.alloc(PasidRange::ALL).unwrap();
+//! assert_eq!(vm.pasid_usage().live, 1);
+//! driver.free(pasid).unwrap();
+//! assert!(driver.free(pasid).is_err());
+//! # Ok::<(), virtio_iommu::driver::SetupError>(())
+//! ```
 
 mod error;
 mod queue;
@@ -128,7 +169,8 @@ impl<T: Transport, M: GuestMemory, C: Clock> Driver<T, M, C> {
     /// Asks for a PASID in `range`.
     ///
     /// The number is checked: it is in `range`, and not zero. Whether it is in use already is for
-    /// the caller's own books to find out.
+    /// the caller's own books to find out. That goes for a number outside the range, too, so it
+    /// is not given back here: it could be taken from under its user.
     ///
     /// # Errors
     ///
@@ -138,8 +180,9 @@ impl<T: Transport, M: GuestMemory, C: Clock> Driver<T, M, C> {
         let (first, last) = (range.first.get(), range.last.get());
         let answer = self.execute(Request::AllocPasid { first, last })?;
         let number = word_of(answer)?;
-        match Pasid::new(number).filter(|pasid| range.contains(*pasid) && number != 0) {
-            Some(pasid) => Ok(pasid),
+        match Pasid::new(number).filter(|pasid| pasid.get() != 0) {
+            Some(pasid) if range.contains(pasid) => Ok(pasid),
+            Some(pasid) => Err(Error::OutOfRange(pasid)),
             None => {
                 self.give_back(number);
                 Err(Error::BadNumber(number))
