@@ -197,6 +197,7 @@ fn a_request_may_lie_in_pieces() {
 fn a_queue_that_makes_no_sense_needs_a_reset_and_gets_over_it() {
     let mut rig = Rig::new(10);
     assert!(rig.request(&alloc(5, 5), 8).is_some());
+    assert_eq!(rig.write_status(Status::from_bits(0x4f)), RUNNING, "the bit is the device's");
     let index = Gpa(rig.layout.available.0 + available::INDEX);
     rig.vm.memory().store_u16(index, rig.offered.wrapping_add(SIZE + 1)).unwrap();
     let effects = rig.model.poll(1).effects;
