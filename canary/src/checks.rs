@@ -210,6 +210,49 @@ pub(crate) fn virtio_iommu() -> Option<()> {
     ensure(driver.free(pasid).is_err())
 }
 
+/// A guest takes a PASID from its host and gives it back, by the registers of its unit.
+pub(crate) fn vtd_driver() -> Option<()> {
+    use core::cell::{Cell, RefCell};
+    use iommu::PasidRange;
+    use vtd::driver::{Clock, LayoutChoice, Registers, VirtualCommands};
+    use vtd::model::{Caps, Model, Options};
+    use vtd::spec::VcmdLayout;
+
+    struct Unit(RefCell<Model<SoftwareVm>>, Cell<u64>);
+
+    impl Registers for Unit {
+        fn read32(&self, offset: u16) -> u32 {
+            let mut data = [0; 4];
+            self.0.borrow_mut().read(offset.into(), &mut data);
+            u32::from_le_bytes(data)
+        }
+
+        fn write32(&self, offset: u16, value: u32) {
+            let _ = self.0.borrow_mut().write(offset.into(), &value.to_le_bytes());
+        }
+    }
+
+    impl Clock for Unit {
+        fn now_ns(&self) -> u64 {
+            self.1.replace(self.1.get() + 1)
+        }
+
+        fn pause(&self) {
+            let _ = self.0.borrow_mut().poll(1);
+        }
+    }
+
+    let virtual_commands = Some(VcmdLayout::Revision33);
+    let caps = Caps::new(Options { virtual_commands, ..Options::default() }).ok()?;
+    let vm = SoftwareHost::new().create_vm(VmConfig::named("canary")).ok()?;
+    let unit = Unit(RefCell::new(Model::new(caps, vm.clone())), Cell::new(0));
+    let mut commands = VirtualCommands::probe(&unit, &unit, LayoutChoice::Detect).ok()??;
+    let pasid = commands.alloc(PasidRange::ALL).ok()?;
+    ensure(vm.pasid_usage().live == 1)?;
+    commands.free(pasid).ok()?;
+    ensure(vm.pasid_usage().live == 0)
+}
+
 /// A descriptor means the same after a trip through its bytes.
 pub(crate) fn dsa() -> Option<()> {
     use dsa::spec::{Descriptor, Operation};

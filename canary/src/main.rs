@@ -25,6 +25,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("pci", checks::pci),
     ("iommu", checks::iommu),
     ("vtd", checks::vtd),
+    ("vtd driver", checks::vtd_driver),
     ("virtio-iommu", checks::virtio_iommu),
     ("dsa", checks::dsa),
 ];

@@ -3,10 +3,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use common::*;
+use iommu::pasid::{
+    AllocError, CommandError, Consumer, Exited, FreeError, PasidAllocator, Route, Scope,
+};
 use iommu::{Numbering, PasidRange, SoftwareHost, SoftwareVm, Vm, VmConfig};
-use virtio_iommu::driver::{Error, SetupError};
+use virtio_iommu::driver::{Error, SetupError, SharedDriver};
 use virtio_iommu::model::{Options, PROBE_SIZE};
 use virtio_iommu::spec::{RequestStatus, Revision, Status};
 
@@ -183,4 +187,27 @@ fn a_device_that_sleeps_for_good_is_left_alone() {
     driver.alloc(PasidRange::ALL).unwrap();
     assert_eq!(vm.pasid_usage().live, 1);
     assert_eq!(driver.counters().given_back, 8);
+}
+
+#[test]
+fn a_guest_s_allocator_takes_its_pasids_from_the_host() {
+    let (vm, _, driver) = rig(Options::default(), 2);
+    let allocator = PasidAllocator::guest(Arc::new(SharedDriver::new(driver)));
+    let interface = "virtio-iommu requests";
+    assert_eq!(allocator.route(), Route::Guest { interface });
+    let one = Consumer::init(&allocator, Scope::Bus(0)).unwrap();
+    let two = Consumer::init(&allocator, Scope::Bus(1)).unwrap();
+    let first = one.alloc(range(100, 200), "one's").unwrap();
+    let second = two.alloc(range(100, 200), "two's").unwrap();
+    assert_eq!(vm.pasid_usage().live, 2);
+    let none = AllocError::Command(CommandError::NoneAvailable);
+    assert_eq!(one.alloc(range(100, 200), "too many"), Err(none));
+    assert_eq!(one.free(second), Err(FreeError::NotFound(second)));
+    assert_eq!(one.free(first).as_deref(), Ok(&"one's"));
+    assert_eq!(two.exit(), Exited { freed: 1, lost: Vec::new() });
+    assert_eq!(vm.pasid_usage().live, 0);
+    // What the host takes behind the guest's back is not the guest's to free.
+    let third = one.alloc(range(100, 200), "soon gone").unwrap();
+    assert!(vm.is_complete(vm.release_pasids()));
+    assert_eq!(one.free(third), Err(FreeError::Command(CommandError::NotGranted)));
 }

@@ -6,9 +6,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use common::*;
+use iommu::pasid::{AllocError, CommandError, Consumer, PasidAllocator, Scope};
 use iommu::PasidRange;
 use mem::{Gpa, GuestMemory, MemoryMap};
-use virtio_iommu::driver::{Driver, Error, ProtocolError, SetupError, Transport, REGION_SIZE};
+use virtio_iommu::driver::{
+    Driver, Error, ProtocolError, SetupError, SharedDriver, Transport, REGION_SIZE,
+};
 use virtio_iommu::spec::{
     available, used, Features, QueueLayout, QueueLayoutError, RequestStatus, Revision, Status,
     UsedElement,
@@ -372,4 +375,43 @@ fn a_device_that_wants_no_notification_and_sleeps_misses_the_deadline() {
     drop(state);
     assert!(matches!(driver.alloc(PasidRange::ALL), Err(Error::TimedOut { .. })));
     assert!(liar.requests().is_empty());
+}
+
+#[test]
+fn a_guest_s_allocator_finds_out_what_the_driver_cannot_know() {
+    let liar = Liar::new();
+    let driver = SharedDriver::new(liar.driver().unwrap());
+    let allocator = PasidAllocator::guest(Arc::new(driver));
+    let consumer = Consumer::init(&allocator, Scope::Bus(0)).unwrap();
+    liar.will([grant(10)]);
+    assert_eq!(consumer.alloc(range(10, 20), ()), Ok(pasid(10)));
+    // In use, and in the range or not: never given back.
+    liar.will([grant(10), grant(10)]);
+    let in_use = Err(AllocError::InUse { pasid: pasid(10) });
+    assert_eq!(consumer.alloc(range(10, 20), ()), in_use);
+    assert_eq!(consumer.alloc(range(11, 20), ()), in_use);
+    assert_eq!(liar.requests().len(), 3);
+    // Not asked for, and nobody's: given back.
+    liar.will([grant(9), OK]);
+    let (got, wanted) = (pasid(9), range(11, 20));
+    let unasked = AllocError::Unasked { pasid: got, range: wanted };
+    assert_eq!(consumer.alloc(wanted, ()), Err(unasked));
+    assert_eq!(liar.requests()[4][..8], [0xe1, 0, 0, 0, 9, 0, 0, 0]);
+    let failures = [
+        (grant(0x10_0000), CommandError::NoPasid { number: 0x10_0000 }),
+        (status(8), CommandError::NoneAvailable),
+        (status(6), CommandError::NoneAvailable),
+        (status(3), CommandError::Status { status: 3 }),
+        (status(77), CommandError::Status { status: 77 }),
+        (Act::Silence, CommandError::Deadline),
+        (Act::Answer(Vec::new(), 0), CommandError::Broken),
+        (Act::NeedsReset, CommandError::Broken),
+    ];
+    for (act, error) in failures {
+        // Numbers that are no PASID are given back, which needs an answer.
+        let gives_back = matches!(error, CommandError::NoPasid { .. });
+        liar.will([act]);
+        liar.will(gives_back.then_some(OK));
+        assert_eq!(consumer.alloc(PasidRange::ALL, ()), Err(AllocError::Command(error)));
+    }
 }

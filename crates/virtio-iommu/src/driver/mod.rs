@@ -48,6 +48,7 @@
 
 mod error;
 mod queue;
+mod shared;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -59,6 +60,7 @@ use zerocopy::IntoBytes;
 
 pub use error::{Error, ProtocolError, SetupError};
 pub use queue::REGION_SIZE;
+pub use shared::SharedDriver;
 
 use crate::spec::{
     Answer, Config, Features, QueueLayout, Request, RequestStatus, Revision, Status, REQUEST_QUEUE,

@@ -3,7 +3,8 @@
 use iommu::{Pasid, TableCaps};
 
 use crate::spec::{
-    Capability, ExtendedCapability, FAULT_RECORDS, FAULT_RECORD_OFFSET, IOTLB_OFFSET,
+    Capability, ExtendedCapability, VcmdLayout, VirtualCommandCapability, FAULT_RECORDS,
+    FAULT_RECORD_OFFSET, IOTLB_OFFSET,
 };
 
 /// What a unit is asked to offer. Starts from [`Options::default`].
@@ -42,6 +43,9 @@ pub struct Options {
     pub nested: bool,
     /// RPS: the RID_PASID field of context entries.
     pub rid_pasid: bool,
+    /// VCS and VCCAP.PAS: the guest takes its PASIDs from the host by virtual commands, whose
+    /// registers have this layout. Guests look for them only where CM is set.
+    pub virtual_commands: Option<VcmdLayout>,
 }
 
 impl Default for Options {
@@ -63,6 +67,7 @@ impl Default for Options {
             second_stage_accessed_dirty: false,
             nested: true,
             rid_pasid: true,
+            virtual_commands: None,
         }
     }
 }
@@ -134,6 +139,7 @@ impl Caps {
         let Options { pasid_bits, nested, rid_pasid, .. } = self.options;
         let Options { first_stage_1g, first_stage_5_level, .. } = self.options;
         let accessed_dirty = self.options.second_stage_accessed_dirty;
+        let virtual_commands = self.options.virtual_commands.is_some();
         let rules = [
             (pasid_bits.is_some(), "PASID", scalable_mode, "SMTS"),
             (first_stage, "FSTS", scalable_mode, "SMTS"),
@@ -144,6 +150,8 @@ impl Caps {
             (nested, "NEST", first_stage, "FSTS"),
             (nested, "NEST", second_stage, "SSTS"),
             (accessed_dirty, "SSADS", second_stage, "SSTS"),
+            (virtual_commands, "VCS", pasid_bits.is_some(), "PASID"),
+            (virtual_commands, "VCS", self.options.caching_mode, "CM"),
         ];
         for (asked, feature, met, needs) in rules {
             if asked && !met {
@@ -207,6 +215,12 @@ impl Caps {
             .with_first_stage(options.first_stage)
             .with_page_walk_snoop(options.scalable_mode)
             .with_rid_pasid(options.rid_pasid)
+            .with_virtual_commands(options.virtual_commands.is_some())
+    }
+
+    /// VCCAP_REG (10.4.43 of revision 3.0, 10.4.46 of revision 3.3).
+    pub fn virtual_commands(&self) -> VirtualCommandCapability {
+        VirtualCommandCapability::new().with_pasid(self.options.virtual_commands.is_some())
     }
 
     fn second_stage_large(&self) -> u8 {

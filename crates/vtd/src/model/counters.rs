@@ -25,6 +25,21 @@ pub struct Counters {
     pub register_invalidations: u64,
     /// Commands, invalidations and writes that the unit ignores: not supported, or not now.
     pub refused: u64,
+    /// Virtual commands carried out, failed ones included.
+    pub virtual_commands: u64,
+    /// … of which allocations that got a PASID.
+    pub pasids_allocated: u64,
+    /// … of which allocations that the host had no PASID for.
+    pub pasids_unavailable: u64,
+    /// … of which PASIDs taken back.
+    pub pasids_freed: u64,
+    /// … of which PASIDs not taken back, since they are not this guest's.
+    pub pasid_frees_refused: u64,
+    /// … of which no command, or with an operand that is no PASID.
+    pub virtual_commands_invalid: u64,
+    /// Virtual commands ignored: written while another was in progress, or to a unit that offers
+    /// none.
+    pub virtual_commands_refused: u64,
     /// Faults put into a fault recording register.
     pub faults_recorded: u64,
     /// Faults lost because the fault recording registers were full.

@@ -22,6 +22,7 @@ mod event;
 mod faults;
 mod queue;
 mod registers;
+mod virtual_commands;
 
 #[cfg(test)]
 mod tests;
@@ -35,13 +36,14 @@ pub use counters::Counters;
 pub use effects::{Effects, Message, Polled, Progress};
 
 use crate::spec::{
-    registers_in, ContextCommand, GlobalStatus, InvalidateAddress, IotlbInvalidate,
+    registers_in, ContextCommand, GlobalStatus, InvalidateAddress, IotlbInvalidate, Register,
     RootTableAddress,
 };
 use commands::Pending;
 use event::{Event, Raised};
 use faults::{fault_code, FaultLog, Recorded};
 use queue::Queue;
+use virtual_commands::VirtualCommands;
 
 /// The most descriptors that one [`Model::poll`] works off.
 pub const DESCRIPTORS_PER_POLL: u32 = 64;
@@ -74,6 +76,7 @@ pub struct Model<V> {
     /// IWC.
     wait_complete: bool,
     completion_event: Event,
+    virtual_commands: VirtualCommands,
     counters: Counters,
 }
 
@@ -96,6 +99,7 @@ impl<V: Vm> Model<V> {
             queue: Queue::new(),
             wait_complete: false,
             completion_event: Event::new(),
+            virtual_commands: VirtualCommands::default(),
             counters: Counters::default(),
         }
     }
@@ -119,7 +123,7 @@ impl<V: Vm> Model<V> {
         if !self.is_access(data.len()) {
             return;
         }
-        for register in registers_in(offset, data.len()) {
+        for register in self.registers_in(offset, data.len()) {
             let value = self.load(register.id).to_le_bytes();
             let bytes = value.iter().take(register.width.bytes().into());
             for (at, byte) in (u64::from(register.offset)..).zip(bytes) {
@@ -141,13 +145,18 @@ impl<V: Vm> Model<V> {
         if !self.is_access(data.len()) {
             return effects;
         }
-        for register in registers_in(offset, data.len()) {
+        for register in self.registers_in(offset, data.len()) {
             let write = registers::Write::of(register, offset, data);
             self.store(register, write, &mut effects);
         }
+        self.counters.virtual_commands_refused += u64::from(self.lacks_command(offset, data.len()));
         self.settle();
         effects.schedule |= self.pending.latest().is_some();
         effects
+    }
+
+    fn registers_in(&self, offset: u64, len: usize) -> impl Iterator<Item = &'static Register> {
+        registers_in(self.caps.options().virtual_commands, offset, len)
     }
 
     fn is_access(&mut self, len: usize) -> bool {
@@ -156,12 +165,13 @@ impl<V: Vm> Model<V> {
         valid
     }
 
-    /// Works on: records faults, completes commands, and takes up to `budget` descriptors from
-    /// the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]).
+    /// Works on: records faults, completes commands, carries out a virtual one, and takes up to
+    /// `budget` descriptors from the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]).
     pub fn poll(&mut self, budget: u32) -> Polled {
         let mut effects = Effects::default();
         let more_faults = self.take_faults(&mut effects);
         self.settle();
+        self.run_virtual_command();
         let queue = self.drain_queue(budget.clamp(1, DESCRIPTORS_PER_POLL), &mut effects);
         let progress = match (queue, self.pending.latest()) {
             _ if more_faults => Progress::More,
@@ -223,7 +233,8 @@ impl<V: Vm> Model<V> {
         }
     }
 
-    /// Everything as after power-on: translation off, nothing cached, nothing pending.
+    /// Everything as after power-on: translation off, nothing cached, nothing pending, a virtual
+    /// command that is in progress dropped, and every PASID that the guest was granted taken back.
     ///
     /// Until the ticket is complete, accesses that began before may still use old translations.
     pub fn reset(&mut self) -> Ticket {
@@ -243,6 +254,7 @@ impl<V: Vm> Model<V> {
             queue,
             wait_complete,
             completion_event,
+            virtual_commands,
             counters: _, // they are the host's, not the guest's
         } = self;
         vm.set_contexts(None);
@@ -259,11 +271,16 @@ impl<V: Vm> Model<V> {
         *queue = Queue::new();
         *wait_complete = false;
         *completion_event = Event::new();
+        *virtual_commands = VirtualCommands::default();
         for _ in 0..FAULTS_PER_RESET {
             if vm.take_fault().is_none() {
                 break;
             }
         }
-        self.forget_everything()
+        let forgotten = self.forget_everything();
+        if self.caps.options().virtual_commands.is_none() {
+            return forgotten; // nothing was granted through this unit
+        }
+        forgotten.max(self.vm.release_pasids())
     }
 }

@@ -42,8 +42,13 @@ impl Write {
         self.mask >> 56 != 0
     }
 
+    /// Whether the low byte of a register is written: there virtual commands are given.
+    pub(super) fn has_low_byte(&self) -> bool {
+        self.mask & 0xff != 0
+    }
+
     /// `old` with what the write changes of the register's writable bits.
-    fn merge(&self, register: &Register, old: u64) -> u64 {
+    pub(super) fn merge(&self, register: &Register, old: u64) -> u64 {
         let change = register.writable & self.mask;
         (old & !change) | (self.value & change)
     }
@@ -77,6 +82,9 @@ impl<V: Vm> Model<V> {
             RegisterId::CompletionEventAddress => self.completion_event.address.into(),
             RegisterId::QueueErrorRecord => self.queue.error_record().into_bits(),
             RegisterId::IotlbInvalidate => self.iotlb_invalidate.into_bits(),
+            RegisterId::VirtualCommandCapability => self.caps.virtual_commands().into_bits(),
+            RegisterId::VirtualCommand => self.virtual_commands.command(),
+            RegisterId::VirtualCommandResponse => self.virtual_commands.response(),
             RegisterId::FaultRecordLow(record) => self.faults.low(record),
             RegisterId::FaultRecordHigh(record) => self.faults.high(record),
         }
@@ -103,6 +111,8 @@ impl<V: Vm> Model<V> {
             | RegisterId::QueueHead
             | RegisterId::CompletionEventUpperAddress
             | RegisterId::QueueErrorRecord
+            | RegisterId::VirtualCommandCapability
+            | RegisterId::VirtualCommandResponse
             | RegisterId::FaultRecordLow(_) => {}
             RegisterId::GlobalCommand => self.command(write, effects),
             RegisterId::RootTableAddress => {
@@ -144,6 +154,7 @@ impl<V: Vm> Model<V> {
             RegisterId::IotlbInvalidate => {
                 self.iotlb_command(IotlbInvalidate::from_bits(merged), write);
             }
+            RegisterId::VirtualCommand => self.virtual_command(register, write, effects),
             RegisterId::FaultRecordHigh(record) => {
                 if ones != 0 {
                     self.faults.clear(record);

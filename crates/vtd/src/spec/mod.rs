@@ -8,6 +8,7 @@ mod fault;
 mod fields;
 mod registers;
 mod tables;
+mod virtual_command;
 
 #[cfg(test)]
 mod tests;
@@ -26,9 +27,14 @@ pub use fields::{
     IotlbInvalidate, QueueAddress, QueueErrorRecord, RootTableAddress,
 };
 pub use registers::{
-    registers_in, AccessClass, Register, RegisterId, Reset, Width, FAULT_RECORDS,
-    FAULT_RECORD_OFFSET, IOTLB_OFFSET, PAGE_SIZE, REGISTERS, VERSION,
+    registers, registers_in, AccessClass, Register, RegisterId, Reset, Width, CAPABILITY_OFFSET,
+    EXTENDED_CAPABILITY_OFFSET, FAULT_RECORDS, FAULT_RECORD_OFFSET, IOTLB_OFFSET, PAGE_SIZE,
+    REGISTERS, VERSION, VERSION_OFFSET,
 };
 pub use tables::{
     ContextEntry, RootEntry, ScalableContextEntry, ScalableRootHalf, TableMode, TranslationType,
+};
+pub use virtual_command::{
+    VcmdLayout, VirtualCommand, VirtualCommandCapability, VirtualCommandError, VirtualOpcode,
+    VirtualResponse, VirtualStatus,
 };

@@ -1,7 +1,18 @@
 //! The register table: one page of registers at the unit's base (11.4).
 
+use super::virtual_command::VcmdLayout;
+
 /// Size of the register page in bytes.
 pub const PAGE_SIZE: u64 = 4096;
+
+/// Offset of the version register.
+pub const VERSION_OFFSET: u16 = 0x00;
+
+/// Offset of the capability register.
+pub const CAPABILITY_OFFSET: u16 = 0x08;
+
+/// Offset of the extended capability register.
+pub const EXTENDED_CAPABILITY_OFFSET: u16 = 0x10;
 
 /// VER: major version 5 in 7:4, the last one with the register-based invalidation interface
 /// (6.5.1); minor version 0.
@@ -44,6 +55,9 @@ pub enum RegisterId {
     QueueErrorRecord,
     InvalidateAddress,
     IotlbInvalidate,
+    VirtualCommandCapability,
+    VirtualCommand,
+    VirtualCommandResponse,
     /// Low half of a fault recording register.
     FaultRecordLow(u8),
     /// High half of a fault recording register.
@@ -151,11 +165,11 @@ const ADDRESS: u64 = 0xffff_fffc;
 const QUEUE_OFFSET: u64 = 0x7_fff0;
 
 const FIXED: [Register; 23] = [
-    register!(Id::Version, "VER_REG", 0x00, Bits32, Ro,
+    register!(Id::Version, "VER_REG", VERSION_OFFSET, Bits32, Ro,
         writable 0, clears 0, reset Reset::Value(VERSION as u64), "11.4.1"),
-    register!(Id::Capability, "CAP_REG", 0x08, Bits64, Ro,
+    register!(Id::Capability, "CAP_REG", CAPABILITY_OFFSET, Bits64, Ro,
         writable 0, clears 0, reset Reset::Capabilities, "11.4.2"),
-    register!(Id::ExtendedCapability, "ECAP_REG", 0x10, Bits64, Ro,
+    register!(Id::ExtendedCapability, "ECAP_REG", EXTENDED_CAPABILITY_OFFSET, Bits64, Ro,
         writable 0, clears 0, reset Reset::Capabilities, "11.4.3"),
     register!(Id::GlobalCommand, "GCMD_REG", 0x18, Bits32, Wo,
         writable 0xcf80_0000, clears 0, reset ZERO, "11.4.4.1"),
@@ -199,7 +213,9 @@ const FIXED: [Register; 23] = [
         writable 0xb003_ffff_0000_0000, clears 0, reset ZERO, "11.4.6.3"),
 ];
 
-/// Every register, by rising offset. What lies between them reads zero and ignores writes.
+/// Every register but those of virtual commands, which have two layouts
+/// ([`VcmdLayout::registers`]), by rising offset. What lies between them reads zero and ignores
+/// writes.
 pub const REGISTERS: [Register; FIXED.len() + 2 * FAULT_RECORDS] = {
     let mut all = [FIXED[0]; FIXED.len() + 2 * FAULT_RECORDS];
     let mut i = 0;
@@ -220,10 +236,27 @@ pub const REGISTERS: [Register; FIXED.len() + 2 * FAULT_RECORDS] = {
     all
 };
 
-/// The registers that share a byte with the `len` bytes from `offset`, by rising offset.
-pub fn registers_in(offset: u64, len: usize) -> impl Iterator<Item = &'static Register> {
+/// Every register of a unit that has these virtual commands, by rising offset.
+pub fn registers(virtual_commands: Option<VcmdLayout>) -> impl Iterator<Item = &'static Register> {
+    const TABLE: &[Register] = &REGISTERS;
+    TABLE.iter().chain(virtual_registers(virtual_commands))
+}
+
+/// Those of them that share a byte with the `len` bytes from `offset`, by rising offset.
+pub fn registers_in(
+    virtual_commands: Option<VcmdLayout>,
+    offset: u64,
+    len: usize,
+) -> impl Iterator<Item = &'static Register> {
     const TABLE: &[Register] = &REGISTERS;
     let end = offset.saturating_add(len as u64);
     let first = TABLE.partition_point(|register| u64::from(register.end()) <= offset);
-    TABLE[first..].iter().take_while(move |register| u64::from(register.offset) < end)
+    let more = virtual_registers(virtual_commands)
+        .iter()
+        .skip_while(move |register| u64::from(register.end()) <= offset);
+    TABLE[first..].iter().chain(more).take_while(move |register| u64::from(register.offset) < end)
+}
+
+fn virtual_registers(layout: Option<VcmdLayout>) -> &'static [Register] {
+    layout.map_or(&[], |layout| layout.registers())
 }

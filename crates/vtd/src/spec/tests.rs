@@ -282,7 +282,8 @@ fn fault_codes_are_distinct() {
 
 #[test]
 fn the_register_table_is_in_order() {
-    for register in &REGISTERS {
+    let virtual_registers = VcmdLayout::ALL.iter().flat_map(|layout| layout.registers());
+    for register in REGISTERS.iter().chain(virtual_registers) {
         let bits = u32::from(register.width.bytes()) * 8;
         let fits = |mask: u64| bits == 64 || mask >> bits == 0;
         assert_eq!(register.offset % register.width.bytes(), 0, "{}", register.name);
@@ -297,14 +298,21 @@ fn the_register_table_is_in_order() {
         };
         assert_eq!((writable, clears), expected, "{}", register.name);
     }
-    for pair in REGISTERS.windows(2) {
-        assert!(pair[0].end() <= pair[1].offset, "{} and {}", pair[0].name, pair[1].name);
+    for layout in [None, Some(VcmdLayout::Revision30), Some(VcmdLayout::Revision33)] {
+        let table: Vec<_> = registers(layout).collect();
+        assert_eq!(table.len(), REGISTERS.len() + if layout.is_some() { 3 } else { 0 });
+        for pair in table.windows(2) {
+            assert!(pair[0].end() <= pair[1].offset, "{} and {}", pair[0].name, pair[1].name);
+        }
     }
 }
 
 #[test]
 fn registers_are_found_by_their_bytes() {
-    let found = |offset, len| registers_in(offset, len).map(|r| r.offset).collect::<Vec<_>>();
+    let in_layout = |layout, offset, len| {
+        registers_in(layout, offset, len).map(|r| r.offset).collect::<Vec<_>>()
+    };
+    let found = |offset, len| in_layout(None, offset, len);
     assert_eq!(found(0x18, 8), [0x18, 0x1c]);
     assert_eq!(found(0x1b, 2), [0x18, 0x1c]);
     assert_eq!(found(0x0c, 4), [0x08]);
@@ -312,6 +320,21 @@ fn registers_are_found_by_their_bytes() {
     assert_eq!(found(0x298, 8), [0x298]);
     assert!(found(0x2a0, 8).is_empty());
     assert!(found(u64::MAX, 8).is_empty());
+
+    assert!(found(0xe00, 8).is_empty());
+    for (layout, offsets) in [
+        (VcmdLayout::Revision30, [0xe00, 0xe10, 0xe20]),
+        (VcmdLayout::Revision33, [0xe00, 0xe10, 0xe30]),
+    ] {
+        let found = |offset, len| in_layout(Some(layout), offset, len);
+        assert_eq!(found(0x18, 8), [0x18, 0x1c]);
+        assert!(found(0x2a0, 8).is_empty() && found(0xe08, 8).is_empty());
+        for offset in offsets {
+            assert_eq!(found(u64::from(offset) + 7, 8), [offset]);
+            assert_eq!(found(u64::from(offset) - 7, 8), [offset]);
+        }
+        assert!(found(0xe38, 8).is_empty() && found(u64::MAX, 8).is_empty());
+    }
 }
 
 proptest! {

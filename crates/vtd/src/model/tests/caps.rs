@@ -1,6 +1,7 @@
 //! Capabilities: golden values, and options that do not go together.
 
 use super::*;
+use crate::spec::VcmdLayout;
 
 #[test]
 fn default_capabilities_are_the_known_ones() {
@@ -10,6 +11,20 @@ fn default_capabilities_are_the_known_ones() {
     // … coherent walks, nesting and RID_PASID on; interrupt remapping, page requests with their
     // draining, virtual commands and the no-write flag off.
     assert_eq!(caps.extended().into_bits(), 0x0003_c998_0400_0f47);
+}
+
+#[test]
+fn virtual_commands_are_offered_consistently() {
+    for layout in VcmdLayout::ALL {
+        let options = Options { virtual_commands: Some(layout), ..Options::default() };
+        let caps = Caps::new(options).unwrap();
+        // VCS is bit 44, CM bit 7, PAS bit 0; nothing else differs.
+        assert_eq!(caps.extended().into_bits(), 0x0003_c998_0400_0f47 | 1 << 44);
+        assert_eq!(caps.capability().into_bits(), 0x81d2_078c_222f_0686);
+        assert_eq!(caps.virtual_commands().into_bits(), 1);
+    }
+    let caps = Caps::new(Options::default()).unwrap();
+    assert_eq!(caps.virtual_commands().into_bits(), 0);
 }
 
 #[test]
@@ -80,6 +95,10 @@ fn options_that_do_not_go_together_are_refused() {
     assert_eq!(needs(Options { first_stage: true, ..legacy }), ("FSTS", "SMTS"));
     assert_eq!(needs(Options { second_stage: true, ..legacy }), ("SSTS", "SMTS"));
     assert_eq!(needs(Options { rid_pasid: true, ..legacy }), ("RPS", "SMTS"));
+    let virtual_commands = Some(VcmdLayout::Revision33);
+    assert_eq!(needs(Options { virtual_commands, ..legacy }), ("VCS", "PASID"));
+    let silent = Options { virtual_commands, caching_mode: false, ..base };
+    assert_eq!(needs(silent), ("VCS", "CM"));
     let flat = Options { first_stage: false, nested: false, ..base };
     assert_eq!(needs(flat), ("FS1GP", "FSTS"));
     let flat = Options { first_stage_1g: false, ..flat };

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::spec::{registers, VcmdLayout};
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -40,7 +41,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let width = prop::sample::select(std::vec![1usize, 2, 4, 8, 3, 16]);
-    let offset = prop_oneof![0u64..0x300, Just(0x18), Just(0x88), any::<u64>()];
+    let offset = prop_oneof![0u64..0x300, 0xe00u64..0xe40, Just(0x18), Just(0x88), any::<u64>()];
     let aimed = prop_oneof![
         (0u64..0x100_000),
         (0u64..0x100).prop_map(|page| page << 12 | 0x800),
@@ -54,7 +55,9 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (offset.clone(), any::<u64>(), width.clone())
             .prop_map(|(offset, value, width)| Action::Write { offset, value, width }),
         1 => (offset, width).prop_map(|(offset, width)| Action::Read { offset, width }),
-        6 => (0..REGISTERS.len(), aimed)
+        6 => (0..REGISTERS.len() + 3, aimed.clone())
+            .prop_map(|(register, value)| Action::Aim { register, value }),
+        3 => (REGISTERS.len()..REGISTERS.len() + 3, aimed)
             .prop_map(|(register, value)| Action::Aim { register, value }),
         6 => ((0u64..0x20_000), word).prop_map(|(word_at, word)| Action::Memory { at: word_at * 8, word }),
         1 => any::<u64>().prop_map(|page| Action::Fault { page: page >> 12 }),
@@ -77,7 +80,8 @@ fn apply(unit: &mut Unit, action: &Action) {
         }
         Action::Read { offset, width } => unit.model.read(offset, &mut buffer[..width]),
         Action::Aim { register, value } => {
-            let register = &REGISTERS[register];
+            let layout = unit.model.caps().options().virtual_commands;
+            let Some(register) = registers(layout).nth(register) else { return };
             let bytes = value.to_le_bytes();
             let width = usize::from(register.width.bytes());
             let _ = unit.model.write(register.offset.into(), &bytes[..width]);
@@ -108,28 +112,45 @@ proptest! {
 
     #[test]
     fn nothing_panics_and_every_call_is_bounded(
-        late: bool, actions in prop::collection::vec(action(), 1..120),
+        late: bool,
+        layout in prop::sample::select(
+            &[None, Some(VcmdLayout::Revision30), Some(VcmdLayout::Revision33)][..]
+        ),
+        quota in 0u32..4,
+        actions in prop::collection::vec(action(), 1..120),
     ) {
-        let mut unit = Unit::new();
+        let mut unit = Unit::with(Options { virtual_commands: layout, ..Options::default() });
+        unit.vm.state().quota = quota;
         if late {
             unit.vm.complete_late();
         }
         for action in &actions {
             let before = (unit.model.counters(), unit.vm.state().issued);
+            let calls = unit.vm.state().pasid_calls;
             apply(&mut unit, action);
             let after = (unit.model.counters(), unit.vm.state().issued);
+            let calls = unit.vm.state().pasid_calls - calls;
             let descriptors = after.0.descriptors - before.0.descriptors;
             let issued = after.1 - before.1;
             match action {
                 Action::Poll { .. } => {
                     prop_assert!(descriptors <= DESCRIPTORS_PER_POLL.into());
                     prop_assert!(issued <= descriptors);
+                    prop_assert!(calls <= 1);
                 }
                 _ => {
                     prop_assert_eq!(descriptors, 0);
+                    prop_assert!(calls == 0 || matches!(action, Action::Reset));
                     prop_assert!(issued <= INVALIDATIONS_PER_WRITE);
                 }
             }
+            let counters = unit.model.counters();
+            let outcomes = counters.pasids_allocated
+                + counters.pasids_unavailable
+                + counters.pasids_freed
+                + counters.pasid_frees_refused
+                + counters.virtual_commands_invalid;
+            prop_assert_eq!(outcomes, counters.virtual_commands);
             let head = unit.read64(0x80);
             prop_assert!(head < 4096 << (unit.read64(0x90) & 7));
         }

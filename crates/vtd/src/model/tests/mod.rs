@@ -8,6 +8,7 @@ mod hostile;
 mod queue;
 mod registers;
 mod translation;
+mod virtual_commands;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FaultReason,
@@ -15,7 +16,7 @@ use iommu::{
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
@@ -34,6 +35,14 @@ pub(super) struct State {
     issued: u64,
     completed: u64,
     late: bool,
+    /// PASIDs that the VM may have.
+    pub(super) quota: u32,
+    /// PASIDs that it has.
+    pub(super) pasids: BTreeSet<Pasid>,
+    /// The range of the last allocation.
+    pub(super) asked: Option<PasidRange>,
+    /// Allocations, frees and releases that the VM was asked for.
+    pub(super) pasid_calls: u64,
 }
 
 impl TestVm {
@@ -48,6 +57,10 @@ impl TestVm {
             issued: 0,
             completed: 0,
             late: false,
+            quota: 0,
+            pasids: BTreeSet::new(),
+            asked: None,
+            pasid_calls: 0,
         })))
     }
 
@@ -109,20 +122,42 @@ impl Vm for TestVm {
         Err(AttachError::Closed)
     }
 
-    fn alloc_pasid(&self, _range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
-        Err(AllocPasidError::QuotaExceeded { quota: 0 })
+    /// The lowest that the VM does not have.
+    fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
+        let mut state = self.state();
+        state.pasid_calls += 1;
+        state.asked = Some(range);
+        if state.pasids.len() as u32 >= state.quota {
+            return Err(AllocPasidError::QuotaExceeded { quota: state.quota });
+        }
+        let numbers = range.first.get()..=range.last.get();
+        let free = numbers.filter_map(Pasid::new).find(|pasid| !state.pasids.contains(pasid));
+        let pasid = free.ok_or(AllocPasidError::NoneAvailable)?;
+        state.pasids.insert(pasid);
+        Ok(GuestPasid(pasid))
     }
 
     fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError> {
-        Err(FreePasidError::NotGranted(pasid))
+        let mut state = self.state();
+        state.pasid_calls += 1;
+        let had = state.pasids.remove(&pasid.0);
+        had.then_some(()).ok_or(FreePasidError::NotGranted(pasid))
     }
 
     fn release_pasids(&self) -> Ticket {
-        Ticket::new(0)
+        let mut state = self.state();
+        state.pasid_calls += 1;
+        state.pasids.clear();
+        state.issued += 1;
+        if !state.late {
+            state.completed = state.issued;
+        }
+        Ticket::new(state.issued)
     }
 
     fn pasid_usage(&self) -> PasidUsage {
-        PasidUsage::default()
+        let state = self.state();
+        PasidUsage { quota: state.quota, live: state.pasids.len() as u32, parked: 0 }
     }
 
     fn counters(&self) -> Counters {

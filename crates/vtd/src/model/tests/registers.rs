@@ -4,12 +4,13 @@ use std::format;
 use std::string::String;
 
 use super::*;
-use crate::spec::{AccessClass, Register, Reset, PAGE_SIZE};
+use crate::spec::{registers, AccessClass, Register, Reset, VcmdLayout, PAGE_SIZE};
 
 fn reset_value(register: &Register, caps: &Caps) -> u64 {
     match (register.reset, register.id) {
         (Reset::Value(value), _) => value,
         (Reset::Capabilities, RegisterId::Capability) => caps.capability().into_bits(),
+        (Reset::Capabilities, RegisterId::VirtualCommandCapability) => 1,
         (Reset::Capabilities, _) => caps.extended().into_bits(),
     }
 }
@@ -28,14 +29,26 @@ fn write(unit: &mut Unit, register: &Register, value: u64) -> Effects {
     }
 }
 
+/// Runs `test` on a unit without virtual commands and on one with each layout.
+fn with_each_layout(test: impl Fn(Option<VcmdLayout>, fn(Option<VcmdLayout>) -> Unit)) {
+    for layout in [None, Some(VcmdLayout::Revision30), Some(VcmdLayout::Revision33)] {
+        test(layout, |virtual_commands| {
+            Unit::with(Options { virtual_commands, ..Options::default() })
+        });
+    }
+}
+
 #[test]
 fn every_register_comes_up_and_comes_back_with_its_reset_value() {
-    let mut unit = Unit::new();
+    with_each_layout(|layout, unit| registers_come_up_and_come_back(unit(layout), layout));
+}
+
+fn registers_come_up_and_come_back(mut unit: Unit, layout: Option<VcmdLayout>) {
     let caps = *unit.model.caps();
-    for register in &REGISTERS {
+    for register in registers(layout) {
         assert_eq!(read(&mut unit, register), reset_value(register, &caps), "{}", register.name);
     }
-    for register in &REGISTERS {
+    for register in registers(layout) {
         let _ = write(&mut unit, register, 0x5a5a_5a5a_5a5a_5a5a);
     }
     unit.inject(fault(1));
@@ -43,7 +56,7 @@ fn every_register_comes_up_and_comes_back_with_its_reset_value() {
     unit.inject(fault(2));
     let _ = unit.model.reset();
     let _ = unit.poll();
-    for register in &REGISTERS {
+    for register in registers(layout) {
         assert_eq!(read(&mut unit, register), reset_value(register, &caps), "{}", register.name);
     }
     assert!(unit.vm.state().contexts.is_none());
@@ -51,9 +64,13 @@ fn every_register_comes_up_and_comes_back_with_its_reset_value() {
 
 #[test]
 fn no_write_changes_a_bit_that_is_not_writable() {
-    for register in &REGISTERS {
+    with_each_layout(|layout, unit| only_writable_bits_change(layout, || unit(layout)));
+}
+
+fn only_writable_bits_change(layout: Option<VcmdLayout>, unit: impl Fn() -> Unit) {
+    for register in registers(layout) {
         for value in [0, u64::MAX, 0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa] {
-            let mut unit = Unit::new();
+            let mut unit = unit();
             let before = read(&mut unit, register);
             let _ = write(&mut unit, register, value);
             let after = read(&mut unit, register);
@@ -74,12 +91,16 @@ fn no_write_changes_a_bit_that_is_not_writable() {
 
 #[test]
 fn writable_bits_read_back_unless_they_are_commands() {
-    for register in REGISTERS.iter().filter(|r| r.access == AccessClass::ReadWrite) {
+    with_each_layout(|layout, unit| writable_bits_read_back(layout, || unit(layout)));
+}
+
+fn writable_bits_read_back(layout: Option<VcmdLayout>, unit: impl Fn() -> Unit) {
+    for register in registers(layout).filter(|r| r.access == AccessClass::ReadWrite) {
         let command = match register.id {
             RegisterId::ContextCommand | RegisterId::IotlbInvalidate => 1 << 63,
             _ => 0,
         };
-        let mut unit = Unit::new();
+        let mut unit = unit();
         let value = 0xa5a5_5a5a_3c3c_c3c3 & !command;
         let before = read(&mut unit, register);
         let _ = write(&mut unit, register, value);
@@ -175,12 +196,15 @@ fn row(register: &Register) -> String {
 
 #[test]
 fn the_device_page_has_the_register_table_and_the_capabilities() {
-    let rows: Vec<String> = REGISTERS.iter().map(row).collect();
+    let virtual_registers = VcmdLayout::ALL.iter().flat_map(|layout| layout.registers());
+    let rows: Vec<String> = REGISTERS.iter().chain(virtual_registers).map(row).collect();
     let missing: Vec<&String> = rows.iter().filter(|row| !PAGE.contains(*row)).collect();
     assert!(missing.is_empty(), "the page lacks these rows:\n{missing:#?}");
     assert_eq!(PAGE.lines().filter(|line| line.starts_with("| 0x")).count(), rows.len());
     let caps = Caps::new(Options::default()).unwrap();
-    for value in [caps.capability().into_bits(), caps.extended().into_bits()] {
+    let offered = Options { virtual_commands: Some(VcmdLayout::Revision33), ..Options::default() };
+    let offered = Caps::new(offered).unwrap().extended();
+    for value in [caps.capability().into_bits(), caps.extended().into_bits(), offered.into_bits()] {
         assert!(PAGE.contains(&format!("`{value:#018x}`")), "{value:#018x}");
     }
 }
