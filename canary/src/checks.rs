@@ -1,6 +1,6 @@
 //! One real thing of each crate; `None` if it went wrong.
 
-use iommu::{AddressSpace, Host, SoftwareHost, SoftwareVm, Vm, VmConfig};
+use iommu::{AddressSpace, Host, PasidRange, SoftwareHost, SoftwareVm, Vm, VmConfig};
 use mem::{Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
 
@@ -90,9 +90,14 @@ pub(crate) fn pci() -> Option<()> {
     ensure(effects.pasid.is_some_and(|change| change.to.enable()))
 }
 
-/// A device's DMA reaches its VM's memory, and stops when the VM is closed.
+/// A VM is granted PASIDs up to its quota; a device's DMA reaches its memory, and stops when it is
+/// closed.
 pub(crate) fn iommu() -> Option<()> {
-    let vm = SoftwareHost::new().create_vm(VmConfig::named("canary")).ok()?;
+    let host = SoftwareHost::new();
+    let vm = host.create_vm(VmConfig { quota: 1, ..VmConfig::named("canary") }).ok()?;
+    let granted = vm.alloc_pasid(PasidRange::ALL).ok()?;
+    ensure(vm.alloc_pasid(PasidRange::ALL).is_err())?;
+    ensure(vm.free_pasid(granted).is_ok() && vm.free_pasid(granted).is_err())?;
     let mapped = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).ok()?);
     ensure(vm.is_complete(mapped))?;
     let endpoint = vm.attach(RequesterId::new(0, 16, 0)?).ok()?;
@@ -103,6 +108,7 @@ pub(crate) fn iommu() -> Option<()> {
     ensure(channel.enter().write(space, Iova(0x1ffc), &[7; 8]).is_err())?;
     let stopped = vm.close();
     ensure(vm.is_complete(stopped))?;
+    ensure(host.pasid_report().promised == 0)?;
     let refused = channel.enter().write(space, Iova(0x1ff8), &[7; 8]).is_err();
     ensure(refused)
 }
@@ -204,7 +210,7 @@ pub(crate) fn virtio_iommu() -> Option<()> {
     let wire = Wire(Model::new(Options::default(), vm.clone()));
     let driver = Driver::new(wire, vm.memory(), Gpa(0x1000), NoTime, DEFAULT_PATIENCE_NS);
     let mut driver = driver.ok()?;
-    let pasid = driver.alloc(iommu::PasidRange::ALL).ok()?;
+    let pasid = driver.alloc(PasidRange::ALL).ok()?;
     ensure(vm.pasid_usage().live == 1)?;
     driver.free(pasid).ok()?;
     ensure(driver.free(pasid).is_err())
@@ -213,7 +219,6 @@ pub(crate) fn virtio_iommu() -> Option<()> {
 /// A guest takes a PASID from its host and gives it back, by the registers of its unit.
 pub(crate) fn vtd_driver() -> Option<()> {
     use core::cell::{Cell, RefCell};
-    use iommu::PasidRange;
     use vtd::driver::{Clock, LayoutChoice, Registers, VirtualCommands};
     use vtd::model::{Caps, Model, Options};
     use vtd::spec::VcmdLayout;

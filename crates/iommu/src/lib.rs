@@ -14,6 +14,9 @@
 //! for another device. How a ticket comes to say that nothing old is in use any more is argued in
 //! `docs/adr/0002-in-flight.md`.
 //!
+//! PASIDs come from one space for each host: [`pasid`] has who asks for them and how; a VM is granted
+//! them by [`Vm::alloc_pasid`] within the quota of its [`VmConfig`].
+//!
 //! ```
 //! use iommu::{AddressSpace, DmaError, Host, Invalidation, SoftwareHost, Vm, VmConfig};
 //! use mem::{Gpa, Iova, MemoryMap};

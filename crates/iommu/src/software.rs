@@ -113,5 +113,5 @@ impl Drop for Place {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests;
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -8,7 +8,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 8] = [
+const CASES: [(Sabotage, &str, Scenario); 11] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -17,6 +17,9 @@ const CASES: [(Sabotage, &str, Scenario); 8] = [
     (Sabotage::DropInFlight, "storm", scenarios::storm),
     (Sabotage::KeepOnClose, "close", scenarios::close),
     (Sabotage::LeakCache, "rebind", scenarios::rebind),
+    (Sabotage::ReusePasid, "parking", scenarios::parking),
+    (Sabotage::IgnoreGrants, "grants", scenarios::grants),
+    (Sabotage::WrongPasid, "grants", scenarios::grants),
 ];
 
 /// One test, since a defect is on for the whole process.

@@ -44,3 +44,13 @@ fn rebind() {
 fn no_starvation() {
     assert_eq!(scenarios::no_starvation(), Ok(()));
 }
+
+#[test]
+fn parking() {
+    assert_eq!(scenarios::parking(), Ok(()));
+}
+
+#[test]
+fn grants() {
+    assert_eq!(scenarios::grants(), Ok(()));
+}

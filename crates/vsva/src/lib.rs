@@ -10,12 +10,14 @@
 //!           │ ───► private     directories that cannot be left behind
 //!           │ ───► control     what the lab and the guest program say to each other
 //!           └────► server      the devices, for the lab and for QEMUs of the user's (serve)
+//!  cli ──► demo               guests and their host in this process
 //! ```
 
 pub mod assets;
 pub mod capture;
 pub mod cli;
 pub mod control;
+pub mod demo;
 pub mod guest_program;
 pub mod initramfs;
 pub mod lab;

@@ -9,5 +9,6 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Lab(args) => cli::lab(&args),
         Command::Serve(args) => cli::serve(&args),
+        Command::Demo(args) => cli::demo(&args),
     }
 }

@@ -9,7 +9,7 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+
 use core::time::Duration;
 
 use ioasid::{Ioasid, Lease, Space};
@@ -17,6 +17,7 @@ use ioasid::{Ioasid, Lease, Space};
 use super::pasids::{numbers, refusal, HostNumber, Owner, Promise, Source};
 use crate::pasid::{GrantState, PasidEntry};
 use crate::sabotage::{self, Sabotage};
+use crate::sync::{AtomicBool, Ordering};
 use crate::{
     AllocPasidError, FreePasidError, GuestPasid, HostError, HostPasid, Numbering, Pasid,
     PasidRange, PasidUsage, Ticket,

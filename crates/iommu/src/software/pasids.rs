@@ -2,12 +2,11 @@
 
 use alloc::sync::Arc;
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
 use ioasid::{AllocError, Config, ConfigError, Lease, Space};
 
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{AllocPasidError, HostError, PasidRange};
 
 /// Tells the time since some moment: for the age of what a report lists.

@@ -99,6 +99,12 @@ impl Control {
         (granted, self.grants.release(Ticket(self.complete)))
     }
 
+    /// Grants nothing any more; gives what that leaves to be dropped after the lock is released.
+    fn close_grants(&mut self, closing: Ticket) -> Released {
+        self.grants.close(closing);
+        self.grants.release(Ticket(self.complete))
+    }
+
     /// Looks once more whether parked PASIDs can be released.
     fn release_parked(&mut self) -> Settled {
         match self.grants.drained() {
@@ -287,8 +293,7 @@ impl Vm for SoftwareVm {
             );
             control.grants.revoke_all();
             let (ticket, _) = control.post(|_| true, Batch::detach);
-            control.grants.close(ticket);
-            (ticket, old)
+            (ticket, (old, control.close_grants(ticket)))
         };
         self.0.faults.close();
         ticket

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use iommu::format::vtd::{DirectoryEntry, PasidEntry};
 use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DmaError, DomainId,
-    Endpoint, FaultReason, Host, Invalidation, Pasid, PasidTable, SoftwareHost, SoftwareVm,
-    TableCaps, Ticket, Vm, VmConfig,
+    Endpoint, FaultReason, Host, Invalidation, Pasid, PasidRange, PasidTable, SoftwareHost,
+    SoftwareVm, TableCaps, Ticket, Vm, VmConfig,
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;

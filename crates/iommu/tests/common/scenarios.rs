@@ -222,3 +222,34 @@ pub fn no_starvation() -> Verdict {
         check(guest.vm.is_complete(ticket), "not complete after 20 s")
     })
 }
+
+/// A PASID that was given back is granted to nobody while an access may name it.
+pub fn parking() -> Verdict {
+    let host = SoftwareHost::new();
+    let guest = Guest::on(&host);
+    let other = host.create_vm(VmConfig::named("other")).unwrap();
+    let (_endpoint, channel) = guest.attach();
+    let granted = guest.vm.alloc_pasid(PasidRange::ALL).unwrap();
+    let access = channel.enter();
+    guest.vm.free_pasid(granted).unwrap();
+    let same = PasidRange::new(granted.0, granted.0).unwrap();
+    let _ = guest.vm.pasid_usage();
+    check(other.alloc_pasid(same).is_err(), "granted to another VM while it is in use")?;
+    drop(access);
+    let _ = guest.vm.pasid_usage();
+    check(other.alloc_pasid(same).is_ok(), "not granted again")
+}
+
+/// Where grants are enforced, a PASID that was never granted reaches nothing.
+pub fn grants() -> Verdict {
+    let config = VmConfig { enforce_grants: true, ..VmConfig::named("guest") };
+    let mut guest = Guest::with(&SoftwareHost::new(), config);
+    let root = guest.table();
+    guest.set_first(root, VA, 1, leaf(PAGES[0]));
+    guest.set_pasid(1, first_stage(root, DOMAIN));
+    let (_endpoint, channel) = guest.attach();
+    check(dma(&channel, with(1), VA, Op::Write).is_err(), "passed without a grant")?;
+    check(guest.vm.counters().ungranted == 1, "not counted")?;
+    guest.vm.alloc_pasid(PasidRange::ALL).unwrap();
+    check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused with a grant")
+}

@@ -1,0 +1,184 @@
+//! Every interleaving of a guest's death, and of its device's accesses, with grants.
+
+use alloc::sync::Arc;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
+use pci::RequesterId;
+
+use super::*;
+use crate::pasid::PasidReport;
+use crate::{
+    AddressSpace, AllocPasidError, ContextFault, ContextSource, DeviceContext, FreePasidError,
+    GuestPasid, Pasid, PasidRange, PasidTable, TableCaps, Vm,
+};
+
+/// PASIDs 1 to 3.
+const NUMBERS: u32 = 3;
+const ONE: PasidRange = PasidRange { first: Pasid::from_field(1), last: Pasid::from_field(1) };
+
+/// Three threads: bounded, or it takes minutes.
+fn explore(f: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(f);
+}
+
+fn host() -> SoftwareHost {
+    SoftwareHost::with_pasids(Config { width: 2, ..Config::default() }, None).unwrap()
+}
+
+fn vm(host: &SoftwareHost, quota: u32) -> SoftwareVm {
+    let config = VmConfig { quota, enforce_grants: true, ..VmConfig::named("vm") };
+    host.create_vm(config).unwrap()
+}
+
+fn assert_nothing_is_out(host: &SoftwareHost) {
+    let nothing = PasidReport { capacity: NUMBERS, ..PasidReport::default() };
+    assert_eq!(host.pasid_report(), nothing);
+}
+
+#[test]
+fn loom_a_vm_dies_while_it_allocates() {
+    explore(|| {
+        let host = host();
+        let vm = vm(&host, NUMBERS);
+        let allocating = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.alloc_pasid(PasidRange::ALL))
+        };
+        let ticket = vm.close();
+        assert!(vm.is_complete(ticket), "nothing is in flight");
+        match allocating.join().unwrap() {
+            Ok(granted) => assert_eq!(granted.0, ONE.first),
+            Err(error) => assert_eq!(error, AllocPasidError::Closed),
+        }
+        assert_nothing_is_out(&host);
+    });
+}
+
+#[test]
+fn loom_a_vm_dies_while_it_frees() {
+    explore(|| {
+        let host = host();
+        let vm = vm(&host, NUMBERS);
+        let granted = vm.alloc_pasid(ONE).unwrap();
+        let freeing = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.free_pasid(granted))
+        };
+        let _ = vm.close();
+        let freed = freeing.join().unwrap();
+        assert!(matches!(freed, Ok(()) | Err(FreePasidError::Closed)));
+        assert_nothing_is_out(&host);
+    });
+}
+
+#[test]
+fn loom_two_frees_of_one_pasid() {
+    explore(|| {
+        let host = host();
+        let vm = vm(&host, NUMBERS);
+        let granted = vm.alloc_pasid(ONE).unwrap();
+        let other = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.free_pasid(granted).is_ok())
+        };
+        let first = vm.free_pasid(granted).is_ok();
+        assert!(first ^ other.join().unwrap(), "one of them is the one");
+        assert_eq!(vm.pasid_usage().live, 0);
+    });
+}
+
+#[test]
+fn loom_two_allocations_within_a_quota_of_one() {
+    explore(|| {
+        let host = host();
+        let vm = vm(&host, 1);
+        let other = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.alloc_pasid(PasidRange::ALL).is_ok())
+        };
+        let first = vm.alloc_pasid(PasidRange::ALL).is_ok();
+        assert!(first ^ other.join().unwrap(), "one of them is within the quota");
+        assert_eq!(host.pasid_report().live, 1);
+    });
+}
+
+/// A directory in page 1 whose entry names the table in page 2, where PASID 1 passes through.
+struct OneTable;
+
+impl ContextSource for OneTable {
+    fn lookup(&self, _: &dyn GuestMemory, _: RequesterId) -> Result<DeviceContext, ContextFault> {
+        Ok(DeviceContext::PasidTable(PasidTable {
+            directory: Gpa(0x1000),
+            pasid_bits: 6,
+            rid_pasid: Pasid::from_field(0),
+            rid_privileged: false,
+            pasid_enable: true,
+            ats: false,
+            page_requests: false,
+            fault_disable: true,
+            caps: TableCaps {
+                address_bits: 46,
+                first_stage: true,
+                second_stage: true,
+                nested: true,
+                pass_through: true,
+                first_stage_5_level: true,
+                first_stage_1g: true,
+                second_stage_levels: 0b1110,
+                second_stage_large: 0b11,
+                second_stage_accessed_dirty: true,
+                supervisor: true,
+                page_walk_snoop: true,
+            },
+        }))
+    }
+}
+
+/// While an access that its grant let pass is in flight, its PASID is not another VM's.
+#[test]
+fn loom_no_pasid_is_granted_anew_while_an_access_uses_it() {
+    explore(|| {
+        let host = host();
+        let (mine, other) = (vm(&host, 1), vm(&host, 1));
+        let map = MemoryMap::anonymous(&[(Gpa(0), 0x3000)]).unwrap();
+        map.store_u64(Gpa(0x1000), 0x2000 | 1).unwrap();
+        map.store_u64(Gpa(0x2000 + 64), 4 << 6 | 1).unwrap();
+        let _ = mine.set_memory(map);
+        mine.set_contexts(Some(Arc::new(OneTable)));
+        let granted = mine.alloc_pasid(ONE).unwrap();
+        let endpoint = mine.attach(RequesterId::from_bits(8)).unwrap();
+        let channel = endpoint.channel();
+        let granted_anew = Arc::new(AtomicBool::new(false));
+
+        let device = {
+            let granted_anew = granted_anew.clone();
+            thread::spawn(move || {
+                let access = channel.enter();
+                let space = AddressSpace { pasid: Some(granted.0), privileged: false };
+                let window = access.window(space, Iova(0), 8, Access::Write);
+                if window.is_ok() {
+                    assert!(!granted_anew.load(Ordering::Acquire), "two VMs have it");
+                }
+                window.is_ok()
+            })
+        };
+        mine.free_pasid(granted).unwrap();
+        let _ = mine.pasid_usage();
+        match other.alloc_pasid(ONE) {
+            Ok(again) => {
+                assert_eq!(again, GuestPasid(ONE.first));
+                granted_anew.store(true, Ordering::Release);
+            }
+            Err(error) => assert_eq!(error, AllocPasidError::NoneAvailable),
+        }
+        let _ = device.join().unwrap();
+        let _ = mine.pasid_usage();
+        assert_eq!(mine.pasid_usage().parked, 0);
+        assert_eq!(mine.counters().pasid_entries, 0, "it is in no cache");
+        drop(endpoint);
+    });
+}
