@@ -59,12 +59,12 @@ impl Report {
         self.records.iter().filter(|record| !record.ok).count()
     }
 
-    /// The environments in a table, at most `width` columns wide.
+    /// The environments in a table, at most `width` columns wide. A pair is an allocation and its return.
     pub fn side_by_side(&self, width: u16) -> String {
         let mut table = Table::new();
         table.load_style(STYLE);
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-        table.set_header(["environment", "route", "PASID", "of", "hops", "alloc + free"]);
+        table.set_header(["environment", "route", "PASID", "of", "hops", "per pair"]);
         for environment in &self.environments {
             table.add_row([
                 environment.name.clone(),
@@ -83,9 +83,9 @@ impl Report {
         let (all, failed) = (self.records.len(), self.failed());
         let seconds = self.took.as_secs_f64();
         match failed {
-            0 if all == 0 => format!("nothing was checked, in {seconds:.2} s"),
-            0 => format!("all {all} checks hold, in {seconds:.2} s"),
-            _ => format!("{failed} of {all} checks FAILED, in {seconds:.2} s"),
+            0 if all == 0 => format!("nothing was checked, in {seconds:.3} s"),
+            0 => format!("all {all} checks hold, in {seconds:.3} s"),
+            _ => format!("{failed} of {all} checks FAILED, in {seconds:.3} s"),
         }
     }
 
