@@ -71,10 +71,13 @@ impl SoftwareHost {
     /// Who has which PASIDs. Looks once more whether parked ones can be released.
     pub fn pasid_report(&self) -> PasidReport {
         let all: Vec<_> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
-        let vms = all.iter().filter_map(|vm| vm.pasid_report()).collect();
+        let vms: Vec<_> = all.iter().filter_map(|vm| vm.pasid_report()).collect();
         // After the VMs: each may have released some.
         let (capacity, promised) = self.pasids.promised();
-        let (live, parked) = self.pasids.out();
+        let (out, unlinked) = self.pasids.out();
+        // To the space, what a VM has parked is out like the rest.
+        let parked: u32 = vms.iter().map(|vm| vm.usage.parked).sum();
+        let (live, parked) = (out.saturating_sub(parked), unlinked + parked);
         PasidReport { capacity, promised, live, parked, vms }
     }
 }

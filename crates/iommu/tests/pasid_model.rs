@@ -236,9 +236,10 @@ impl World<'_> {
         let report = self.host.pasid_report();
         assert_eq!(report.capacity, NUMBERS);
         assert_eq!(report.promised, self.promised(), "sum of quotas");
-        let out: u32 = self.expected.iter().map(Expected::out).sum();
-        assert_eq!(report.live, out + self.own_expected.len() as u32);
-        assert_eq!(report.parked, 0, "no look-up holds a number");
+        let live: usize = self.expected.iter().map(|vm| vm.live.len()).sum();
+        let parked: usize = self.expected.iter().map(|vm| vm.parked.len()).sum();
+        assert_eq!(report.live as usize, live + self.own_expected.len());
+        assert_eq!(report.parked as usize, parked, "no look-up holds a number");
         assert!(self.host_numbers().values().all(|times| *times == 1), "a number is out once");
 
         let mut reported = report.vms.iter();

@@ -71,7 +71,7 @@ impl HostPasids {
         (self.capacity, *self.promised.lock())
     }
 
-    /// PASIDs that are out: live, and parked.
+    /// PASIDs that have a lease, and those that wait for a look-up that may have found them.
     pub(crate) fn out(&self) -> (u32, u32) {
         let usage = self.space.usage();
         (usage.live, usage.parked)
