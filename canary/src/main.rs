@@ -26,6 +26,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("iommu", checks::iommu),
     ("vtd", checks::vtd),
     ("vtd driver", checks::vtd_driver),
+    ("virtio-iommu", checks::virtio_iommu),
     ("dsa", checks::dsa),
     ("vfio", checks::vfio),
 ];

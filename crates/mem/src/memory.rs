@@ -63,6 +63,16 @@ pub trait GuestMemory {
         })
     }
 
+    /// Loads an aligned little-endian 16-bit word in one access, with acquire ordering.
+    fn load_u16(&self, gpa: Gpa) -> Result<u16, MemError> {
+        self.aligned(gpa, 2, Access::Read)?.load_u16(0).ok_or(MemError::Misaligned { gpa })
+    }
+
+    /// Stores an aligned little-endian 16-bit word in one access, with release ordering.
+    fn store_u16(&self, gpa: Gpa, value: u16) -> Result<(), MemError> {
+        self.aligned(gpa, 2, Access::Write)?.store_u16(0, value).ok_or(MemError::Misaligned { gpa })
+    }
+
     /// Loads an aligned little-endian 32-bit word in one access, with acquire ordering.
     fn load_u32(&self, gpa: Gpa) -> Result<u32, MemError> {
         self.aligned(gpa, 4, Access::Read)?.load_u32(0).ok_or(MemError::Misaligned { gpa })

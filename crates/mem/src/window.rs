@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::Access;
 
@@ -107,6 +107,18 @@ impl<'a> Window<'a> {
     }
 
     /// Loads an aligned little-endian word with acquire ordering; `None` if outside or misaligned.
+    pub fn load_u16(&self, offset: usize) -> Option<u16> {
+        Some(u16::from_le(self.atomic::<AtomicU16>(offset)?.load(Ordering::Acquire)))
+    }
+
+    /// Stores an aligned little-endian word with release ordering; `None` if outside, misaligned
+    /// or the window is for reading.
+    pub fn store_u16(&self, offset: usize, value: u16) -> Option<()> {
+        self.writable()?.atomic::<AtomicU16>(offset)?.store(value.to_le(), Ordering::Release);
+        Some(())
+    }
+
+    /// Loads an aligned little-endian word with acquire ordering; `None` if outside or misaligned.
     pub fn load_u32(&self, offset: usize) -> Option<u32> {
         Some(u32::from_le(self.atomic::<AtomicU32>(offset)?.load(Ordering::Acquire)))
     }
@@ -171,5 +183,6 @@ impl<'a> Window<'a> {
 /// The atomic words a window may be viewed as; sealed, because every bit pattern must be valid.
 trait AtomicWord {}
 impl AtomicWord for AtomicU8 {}
+impl AtomicWord for AtomicU16 {}
 impl AtomicWord for AtomicU32 {}
 impl AtomicWord for AtomicU64 {}

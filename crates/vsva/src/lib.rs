@@ -12,12 +12,14 @@
 //!           └────► server      the devices, for the lab and for QEMUs of the user's (serve)
 //!  cli ──► serve ► server
 //!      ──► inspect             asks a running server what its guests have
+//!  cli ──► demo               guests and their host in this process
 //! ```
 
 pub mod assets;
 pub mod capture;
 pub mod cli;
 pub mod control;
+pub mod demo;
 pub mod guest_program;
 pub mod initramfs;
 pub mod inspect;

@@ -10,5 +10,6 @@ fn main() -> ExitCode {
         Command::Lab(args) => cli::lab(&args),
         Command::Serve(args) => cli::serve(&args),
         Command::Inspect(args) => cli::inspect(&args),
+        Command::Demo(args) => cli::demo(&args),
     }
 }

@@ -116,3 +116,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_word_of_16_bits_is_little_endian_and_aligned() {
+    let memory = MemoryMap::anonymous(&[(Gpa(0x1000), 0x1000)]).unwrap();
+    memory.store_u16(Gpa(0x1ffe), 0x0201).unwrap();
+    let mut bytes = [0; 2];
+    memory.read(Gpa(0x1ffe), &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 2]);
+    assert_eq!(memory.load_u16(Gpa(0x1ffe)), Ok(0x0201));
+    let odd = MemError::Misaligned { gpa: Gpa(0x1001) };
+    assert_eq!(memory.load_u16(Gpa(0x1001)), Err(odd));
+    assert_eq!(memory.store_u16(Gpa(0x1001), 1), Err(odd));
+    let gone = MemError::Unmapped { gpa: Gpa(0x2000) };
+    assert_eq!(memory.store_u16(Gpa(0x2000), 1), Err(gone));
+}
