@@ -14,7 +14,7 @@ use super::{DomainId, GuestPasid, HostPasid, Numbering, PasidUsage};
 pub struct PasidReport {
     /// PASIDs that may be out at a time.
     pub capacity: u32,
-    /// Of those, set aside for VMs: the sum of their quotas.
+    /// Of those, set aside: the sum of the VMs' quotas, and what the host itself has out.
     pub promised: u32,
     /// PASIDs of the space that are out and live, whoever has them.
     pub live: u32,
