@@ -4,14 +4,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
+use crate::shard::MAX_SHARDS;
+
 /// Width of a PASID on PCI Express, and of a space unless told otherwise, in bits.
 pub const DEFAULT_WIDTH: u32 = 20;
 
 /// Widest space, in bits.
 pub const MAX_WIDTH: u32 = 31;
 
-/// Most numbers of one leaf of the table, as a power of two.
-const MAX_LEAF_BITS: u32 = 10;
+/// Shards of a space unless told otherwise.
+pub const DEFAULT_SHARDS: usize = 16;
 
 /// The shape of a [`Space`](crate::Space).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,11 +26,14 @@ pub struct Config {
     /// which means "no PASID" to much hardware, is reserved unless this list is replaced by one
     /// without it.
     pub reserved: Vec<RangeInclusive<u32>>,
+    /// Parts that allocate and free without sharing a cache line: about one for each processor
+    /// that does both at the same time; 1 to [`MAX_SHARDS`].
+    pub shards: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { width: DEFAULT_WIDTH, capacity: None, reserved: vec![0..=0] }
+        Self { width: DEFAULT_WIDTH, capacity: None, reserved: vec![0..=0], shards: DEFAULT_SHARDS }
     }
 }
 
@@ -57,56 +62,26 @@ pub enum ConfigError {
         /// What the space can give.
         available: u32,
     },
+    /// The number of shards is not between 1 and [`MAX_SHARDS`].
+    #[error("{shards} shards; 1 to {MAX_SHARDS} are possible")]
+    Shards {
+        /// What was asked for.
+        shards: usize,
+    },
     /// There was no memory for the first level of the table.
     #[error("no memory for the first level of the table")]
     NoMemory,
 }
 
-/// How numbers are spread over the two levels of the table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Geometry {
-    width: u32,
-    leaf_bits: u32,
-}
-
-impl Geometry {
-    fn new(width: u32) -> Self {
-        // Narrow spaces are cut in two levels as well, so that a space of four numbers exercises
-        // the same code as one of a million.
-        Self { width, leaf_bits: width.div_ceil(2).min(MAX_LEAF_BITS) }
-    }
-
-    /// The largest number.
-    pub(crate) const fn last(self) -> u32 {
-        (1 << self.width) - 1
-    }
-
-    pub(crate) const fn leaf_count(self) -> usize {
-        1 << (self.width - self.leaf_bits)
-    }
-
-    pub(crate) const fn leaf_len(self) -> usize {
-        1 << self.leaf_bits
-    }
-
-    /// The leaf that holds `number`; past the last leaf for a number outside the space.
-    pub(crate) const fn leaf_of(self, number: u32) -> usize {
-        (number >> self.leaf_bits) as usize
-    }
-
-    /// Where in its leaf `number` is; always inside the leaf.
-    pub(crate) const fn index_of(self, number: u32) -> usize {
-        number as usize & (self.leaf_len() - 1)
-    }
-}
-
 /// A [`Config`] that holds together.
 #[derive(Debug)]
 pub(crate) struct Checked {
-    pub(crate) geometry: Geometry,
+    /// The largest number.
+    pub(crate) last: u32,
     pub(crate) capacity: u32,
     /// Sorted, disjoint, inside the space.
     pub(crate) reserved: Vec<(u32, u32)>,
+    pub(crate) shards: usize,
 }
 
 impl Config {
@@ -114,15 +89,18 @@ impl Config {
         if !(1..=MAX_WIDTH).contains(&self.width) {
             return Err(ConfigError::Width { width: self.width });
         }
-        let geometry = Geometry::new(self.width);
-        let reserved = merge(self.reserved, geometry.last())?;
+        if !(1..=MAX_SHARDS).contains(&self.shards) {
+            return Err(ConfigError::Shards { shards: self.shards });
+        }
+        let last = (1 << self.width) - 1;
+        let reserved = merge(self.reserved, last)?;
         let taken: u32 = reserved.iter().map(|&(min, max)| max - min + 1).sum();
-        let available = geometry.last() + 1 - taken; // 1 << 31 at most
+        let available = last + 1 - taken; // 1 << 31 at most
         let capacity = self.capacity.unwrap_or(available);
         if capacity > available {
             return Err(ConfigError::Capacity { capacity, available });
         }
-        Ok(Checked { geometry, capacity, reserved })
+        Ok(Checked { last, capacity, reserved, shards: self.shards })
     }
 }
 

@@ -29,7 +29,7 @@
 //! let guard = reader.pin();
 //! assert_eq!(guard.find(Ioasid(1)), Some(&"queue 7"));
 //!
-//! lease.free();
+//! lease.free().unwrap();
 //! assert_eq!(guard.find(Ioasid(1)), None);
 //! assert_eq!(space.usage().parked, 1, "the guard might still name it");
 //! drop(guard);
@@ -46,20 +46,41 @@ extern crate alloc;
 #[cfg(any(loom, feature = "std"))]
 extern crate std;
 
+mod alloc_path;
 mod config;
 mod epoch;
-#[cfg(feature = "std")]
+mod geometry;
+mod holder;
+mod hooks;
+mod lease;
 mod local;
+mod memory;
 mod numbers;
 mod reader;
+mod record;
+mod registry;
+mod release;
+mod set;
+mod sets;
+mod shard;
 mod space;
+mod state;
 mod sync;
 mod table;
+mod work;
 
-pub use config::{Config, ConfigError, DEFAULT_WIDTH, MAX_WIDTH};
-pub use reader::{Guard, Reader};
-pub use space::{AllocError, Lease, Space, Usage};
-pub use table::Tag;
+pub use alloc_path::AllocError;
+pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
+pub use geometry::{Geometry, Shape};
+pub use holder::{Holder, HolderError, MAX_HOLDERS};
+pub use hooks::{Clock, Executor, Hooks};
+pub use lease::{AlreadyFreed, HoldError, Lease, Ref};
+pub use reader::{FindError, Guard, Reader};
+pub use set::{Owner, SetType};
+pub use sets::{Set, SetError, SetUsage, TakeError};
+pub use shard::MAX_SHARDS;
+pub use space::{Space, Usage};
+pub use work::Work;
 
 /// A number of the space: a name, never a permission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -69,5 +90,23 @@ pub struct Ioasid(pub u32);
 impl core::fmt::Display for Ioasid {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A number together with which of its lives is meant: tells the ID that was seen from a later
+/// one of the same number. A name like the number itself; it grants nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Tag {
+    pub(crate) id: Ioasid,
+    pub(crate) generation: u64,
+}
+
+impl Tag {
+    /// Of no ID: the first life of a number is 1.
+    pub(crate) const NONE: Self = Self { id: Ioasid(0), generation: 0 };
+
+    /// The number.
+    pub const fn id(self) -> Ioasid {
+        self.id
     }
 }

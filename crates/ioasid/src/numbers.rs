@@ -1,141 +1,277 @@
-//! Which numbers are out: a bitmap cut into leaves, made when first needed.
+//! Which numbers are free and with no shard: a bitmap under a lock, and above it levels of
+//! summaries that anybody may read.
+//!
+//! ```text
+//!   summary 1      bit i: summary word i is not empty    ─┐
+//!   summary 0      bit i: word i has a free number        ├ atomic, read without the lock
+//!   words          bit i: number i is free                ─ made in chunks when first needed
+//! ```
+//!
+//! The next free number is found in a load or two a level, wherever it is, and that a whole range
+//! has none is seen as fast.
 
 use alloc::boxed::Box;
-use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
-use crate::config::Geometry;
+use crate::memory::{filled, NoMemory};
+use crate::sync::{fence, AtomicU64, Mutex, MutexGuard, Ordering};
 
-const WORD_BITS: usize = u64::BITS as usize;
+const WORD: usize = u64::BITS as usize;
+/// Words made at one time: those below one word of the first summary.
+const CHUNK: usize = WORD;
 
-/// The numbers of a space; single-owner, so it lives under the space's lock.
+/// The free numbers of a space that no shard has.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    geometry: Geometry,
+    last: u32,
+    summaries: Box<[Box<[AtomicU64]>]>,
+    /// Odd while numbers move between here and a shard.
+    moves: AtomicU64,
+    words: Mutex<Words>,
+}
+
+#[derive(Debug)]
+struct Words {
     /// Sorted and disjoint.
     reserved: Vec<(u32, u32)>,
-    /// One bit a leaf: set when the leaf has nothing to give.
-    full: Box<[u64]>,
-    /// One bit a number, set when it is out or reserved. No leaf: none of it was ever out.
-    leaves: Box<[Option<Box<[u64]>>]>,
+    chunks: Box<[Option<Box<[u64]>>]>,
 }
 
 impl Numbers {
-    pub(crate) fn new(
-        geometry: Geometry,
-        reserved: Vec<(u32, u32)>,
-    ) -> Result<Self, TryReserveError> {
-        let leaves = filled(geometry.leaf_count(), || None)?;
-        let mut full = filled(geometry.leaf_count().div_ceil(WORD_BITS), || 0)?;
-        // Leaves that are reserved whole are never made.
+    /// All of `0..=last` but what is reserved (sorted, disjoint, inside).
+    pub(crate) fn new(last: u32, reserved: Vec<(u32, u32)>) -> Result<Self, NoMemory> {
+        let words = last as usize / WORD + 1;
+        let mut lowest = filled(words.div_ceil(WORD), || u64::MAX)?;
+        let initial = |word| initial_word(last, &reserved, word);
+        let mut clear = |word: usize| lowest[word / WORD] &= !(1 << (word % WORD));
+        (words..words.next_multiple_of(WORD)).for_each(&mut clear);
         for &(min, max) in &reserved {
-            let first = geometry.leaf_of(min + (geometry.leaf_len() as u32 - 1));
-            for leaf in first..geometry.leaf_of(max + 1) {
-                full[leaf / WORD_BITS] |= 1 << (leaf % WORD_BITS);
+            let (first, last) = (min as usize / WORD, max as usize / WORD);
+            (first..=last).filter(|&word| initial(word) == 0).for_each(&mut clear);
+        }
+        let mut levels = Vec::new();
+        levels.try_reserve_exact(MAX_LEVELS)?;
+        levels.push(lowest);
+        while let Some(below) = levels.last().filter(|level| level.len() > 1) {
+            let mut level = filled(below.len().div_ceil(WORD), || 0)?;
+            for (at, _) in below.iter().enumerate().filter(|(_, &word)| word != 0) {
+                level[at / WORD] |= 1 << (at % WORD);
             }
+            levels.push(level);
         }
-        Ok(Self { geometry, reserved, full, leaves })
+        let mut summaries = Vec::new();
+        summaries.try_reserve_exact(levels.len())?;
+        for level in levels {
+            let mut words = level.iter();
+            summaries
+                .push(filled(level.len(), || AtomicU64::new(words.next().copied().unwrap_or(0)))?);
+        }
+        let chunks = filled(words.div_ceil(CHUNK), || None)?;
+        Ok(Self {
+            last,
+            summaries: summaries.into_boxed_slice(),
+            moves: AtomicU64::new(0),
+            words: Mutex::new(Words { reserved, chunks }),
+        })
     }
 
-    /// Takes the lowest free number of `min..=max`; `None` if there is none.
-    pub(crate) fn take(&mut self, min: u32, max: u32) -> Result<Option<u32>, TryReserveError> {
-        let (first, last) = (self.geometry.leaf_of(min), self.geometry.leaf_of(max));
-        let mut from = first;
-        while let Some(leaf) = first_clear(&self.full, from, last) {
-            let low = if leaf == first { self.geometry.index_of(min) } else { 0 };
-            let high = if leaf == last {
-                self.geometry.index_of(max)
-            } else {
-                self.geometry.leaf_len() - 1
-            };
-            if let Some(index) = self.take_in(leaf, low, high)? {
-                return Ok(Some((leaf * self.geometry.leaf_len() + index) as u32));
+    /// Begins to move numbers. Until it is dropped, [`Numbers::unmoved_since`] says no.
+    pub(crate) fn moving(&self) -> Moving<'_> {
+        let words = self.words.lock();
+        self.moves.store(self.moves.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // Who sees what is changed from here on sees the odd count too.
+        fence(Ordering::Release);
+        Moving { numbers: self, words }
+    }
+
+    /// A point in time for [`Numbers::unmoved_since`].
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    /// Whether no number moved between here and a shard while the caller looked, from `moves`
+    /// until now.
+    pub(crate) fn unmoved_since(&self, moves: u64) -> bool {
+        fence(Ordering::Acquire);
+        moves % 2 == 0 && self.moves.load(Ordering::Relaxed) == moves
+    }
+
+    /// Whether there is certainly none free in `min..=max`. "No" may be wrong when only a part of
+    /// a word is in the range.
+    pub(crate) fn surely_none(&self, min: u32, max: u32) -> bool {
+        self.next_word(min as usize / WORD).is_none_or(|word| word > max as usize / WORD)
+    }
+
+    /// The first word at or after `word` that has a free number.
+    fn next_word(&self, word: usize) -> Option<usize> {
+        let mut at = word;
+        for (level, words) in self.summaries.iter().enumerate() {
+            let bits = words.get(at / WORD)?.load(Ordering::Acquire) >> (at % WORD);
+            if bits != 0 {
+                at += bits.trailing_zeros() as usize;
+                return self.descend(level, at);
             }
-            from = leaf + 1;
+            at = at / WORD + 1;
         }
-        Ok(None)
+        None
     }
 
-    /// Gives back a number that [`Numbers::take`] gave out.
-    pub(crate) fn put(&mut self, number: u32) {
-        let (leaf, index) = (self.geometry.leaf_of(number), self.geometry.index_of(number));
-        if let Some(words) = self.leaves.get_mut(leaf).and_then(Option::as_mut) {
-            debug_assert!(is_set(words, index), "a number came back that was not out");
-            words[index / WORD_BITS] &= !(1 << (index % WORD_BITS));
-            self.full[leaf / WORD_BITS] &= !(1 << (leaf % WORD_BITS));
-        }
+    /// The lowest word under bit `at` of a summary.
+    fn descend(&self, level: usize, at: usize) -> Option<usize> {
+        self.summaries[..level].iter().rev().try_fold(at, |at, words| {
+            let bits = words.get(at)?.load(Ordering::Acquire);
+            // Without the lock a summary may be ahead of the one below it; what it covers then is
+            // in motion, which `unmoved_since` tells.
+            (bits != 0).then(|| at * WORD + bits.trailing_zeros() as usize)
+        })
     }
 
-    fn take_in(
+    /// Says in the summaries whether `word` has a free number. For the holder of the lock.
+    fn summarise(&self, word: usize, free: bool) {
+        let mut at = word;
+        for words in &self.summaries {
+            let cell = &words[at / WORD];
+            let (old, bit) = (cell.load(Ordering::Relaxed), 1 << (at % WORD));
+            let new = if free { old | bit } else { old & !bit };
+            if new == old {
+                return;
+            }
+            cell.store(new, Ordering::Release);
+            // The level above changes only if this word became empty, or was.
+            if (if free { old } else { new }) != 0 {
+                return;
+            }
+            at /= WORD;
+        }
+    }
+}
+
+/// Levels that [`MAX_WIDTH`](crate::MAX_WIDTH) bits need at most, above the words.
+const MAX_LEVELS: usize = 5;
+
+/// Numbers on their way between the bitmap and a shard, or an allocation.
+pub(crate) struct Moving<'n> {
+    numbers: &'n Numbers,
+    words: MutexGuard<'n, Words>,
+}
+
+impl Moving<'_> {
+    /// Takes the lowest free numbers of `min..=max` that share a word, `limit` at most, and gives
+    /// them to `to`, the lowest last. Says how many.
+    pub(crate) fn take(
         &mut self,
-        leaf: usize,
-        low: usize,
-        high: usize,
-    ) -> Result<Option<usize>, TryReserveError> {
-        let words = match &mut self.leaves[leaf] {
-            Some(words) => words,
-            empty => empty.insert(new_leaf(self.geometry, &self.reserved, leaf)?),
+        min: u32,
+        max: u32,
+        limit: usize,
+        to: impl FnMut(u32),
+    ) -> Result<usize, NoMemory> {
+        let (first, last) = (min as usize / WORD, max as usize / WORD);
+        let mut from = first;
+        while let Some(word) = self.numbers.next_word(from).filter(|&word| word <= last) {
+            let low = if word == first { min as usize % WORD } else { 0 };
+            let high = if word == last { max as usize % WORD } else { WORD - 1 };
+            let mask = u64::MAX << low & u64::MAX >> (WORD - 1 - high);
+            let numbers = self.numbers;
+            let bits = self.words.word(numbers.last, word)?;
+            let taken = lowest(*bits & mask, limit);
+            if taken != 0 {
+                *bits &= !taken;
+                let left = *bits != 0;
+                numbers.summarise(word, left);
+                descending(taken).map(|bit| (word * WORD) as u32 + bit).for_each(to);
+                return Ok(taken.count_ones() as usize);
+            }
+            from = word + 1;
+        }
+        Ok(0)
+    }
+
+    /// The lowest free number of `min..=max`.
+    pub(crate) fn take_one(&mut self, min: u32, max: u32) -> Result<Option<u32>, NoMemory> {
+        let mut one = None;
+        self.take(min, max, 1, |number| one = Some(number))?;
+        Ok(one)
+    }
+
+    /// Ends it; gives the point in time for [`Numbers::unmoved_since`].
+    pub(crate) fn end(self) -> u64 {
+        let after = self.numbers.moves.load(Ordering::Relaxed) + 1;
+        drop(self);
+        after
+    }
+
+    /// Gives back a number that was taken.
+    pub(crate) fn put(&mut self, number: u32) {
+        let (word, bit) = (number as usize / WORD, number as usize % WORD);
+        // Its chunk was made when it was taken.
+        if let Some(chunk) = self.words.chunks[word / CHUNK].as_mut() {
+            let bits = &mut chunk[word % CHUNK];
+            debug_assert!(*bits >> bit & 1 == 0, "number {number} came back that was not out");
+            *bits |= 1 << bit;
+            self.numbers.summarise(word, true);
+        }
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let moves = &self.numbers.moves;
+        moves.store(moves.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+}
+
+impl Words {
+    fn word(&mut self, last: u32, word: usize) -> Result<&mut u64, NoMemory> {
+        let chunk = match &mut self.chunks[word / CHUNK] {
+            Some(chunk) => chunk,
+            empty => {
+                let mut at = word / CHUNK * CHUNK;
+                let reserved = &self.reserved;
+                empty.insert(filled(CHUNK, || {
+                    at += 1;
+                    initial_word(last, reserved, at - 1)
+                })?)
+            }
         };
-        let taken = first_clear(words, low, high);
-        if let Some(index) = taken {
-            words[index / WORD_BITS] |= 1 << (index % WORD_BITS);
-        }
-        if words.iter().all(|&word| word == u64::MAX) {
-            self.full[leaf / WORD_BITS] |= 1 << (leaf % WORD_BITS);
-        }
-        Ok(taken)
+        Ok(&mut chunk[word % CHUNK])
     }
 }
 
-/// The bits of a leaf of which only reserved numbers (and what pads its last word) are out.
-fn new_leaf(
-    geometry: Geometry,
-    reserved: &[(u32, u32)],
-    leaf: usize,
-) -> Result<Box<[u64]>, TryReserveError> {
-    let len = geometry.leaf_len();
-    let mut words = filled(len.div_ceil(WORD_BITS), || 0)?;
-    let base = (leaf * len) as u32;
-    let last = base + (len as u32 - 1);
-    for &(min, max) in reserved.iter().filter(|&&(min, max)| min <= last && base <= max) {
-        for number in min.max(base)..=max.min(last) {
-            let index = geometry.index_of(number);
-            words[index / WORD_BITS] |= 1 << (index % WORD_BITS);
-        }
+/// The word as long as none of it was ever out.
+fn initial_word(last: u32, reserved: &[(u32, u32)], word: usize) -> u64 {
+    let base = (word * WORD) as u64;
+    let within = |min: u64, max: u64| {
+        let (low, high) = (min.max(base) - base, max.min(base + WORD as u64 - 1) - base);
+        u64::MAX << low & u64::MAX >> (WORD as u64 - 1 - high)
+    };
+    if base > u64::from(last) {
+        return 0;
     }
-    if len < WORD_BITS {
-        words[0] |= u64::MAX << len;
-    }
-    Ok(words)
+    let overlaps =
+        |&&(min, max): &&(u32, u32)| u64::from(min) < base + WORD as u64 && base <= u64::from(max);
+    // Sorted: what may overlap is a short run.
+    let from = reserved.partition_point(|&(_, max)| u64::from(max) < base);
+    let taken = reserved[from..].iter().take_while(overlaps);
+    taken
+        .fold(within(base, last.into()), |free, &(min, max)| free & !within(min.into(), max.into()))
 }
 
-fn is_set(words: &[u64], index: usize) -> bool {
-    words[index / WORD_BITS] >> (index % WORD_BITS) & 1 == 1
+/// The lowest `limit` bits that are set.
+fn lowest(bits: u64, limit: usize) -> u64 {
+    let mut rest = bits;
+    for _ in 0..limit {
+        rest &= rest.wrapping_sub(1);
+    }
+    bits & !rest
 }
 
-/// The first bit from `low` to `high`, both included, that is clear.
-fn first_clear(words: &[u64], low: usize, high: usize) -> Option<usize> {
-    if low > high {
-        return None;
-    }
-    let mut mask = u64::MAX << (low % WORD_BITS);
-    for (at, word) in words.iter().enumerate().take(high / WORD_BITS + 1).skip(low / WORD_BITS) {
-        let clear = !word & mask;
-        if clear != 0 {
-            let bit = at * WORD_BITS + clear.trailing_zeros() as usize;
-            return (bit <= high).then_some(bit);
-        }
-        mask = u64::MAX;
-    }
-    None
-}
-
-/// `len` values, or an error where a plain `collect` would abort.
-pub(crate) fn filled<V>(len: usize, value: impl FnMut() -> V) -> Result<Box<[V]>, TryReserveError> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len)?;
-    values.extend(core::iter::repeat_with(value).take(len));
-    Ok(values.into_boxed_slice())
+/// The places of the bits that are set, highest first.
+fn descending(mut bits: u64) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = bits.checked_ilog2()?;
+        bits &= !(1 << bit);
+        Some(bit)
+    })
 }
 
 #[cfg(test)]

@@ -1,116 +1,181 @@
-//! The space itself: who owns which number, and when it comes back.
+//! The space itself: its handle, and what all parts of it share.
 
-use alloc::collections::VecDeque;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
-use core::ops::{Deref, RangeInclusive};
+use core::ops::RangeInclusive;
+use core::ptr::NonNull;
 
+use crate::alloc_path::AllocError;
 use crate::config::{Config, ConfigError};
 use crate::epoch::Epochs;
+use crate::geometry::{Geometry, Shape};
+use crate::holder::{Holder, HolderError, Names};
+use crate::hooks::Hooks;
+use crate::lease::Lease;
 use crate::numbers::Numbers;
 use crate::reader::Reader;
-use crate::sync::Mutex;
-use crate::table::{Table, Tag};
+use crate::record::{List, Record};
+use crate::registry::Registry;
+use crate::set::SetCore;
+use crate::shard::Shard;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::table::Table;
 use crate::Ioasid;
 
-/// Most parked numbers that one free releases. More than one, so that a backlog shrinks; bounded,
-/// so that no caller pays for all of it.
-const RELEASES_PER_FREE: usize = 2;
-
-/// Why no number was handed out. Nothing has changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AllocError {
-    /// The range holds no number of the space.
-    #[error("no number of the space (0 to {last:#x}) is in {min:#x}..={max:#x}")]
-    EmptyRange {
-        /// First number asked for.
-        min: u32,
-        /// Last number asked for.
-        max: u32,
-        /// Largest number of the space.
-        last: u32,
-    },
-    /// Every number of the range is live, parked or reserved.
-    #[error("every number in {min:#x}..={max:#x} is taken")]
-    RangeFull {
-        /// First number asked for.
-        min: u32,
-        /// Last number asked for.
-        max: u32,
-    },
-    /// As many numbers are out as the space may give, wherever they lie.
-    #[error("all {capacity} numbers of the space are out")]
-    OutOfCapacity {
-        /// Most numbers that may be out at one time.
-        capacity: u32,
-    },
-    /// There was no memory for this part of the table.
-    #[error("no memory for this part of the ID table")]
-    NoMemory,
-}
-
-/// What is out, at one moment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Usage {
-    /// Numbers with a lease, or being allocated.
-    pub live: u32,
-    /// Numbers whose lease is gone but which something may still name.
-    pub parked: u32,
-    /// Most numbers that may be out (live or parked) at one time.
-    pub capacity: u32,
-}
-
 /// An ID space with data of type `T` for each ID. Clones are the same space.
-pub struct Space<T> {
-    pub(crate) shared: Arc<Shared<T>>,
+///
+/// `G` says how it is cut; [`Space::new`] takes what suits most, [`Space::with_geometry`] any.
+pub struct Space<T, G: Shape = Geometry> {
+    pub(crate) shared: Arc<Handles<T, G>>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Shared<T> {
-    pub(crate) table: Table<T>,
+/// What all handles of a space (spaces, sets, readers) hold together. When the last of them goes
+/// while leases or references are out, those keep the space.
+pub(crate) struct Handles<T, G: Shape>(NonNull<Shared<T, G>>);
+
+// SAFETY: it is an owner of a `Shared` like a box of it, and gives out `&Shared`.
+unsafe impl<T: Send + Sync, G: Shape> Send for Handles<T, G> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync, G: Shape> Sync for Handles<T, G> {}
+
+impl<T, G: Shape> core::ops::Deref for Handles<T, G> {
+    type Target = Shared<T, G>;
+
+    #[inline]
+    fn deref(&self) -> &Shared<T, G> {
+        // SAFETY: it is freed by the last of the handles and of what is out, and this is a handle.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T, G: Shape> Handles<T, G> {
+    /// The pointer for a lease or a reference; those are counted in their shards.
+    pub(crate) fn pointer(&self) -> NonNull<Shared<T, G>> {
+        self.0
+    }
+}
+
+impl<T, G: Shape> Drop for Handles<T, G> {
+    fn drop(&mut self) {
+        let out = |shard: &Shard| {
+            let mut inside = shard.lock();
+            inside.orphaned = true;
+            // Added under the lock: who gives one back later subtracts it.
+            self.remaining.fetch_add(inside.out as u64, Ordering::AcqRel);
+        };
+        self.shards.iter().for_each(out);
+        // SAFETY: the one that was there from the start stands for the handles.
+        unsafe { forsake(self.0) };
+    }
+}
+
+/// Gives up one of what keeps an orphaned space; the last frees it.
+///
+/// # Safety
+///
+/// The caller's part is counted in `remaining`, and it touches the space no more.
+pub(crate) unsafe fn forsake<T, G: Shape>(shared: NonNull<Shared<T, G>>) {
+    // SAFETY: it is there until `remaining` is zero, and the caller's part is in it.
+    let remaining = unsafe { &shared.as_ref().remaining };
+    if remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // SAFETY: it came from a box; nobody else has a part in it any more.
+        drop(unsafe { Box::from_raw(shared.as_ptr()) });
+    }
+}
+
+/// What all parts of a space share.
+///
+/// Locks, in the order in which they may be taken: `slow`, a shard, then any one of the rest
+/// (a set's center, the numbers, the registry, the work list, the names).
+pub(crate) struct Shared<T, G: Shape> {
+    pub(crate) table: Table<T, G>,
     pub(crate) epochs: Arc<Epochs>,
-    last: u32,
-    capacity: u32,
-    writer: Mutex<Writer>,
-}
-
-/// What allocating and freeing calls share.
-#[derive(Debug)]
-struct Writer {
-    numbers: Numbers,
-    live: u32,
-    /// Numbers that have left `live` and are not back in `numbers`.
-    parked: u32,
-    /// Parked numbers in the order of their frees. Never longer than `live + parked`, for which
-    /// room is made when a number is allocated: a free allocates nothing.
-    queue: VecDeque<Parked>,
-}
-
-#[derive(Debug)]
-struct Parked {
-    id: Ioasid,
-    retired: u64,
+    pub(crate) numbers: Numbers,
+    pub(crate) shards: Box<[Shard]>,
+    /// Of what belongs to no set: the space's unreserved part is its credit.
+    pub(crate) root: Arc<SetCore>,
+    pub(crate) registry: Mutex<Registry>,
+    /// Held by whoever looks through all shards before saying that there is none.
+    pub(crate) slow: Mutex<()>,
+    /// Parked IDs whose users are to be told.
+    pub(crate) work: Mutex<List>,
+    pub(crate) names: Arc<Names>,
+    pub(crate) hooks: Hooks,
+    pub(crate) last: u32,
+    pub(crate) capacity: u32,
+    /// What keeps the space: one for all handles together; and, once those are gone, one for each
+    /// lease and reference.
+    remaining: AtomicU64,
 }
 
 impl<T> Space<T> {
     /// An empty space.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        Self::with_geometry(config, Hooks::default())
+    }
+}
+
+impl<T, G: Shape> Space<T, G> {
+    /// An empty space of any geometry, with what the caller lends it.
+    ///
+    /// ```
+    /// use ioasid::{Config, Geometry, Hooks, Space};
+    ///
+    /// let tiny = Space::<&str, Geometry<1, 1>>::with_geometry(
+    ///     Config { width: 2, ..Config::default() },
+    ///     Hooks::default(),
+    /// )?;
+    /// assert_eq!(tiny.usage().unreserved, 3);
+    /// # Ok::<(), ioasid::ConfigError>(())
+    /// ```
+    pub fn with_geometry(config: Config, hooks: Hooks) -> Result<Self, ConfigError> {
         let checked = config.check()?;
-        let last = checked.geometry.last();
-        let capacity = checked.capacity;
-        let table = Table::new(checked.geometry).map_err(|_| ConfigError::NoMemory)?;
-        let numbers =
-            Numbers::new(checked.geometry, checked.reserved).map_err(|_| ConfigError::NoMemory)?;
-        let writer = Mutex::new(Writer { numbers, live: 0, parked: 0, queue: VecDeque::new() });
-        let epochs = Arc::new(Epochs::new());
-        Ok(Self { shared: Arc::new(Shared { table, epochs, last, capacity, writer }) })
+        let (last, capacity) = (checked.last, checked.capacity);
+        let no_memory = |_| ConfigError::NoMemory;
+        let mut shards = Vec::new();
+        shards.try_reserve_exact(checked.shards).map_err(|_| ConfigError::NoMemory)?;
+        for _ in 0..checked.shards {
+            shards.push(Shard::new::<G>().map_err(no_memory)?);
+        }
+        let shared = Shared {
+            table: Table::new(last).map_err(no_memory)?,
+            epochs: Arc::new(Epochs::new()),
+            numbers: Numbers::new(last, checked.reserved).map_err(no_memory)?,
+            shards: shards.into_boxed_slice(),
+            root: Arc::new(SetCore::root(capacity)),
+            registry: Mutex::new(Registry::new()),
+            slow: Mutex::new(()),
+            work: Mutex::new(List::EMPTY),
+            names: Names::new(),
+            hooks,
+            last,
+            capacity,
+            remaining: AtomicU64::new(1),
+        };
+        shared.enter_set(&shared.root).map_err(no_memory)?;
+        let shared = NonNull::from(Box::leak(Box::new(shared)));
+        Ok(Self { shared: Arc::new(Handles(shared)) })
     }
 
-    /// Hands out the lowest free number of `range` (cut at the end of the space) with its data.
+    /// Hands out a free number of `range` (cut at the end of the space) with its data, to no set.
     ///
-    /// Lowest first is exact among calls that do not overlap in time.
-    pub fn alloc(&self, range: RangeInclusive<u32>, data: T) -> Result<Lease<T>, AllocError> {
-        self.alloc_with(range, |_| data)
+    /// With the standard library on this thread's shard, else on the first. Which number it is:
+    /// see the crate's page.
+    pub fn alloc(&self, range: RangeInclusive<u32>, data: T) -> Result<Lease<T, G>, AllocError> {
+        self.alloc_on(crate::local::shard(), range, data)
+    }
+
+    /// Like [`Space::alloc`], on the shard `shard` (modulo their number).
+    #[inline]
+    pub fn alloc_on(
+        &self,
+        shard: usize,
+        range: RangeInclusive<u32>,
+        data: T,
+    ) -> Result<Lease<T, G>, AllocError> {
+        Shared::alloc(&self.shared, shard, 0, range, data)
     }
 
     /// Like [`Space::alloc`], for data that has to know its own number.
@@ -121,206 +186,93 @@ impl<T> Space<T> {
         &self,
         range: RangeInclusive<u32>,
         data: impl FnOnce(Ioasid) -> T,
-    ) -> Result<Lease<T>, AllocError> {
-        let claim = self.shared.claim(*range.start(), *range.end())?;
-        let id = claim.id;
-        let data = data(id);
-        // SAFETY: the claim owns the number and prepared its slot. The slot is vacant: it was
-        // never used, or whoever gave the number back took the data out first.
-        let tag = unsafe { self.shared.table.publish(id, data) };
-        claim.keep();
-        Ok(Lease { shared: self.shared.clone(), tag })
+    ) -> Result<Lease<T, G>, AllocError> {
+        Shared::alloc_with(&self.shared, crate::local::shard(), 0, range, data)
     }
 
     /// A reader of this space, for one thread or processor at a time.
-    pub fn reader(&self) -> Reader<T> {
+    pub fn reader(&self) -> Reader<T, G> {
         Reader::new(self.shared.clone())
     }
 
-    /// What is out now.
+    /// A name under which references are counted.
+    ///
+    /// # Errors
+    /// [`HolderError`]: there is a limit, and a name is never given back.
+    pub fn holder(&self, name: &str) -> Result<Holder, HolderError> {
+        self.shared.names.add(name)
+    }
+
+    /// What is out now. What nothing can name any more is released first, so that what it calls
+    /// parked is held by someone.
     pub fn usage(&self) -> Usage {
-        let writer = self.shared.writer.lock();
-        Usage { live: writer.live, parked: writer.parked, capacity: self.shared.capacity }
+        self.release_parked();
+        self.shared.usage()
     }
 
     /// Releases every parked number that nothing can name any more. Allocating and freeing do so
-    /// by themselves, a few at a time; call this to have the data dropped on an idle space.
+    /// by themselves, a batch at a time; call this to have the data dropped on an idle space.
     pub fn release_parked(&self) {
-        // No more than were parked when the call began, so that other threads' frees cannot keep
-        // this one here.
-        for _ in 0..self.usage().parked {
-            if !self.shared.release_one() {
-                break;
-            }
-        }
+        self.shared.collect_all();
     }
 }
 
-impl<T> Clone for Space<T> {
+/// What is out of a space, at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Numbers with a lease, or being allocated.
+    pub live: u32,
+    /// Numbers that are freed but which something may still name.
+    pub parked: u32,
+    /// Most numbers that may be out (live or parked) at one time.
+    pub capacity: u32,
+    /// What no set has reserved and nobody has out.
+    pub unreserved: u32,
+}
+
+impl<T, G: Shape> Shared<T, G> {
+    /// How to come by records, for lists.
+    #[inline]
+    pub(crate) fn records<'s>(&'s self) -> impl Fn(u32) -> &'s Record + Copy {
+        |number| self.table.record(number)
+    }
+
+    #[inline]
+    pub(crate) fn shard_index(&self, shard: usize) -> usize {
+        if shard < self.shards.len() {
+            shard
+        } else {
+            shard % self.shards.len()
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let _slow = self.slow.lock();
+        let mut usage = Usage { live: 0, parked: 0, capacity: self.capacity, unreserved: 0 };
+        for shard in &self.shards {
+            let inside = shard.lock();
+            for local in &inside.sets {
+                usage.live += local.live;
+                usage.parked += local.parked;
+            }
+            usage.unreserved += inside.sets[0].credit;
+        }
+        usage.unreserved += self.root.quota().credit;
+        usage
+    }
+}
+
+impl<T, G: Shape> Clone for Space<T, G> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone() }
     }
 }
 
-impl<T> fmt::Debug for Space<T> {
+impl<T, G: Shape> fmt::Debug for Space<T, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Space")
             .field("last", &self.shared.last)
-            .field("usage", &self.usage())
+            .field("capacity", &self.shared.capacity)
             .finish_non_exhaustive()
-    }
-}
-
-impl<T> Shared<T> {
-    /// Takes a free number of `min..=max` out of the bitmap, releasing parked ones if need be.
-    fn claim(&self, min: u32, max: u32) -> Result<Claim<'_, T>, AllocError> {
-        if min > max || min > self.last {
-            return Err(AllocError::EmptyRange { min, max, last: self.last });
-        }
-        loop {
-            let refusal = match self.try_claim(min, max.min(self.last)) {
-                Ok(id) => return Ok(Claim { shared: self, id }),
-                Err(refusal) => refusal,
-            };
-            // Ends: each turn releases a number, and one that others take meanwhile is out again.
-            if !self.release_one() {
-                return Err(refusal);
-            }
-        }
-    }
-
-    fn try_claim(&self, min: u32, max: u32) -> Result<Ioasid, AllocError> {
-        let mut writer = self.writer.lock();
-        let out = writer.live + writer.parked;
-        if out >= self.capacity {
-            return Err(AllocError::OutOfCapacity { capacity: self.capacity });
-        }
-        let room = out as usize + 1 - writer.queue.len();
-        writer.queue.try_reserve(room).map_err(|_| AllocError::NoMemory)?;
-        let number = writer.numbers.take(min, max).map_err(|_| AllocError::NoMemory)?;
-        let id = Ioasid(number.ok_or(AllocError::RangeFull { min, max })?);
-        if self.table.prepare(id).is_err() {
-            writer.numbers.put(id.0);
-            return Err(AllocError::NoMemory);
-        }
-        writer.live += 1;
-        Ok(id)
-    }
-
-    /// Parks the number of a lease that is going.
-    fn park(&self, tag: Tag) {
-        self.table.unlink(tag);
-        let mut writer = self.writer.lock();
-        writer.live -= 1;
-        writer.parked += 1;
-        let retired = self.epochs.retire();
-        writer.queue.push_back(Parked { id: tag.id, retired });
-        drop(writer);
-        for _ in 0..RELEASES_PER_FREE {
-            if !self.release_one() {
-                break;
-            }
-        }
-    }
-
-    /// Releases the number that was parked first, if nothing can name it any more. Its data is
-    /// dropped with no lock held, and before the number is free: data may well be what stands for
-    /// the number elsewhere.
-    fn release_one(&self) -> bool {
-        let mut writer = self.writer.lock();
-        // Asked under the lock, so that the number was unlinked before.
-        let Some(&Parked { id, retired }) = writer.queue.front() else { return false };
-        if !self.epochs.has_passed(retired) {
-            return false;
-        }
-        writer.queue.pop_front();
-        drop(writer);
-        let _back = Release { shared: self, id };
-        // SAFETY: whoever takes a number off the queue owns it; its slot was parked by `unlink`;
-        // and `has_passed` says that every reader from before that has gone.
-        drop(unsafe { self.table.take(id) });
-        true
-    }
-}
-
-/// A number that is out of the bitmap and not yet published; goes back if dropped.
-struct Claim<'s, T> {
-    shared: &'s Shared<T>,
-    id: Ioasid,
-}
-
-impl<T> Claim<'_, T> {
-    /// The number now belongs to a lease.
-    fn keep(self) {
-        core::mem::forget(self);
-    }
-}
-
-impl<T> Drop for Claim<'_, T> {
-    fn drop(&mut self) {
-        let mut writer = self.shared.writer.lock();
-        writer.live -= 1;
-        writer.numbers.put(self.id.0);
-    }
-}
-
-/// A parked number whose data is being dropped; goes back when that is over, by return or panic.
-struct Release<'s, T> {
-    shared: &'s Shared<T>,
-    id: Ioasid,
-}
-
-impl<T> Drop for Release<'_, T> {
-    fn drop(&mut self) {
-        let mut writer = self.shared.writer.lock();
-        writer.parked -= 1;
-        writer.numbers.put(self.id.0);
-    }
-}
-
-/// The right to a number. Dropping it, or [`Lease::free`], gives the number back; nothing else
-/// does. It dereferences to the ID's data.
-#[must_use = "dropping a lease frees its number at once"]
-pub struct Lease<T> {
-    shared: Arc<Shared<T>>,
-    tag: Tag,
-}
-
-impl<T> Lease<T> {
-    /// The number.
-    pub fn id(&self) -> Ioasid {
-        self.tag.id
-    }
-
-    /// The number and which of its lives this lease is.
-    pub fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    /// Gives the number back. No find that begins after this returns it; it is handed out again
-    /// once every guard from before has gone and its data has been dropped.
-    pub fn free(self) {
-        drop(self);
-    }
-}
-
-impl<T> Deref for Lease<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: the ID is live until this lease is dropped, and the reference borrows the lease.
-        unsafe { self.shared.table.leased(self.tag) }
-    }
-}
-
-impl<T> Drop for Lease<T> {
-    fn drop(&mut self) {
-        self.shared.park(self.tag);
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Lease<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("id", &self.tag.id).field("data", &**self).finish()
     }
 }

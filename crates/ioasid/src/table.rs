@@ -1,62 +1,30 @@
-//! The lock-free table: a directory of leaves of slots that never move and never go.
+//! The lock-free table: two directories of leaves that never move and never go.
 //!
 //! ```text
-//!   directory            leaf
-//!   ┌───────────┐      ┌─────────────────────┬───
-//!   │ *Slot     ├─────►│ state │ data        │ ...
-//!   ├───────────┤      └─────────────────────┴───
-//!   │ null      │        state = generation << 2 | Vacant / Live / Parked
-//!   └───────────┘
+//!   slots (what a find reads)            records (what only the ID's shard reads)
+//!   ┌───────┐    ┌───────┬──────┬──      ┌───────┐    ┌──────┬──────┬──────┬──
+//!   │ *leaf ├───►│ state │ data │ …      │ *leaf ├───►│ home │ refs │ spid │ …
+//!   ├───────┤    └───────┴──────┴──      ├───────┤    └──────┴──────┴──────┴──
+//!   │ null  │                            │ null  │
+//!   └───────┘                            └───────┘
 //! ```
 //!
 //! A slot is type-stable: once made it stays a slot until the table goes, so a reader may look at
 //! its state at any time. The data may be looked at only by a pinned reader that found the state
-//! live, or by the number's owner.
+//! live, or by who holds the ID.
 
 use alloc::boxed::Box;
-use alloc::collections::TryReserveError;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use crate::config::Geometry;
 use crate::epoch::Pin;
-use crate::numbers::filled;
-use crate::sync::{AtomicPtr, AtomicU64, Ordering, UnsafeCell};
-use crate::Ioasid;
-
-/// A number together with which of its lives is meant: tells the ID that was seen from a later
-/// one of the same number. A name like the number itself; it grants nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Tag {
-    pub(crate) id: Ioasid,
-    pub(crate) generation: u64,
-}
-
-impl Tag {
-    /// The number.
-    pub const fn id(self) -> Ioasid {
-        self.id
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Status {
-    Vacant = 0,
-    Live = 1,
-    Parked = 2,
-}
-
-const STATUS_BITS: u32 = 2;
-const STATUS_MASK: u64 = (1 << STATUS_BITS) - 1;
-
-const fn pack(generation: u64, status: Status) -> u64 {
-    generation << STATUS_BITS | status as u64
-}
-
-const fn is(state: u64, status: Status) -> bool {
-    state & STATUS_MASK == status as u64
-}
+use crate::geometry::{index_of, leaf_len, leaf_of, Shape};
+use crate::memory::{filled, NoMemory};
+use crate::record::Record;
+use crate::state::{State, Status};
+use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, UnsafeCell};
+use crate::{Ioasid, Tag};
 
 #[derive(Debug)]
 struct Slot<T> {
@@ -76,73 +44,153 @@ impl<T> Slot<T> {
     }
 }
 
-/// The slots of a space.
-///
-/// Each number has an *owner* from the moment the space's bitmap gives it out to the moment it
-/// goes back: first the allocating call, then the lease, then whoever releases it. Owners change
-/// under the space's lock, and only the owner moves a slot from one state to the next.
+/// A directory of leaves that are made when first needed.
 #[derive(Debug)]
-pub(crate) struct Table<T> {
-    geometry: Geometry,
-    directory: Box<[AtomicPtr<Slot<T>>]>,
-    /// The pointers own slots, and the table is `Send` and `Sync` when they are.
-    slots: PhantomData<Box<[Slot<T>]>>,
+struct Leaves<E, G> {
+    directory: Box<[AtomicPtr<E>]>,
+    /// The pointers own entries, so the directory is `Send` and `Sync` when they are.
+    owned: PhantomData<(Box<[E]>, G)>,
 }
 
-impl<T> Table<T> {
-    pub(crate) fn new(geometry: Geometry) -> Result<Self, TryReserveError> {
-        let directory = filled(geometry.leaf_count(), || AtomicPtr::new(ptr::null_mut()))?;
-        Ok(Self { geometry, directory, slots: PhantomData })
+impl<E, G: Shape> Leaves<E, G> {
+    fn new(last: u32) -> Result<Self, NoMemory> {
+        let directory = filled(leaf_of::<G>(last) + 1, || AtomicPtr::new(ptr::null_mut()))?;
+        Ok(Self { directory, owned: PhantomData })
     }
 
-    /// Makes sure that `id` has a slot. The caller holds the space's lock, so only one thread is
-    /// ever in here; readers may be.
-    pub(crate) fn prepare(&self, id: Ioasid) -> Result<(), TryReserveError> {
-        let entry = &self.directory[self.geometry.leaf_of(id.0)];
-        if entry.load(Ordering::Relaxed).is_null() {
-            let leaf: Box<[Slot<T>]> = filled(self.geometry.leaf_len(), Slot::vacant)?;
-            entry.store(Box::into_raw(leaf).cast(), Ordering::Release);
+    /// Makes the leaf of `number` unless it is there. One caller at a time; readers may be about.
+    fn prepare(&self, number: u32, entry: impl FnMut() -> E) -> Result<(), NoMemory> {
+        let leaf = &self.directory[leaf_of::<G>(number)];
+        if leaf.load(Ordering::Acquire).is_null() {
+            let entries: Box<[E]> = filled(leaf_len::<G>(), entry)?;
+            leaf.store(Box::into_raw(entries).cast(), Ordering::Release);
         }
         Ok(())
     }
 
-    fn slot(&self, id: Ioasid) -> Option<&Slot<T>> {
-        let leaf = self.directory.get(self.geometry.leaf_of(id.0))?.load(Ordering::Acquire);
+    fn has(&self, number: u32) -> bool {
+        !self.directory[leaf_of::<G>(number)].load(Ordering::Acquire).is_null()
+    }
+
+    #[inline]
+    fn get(&self, number: u32) -> Option<&E> {
+        let leaf = self.directory.get(leaf_of::<G>(number))?.load(Ordering::Acquire);
         if leaf.is_null() {
             return None;
         }
-        // SAFETY: a leaf that is not null came from a box of `leaf_len` slots, and `index_of` is
+        // SAFETY: a leaf that is not null came from a box of `leaf_len` entries, and `index_of` is
         // below that.
-        let slot = unsafe { leaf.add(self.geometry.index_of(id.0)) };
-        // SAFETY: leaves are freed only with the table, and slots are never moved or replaced.
-        Some(unsafe { &*slot })
+        let entry = unsafe { leaf.add(index_of::<G>(number)) };
+        // SAFETY: leaves are freed only with the directory, and entries never moved or replaced.
+        Some(unsafe { &*entry })
     }
 
-    /// Makes `id` findable with `data`, as a new life of the number.
+    /// Every leaf that was made, for the end.
+    fn take_leaves(&mut self) -> impl Iterator<Item = Box<[E]>> + '_ {
+        self.directory.iter().filter_map(|entry| {
+            let leaf = entry.load(Ordering::Acquire);
+            entry.store(ptr::null_mut(), Ordering::Relaxed);
+            let entries = ptr::slice_from_raw_parts_mut(leaf, leaf_len::<G>());
+            // SAFETY: a pointer that is not null came from a box of that many entries; it was
+            // cleared above, and `&mut self` says that nothing borrows an entry.
+            (!leaf.is_null()).then(|| unsafe { Box::from_raw(entries) })
+        })
+    }
+}
+
+impl<E, G> Drop for Leaves<E, G> {
+    fn drop(&mut self) {
+        debug_assert!(
+            self.directory.iter().all(|leaf| leaf.load(Ordering::Relaxed).is_null()),
+            "the table takes its leaves out"
+        );
+    }
+}
+
+/// The slots and records of a space.
+///
+/// Each number has an *owner* from the moment it is taken out of the free ones to the moment it
+/// goes back: first the allocating call, then who frees it, then who releases it. Owners change
+/// under the lock of the number's shard, and only the owner moves a slot from one state to the
+/// next.
+#[derive(Debug)]
+pub(crate) struct Table<T, G: Shape> {
+    slots: Leaves<Slot<T>, G>,
+    records: Leaves<Record, G>,
+    growing: Mutex<()>,
+}
+
+impl<T, G: Shape> Table<T, G> {
+    pub(crate) fn new(last: u32) -> Result<Self, NoMemory> {
+        let (slots, records) = (Leaves::new(last)?, Leaves::new(last)?);
+        Ok(Self { slots, records, growing: Mutex::new(()) })
+    }
+
+    /// Makes sure that `number` has a slot and a record.
+    #[inline]
+    pub(crate) fn prepare(&self, number: u32) -> Result<(), NoMemory> {
+        // Records come second, so where there is a record there is a slot.
+        if self.records.has(number) {
+            return Ok(());
+        }
+        self.grow(number)
+    }
+
+    #[cold]
+    fn grow(&self, number: u32) -> Result<(), NoMemory> {
+        let _growing = self.growing.lock();
+        self.slots.prepare(number, Slot::vacant)?;
+        self.records.prepare(number, Record::new)
+    }
+
+    /// The record of a number that is out.
+    #[inline]
+    pub(crate) fn record(&self, number: u32) -> &Record {
+        self.records.get(number).expect("a number that is out has a record")
+    }
+
+    /// The record of any number; `None` if it was never out.
+    pub(crate) fn find_record(&self, number: u32) -> Option<&Record> {
+        self.records.get(number)
+    }
+
+    #[inline]
+    fn slot(&self, number: u32) -> &Slot<T> {
+        self.slots.get(number).expect("a number that is out has a slot")
+    }
+
+    /// The state of `number` as it is now; vacant if it was never out.
+    #[inline]
+    pub(crate) fn state(&self, number: u32) -> State {
+        self.slots
+            .get(number)
+            .map_or(State::VACANT, |slot| State::from(slot.state.load(Ordering::Acquire)))
+    }
+
+    /// Changes the state of a number; for its owner, who holds the lock of the number's shard.
+    #[inline]
+    pub(crate) fn set_state(&self, number: u32, state: State) {
+        self.slot(number).state.store(state.into(), Ordering::Release);
+    }
+
+    /// Makes `number` findable with `data`, as a new life of the number in the set `set`.
     ///
     /// # Safety
     ///
     /// The caller owns the number, has called [`Table::prepare`] for it, and its slot is vacant.
-    pub(crate) unsafe fn publish(&self, id: Ioasid, data: T) -> Tag {
-        let slot = self.slot(id).expect("the slot was prepared");
-        let state = slot.state.load(Ordering::Relaxed);
-        debug_assert!(is(state, Status::Vacant));
-        let generation = (state >> STATUS_BITS) + 1;
+    #[inline]
+    pub(crate) unsafe fn publish(&self, number: u32, set: u32, data: T) -> Tag {
+        let slot = self.slot(number);
+        let old = State::from(slot.state.load(Ordering::Relaxed));
+        debug_assert_eq!(old.status(), Status::Vacant);
+        let state = State::born(set, old.generation());
         slot.data.with_mut(|cell| {
             // SAFETY: the slot is vacant, so no reader looks at the data, and the number is the
             // caller's, so nobody else writes it.
             unsafe { cell.cast::<T>().write(data) };
         });
-        slot.state.store(pack(generation, Status::Live), Ordering::Release);
-        Tag { id, generation }
-    }
-
-    /// Ends the life `tag` of its number: no find that begins now returns it. The data stays.
-    pub(crate) fn unlink(&self, tag: Tag) {
-        let Some(slot) = self.slot(tag.id) else { return };
-        let live = pack(tag.generation, Status::Live);
-        debug_assert_eq!(slot.state.load(Ordering::Relaxed), live);
-        slot.state.store(pack(tag.generation, Status::Parked), Ordering::Release);
+        slot.state.store(state.into(), Ordering::Release);
+        Tag { id: Ioasid(number), generation: state.generation() }
     }
 
     /// Takes the data of a parked number out and leaves its slot vacant.
@@ -150,46 +198,52 @@ impl<T> Table<T> {
     /// # Safety
     ///
     /// The caller owns the number, its slot is parked, and no reader that was pinned before it
-    /// was unlinked is still pinned.
-    pub(crate) unsafe fn take(&self, id: Ioasid) -> T {
-        let slot = self.slot(id).expect("a parked number has a slot");
-        let state = slot.state.load(Ordering::Relaxed);
-        debug_assert!(is(state, Status::Parked));
+    /// was parked is still pinned.
+    #[inline]
+    pub(crate) unsafe fn take(&self, number: u32) -> T {
+        let slot = self.slot(number);
+        let state = State::from(slot.state.load(Ordering::Relaxed));
+        debug_assert_eq!(state.status(), Status::Parked);
         // SAFETY: a parked slot is initialised; no reader holds a reference to the data (those
         // that might have are gone) and none can find it again; once the state is vacant nobody
         // reads it a second time.
         let data = slot.data.with_mut(|cell| unsafe { cell.cast::<T>().read() });
-        slot.state.store(pack(state >> STATUS_BITS, Status::Vacant), Ordering::Release);
+        slot.state.store(state.vacated().into(), Ordering::Release);
         data
     }
 
-    /// The data of the live ID `id` and which life of the number it is.
+    /// The data of the live ID `id`, and its state.
     ///
     /// # Safety
     ///
     /// The pin is of a participant of this table's space.
-    pub(crate) unsafe fn find<'p>(&'p self, id: Ioasid, _pin: &'p Pin<'_>) -> Option<(&'p T, Tag)> {
-        let slot = self.slot(id)?;
-        let state = slot.state.load(Ordering::Acquire);
-        if !is(state, Status::Live) {
+    #[inline]
+    pub(crate) unsafe fn find<'p>(
+        &'p self,
+        id: Ioasid,
+        _pin: &'p Pin<'_>,
+    ) -> Option<(&'p T, State)> {
+        let slot = self.slots.get(id.0)?;
+        let state = State::from(slot.state.load(Ordering::Acquire));
+        if state.status() != Status::Live {
             return None;
         }
-        let tag = Tag { id, generation: state >> STATUS_BITS };
         // SAFETY: live means initialised, and the acquiring load saw the store that published the
         // data. The data is taken out only after every reader that was pinned when the number was
-        // unlinked has gone, so it stays for as long as the pin.
-        Some((unsafe { self.data(slot) }, tag))
+        // parked has gone, so it stays for as long as the pin.
+        Some((unsafe { self.data(slot) }, state))
     }
 
-    /// The data of an ID whose lease the caller borrows.
+    /// The data of an ID that the caller holds.
     ///
     /// # Safety
     ///
-    /// `tag` is live, and is not unlinked for as long as the reference is used.
-    pub(crate) unsafe fn leased(&self, tag: Tag) -> &T {
-        let slot = self.slot(tag.id).expect("a live number has a slot");
-        debug_assert_eq!(slot.state.load(Ordering::Relaxed), pack(tag.generation, Status::Live));
-        // SAFETY: by the contract the slot is live, and stays so.
+    /// `number` is live or parked and stays so for as long as the reference is used, and the
+    /// caller came by it after it was published.
+    #[inline]
+    pub(crate) unsafe fn held(&self, number: u32) -> &T {
+        let slot = self.slot(number);
+        // SAFETY: by the contract the slot is initialised, and stays so.
         unsafe { self.data(slot) }
     }
 
@@ -197,29 +251,22 @@ impl<T> Table<T> {
     ///
     /// The slot is initialised, this thread has seen the store that made it so, and it stays
     /// initialised while the reference is used.
+    #[inline]
     unsafe fn data<'s>(&'s self, slot: &'s Slot<T>) -> &'s T {
         // SAFETY: by the contract.
         slot.data.with(|cell| unsafe { &*cell.cast::<T>() })
     }
 }
 
-impl<T> Drop for Table<T> {
+impl<T, G: Shape> Drop for Table<T, G> {
     fn drop(&mut self) {
-        for entry in self.directory.iter() {
-            let leaf = entry.load(Ordering::Acquire);
-            if leaf.is_null() {
-                continue;
-            }
-            let slots = ptr::slice_from_raw_parts_mut(leaf, self.geometry.leaf_len());
-            // SAFETY: the pointer came from a box of that many slots, and nothing borrows the
-            // table any more.
-            let slots = unsafe { Box::from_raw(slots) };
-            for slot in
-                slots.iter().filter(|s| !is(s.state.load(Ordering::Relaxed), Status::Vacant))
-            {
+        for slots in self.slots.take_leaves() {
+            let status = |s: &Slot<T>| State::from(s.state.load(Ordering::Relaxed)).status();
+            for slot in slots.iter().filter(|slot| status(slot) != Status::Vacant) {
                 // SAFETY: a slot that is not vacant is initialised, and dropped only here.
                 slot.data.with_mut(|cell| unsafe { cell.cast::<T>().drop_in_place() });
             }
         }
+        self.records.take_leaves().for_each(drop);
     }
 }

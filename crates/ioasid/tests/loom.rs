@@ -67,7 +67,7 @@ fn find_against_free_and_reuse() {
             }
         });
 
-        first.free();
+        first.free().unwrap();
         match space.alloc(1..=1, Life::new(2)) {
             Ok(second) => {
                 reused.store(true, Ordering::Release);
@@ -112,7 +112,7 @@ fn new_reader_against_free() {
             let guard = reader.pin();
             guard.find(Ioasid(1)).map(Life::check)
         });
-        first.free();
+        first.free().unwrap();
         assert!(matches!(finder.join().unwrap(), None | Some(1)));
         assert!(space.alloc(1..=1, Life::new(2)).is_ok());
         space.release_parked();

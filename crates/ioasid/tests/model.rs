@@ -66,7 +66,7 @@ proptest! {
         commands in prop::collection::vec(command(), 1..200),
     ) {
         let config =
-            Config { width: WIDTH, capacity: Some(capacity), reserved: reserved.clone() };
+            Config { width: WIDTH, capacity: Some(capacity), reserved: reserved.clone(), ..Config::default() };
         let space = Space::new(config).unwrap();
         let reader = space.reader();
         let mut model = Model { live: BTreeMap::new(), reserved, capacity };
@@ -87,7 +87,7 @@ proptest! {
                     let lease = leases.swap_remove(which.index(leases.len()));
                     prop_assert_eq!(model.live.remove(&lease.id().0), Some(*lease));
                     dead.push(lease.tag());
-                    lease.free();
+                    lease.free().unwrap();
                 }
                 Command::Free { .. } => {}
                 Command::Find { id } => {

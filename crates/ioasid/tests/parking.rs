@@ -28,7 +28,7 @@ fn a_guard_parks_what_is_freed_and_lets_go_of_it_when_it_ends() {
 
     let guard = reader.pin();
     let data = guard.find(Ioasid(1)).unwrap();
-    lease.free();
+    lease.free().unwrap();
     assert_eq!(guard.find(Ioasid(1)).map(|_| ()), None, "parked");
     assert_eq!((space.usage().live, space.usage().parked), (0, 1));
     let full = AllocError::RangeFull { min: 1, max: 1 };
@@ -44,7 +44,7 @@ fn a_guard_parks_what_is_freed_and_lets_go_of_it_when_it_ends() {
 #[test]
 fn a_guard_from_after_the_free_holds_nothing_back() {
     let space = space();
-    space.alloc(1..=1, ()).unwrap().free();
+    space.alloc(1..=1, ()).unwrap().free().unwrap();
     let reader = space.reader();
     let _guard = reader.pin();
     let lease = space.alloc(1..=1, ()).unwrap();
@@ -56,7 +56,7 @@ fn parked_numbers_count_against_the_capacity() {
     let space = Space::new(Config { capacity: Some(1), ..Config::default() }).unwrap();
     let reader = space.reader();
     let guard = reader.pin();
-    space.alloc(1..=9, ()).unwrap().free();
+    space.alloc(1..=9, ()).unwrap().free().unwrap();
     let full = AllocError::OutOfCapacity { capacity: 1 };
     assert_eq!(space.alloc(1..=9, ()).unwrap_err(), full);
     drop(guard);
@@ -69,7 +69,7 @@ fn nested_guards_of_one_reader_end_with_the_last() {
     let reader = space.reader();
     let outer = reader.pin();
     let inner = reader.pin();
-    space.alloc(1..=1, ()).unwrap().free();
+    space.alloc(1..=1, ()).unwrap().free().unwrap();
     drop(outer);
     assert!(space.alloc(1..=1, ()).is_err());
     assert_eq!(inner.find(Ioasid(1)), None);
@@ -82,7 +82,7 @@ fn a_forgotten_guard_ends_with_its_reader() {
     let space = space();
     let reader = space.reader();
     std::mem::forget(reader.pin());
-    space.alloc(1..=1, ()).unwrap().free();
+    space.alloc(1..=1, ()).unwrap().free().unwrap();
     assert!(space.alloc(1..=1, ()).is_err());
     drop(reader);
     assert!(space.alloc(1..=1, ()).is_ok());
@@ -94,7 +94,7 @@ fn a_tag_tells_one_life_of_a_number_from_the_next() {
     let reader = space.reader();
     let first = space.alloc(5..=5, 'a').unwrap();
     let old = first.tag();
-    first.free();
+    first.free().unwrap();
     let second = space.alloc(5..=5, 'b').unwrap();
     let guard = reader.pin();
     assert_eq!(old.id(), second.id());
@@ -136,8 +136,8 @@ fn a_space_that_goes_drops_what_was_still_parked() {
     let space = space();
     let reader = space.reader();
     let guard = reader.pin();
-    space.alloc(1..=1, Counted(drops.clone())).unwrap().free();
-    space.alloc(2..=2, Counted(drops.clone())).unwrap().free();
+    space.alloc(1..=1, Counted(drops.clone())).unwrap().free().unwrap();
+    space.alloc(2..=2, Counted(drops.clone())).unwrap().free().unwrap();
     assert_eq!(drops.load(Ordering::Relaxed), 0);
     drop(guard);
     drop((reader, space));
@@ -204,7 +204,7 @@ mod thread_local {
             let a = one.alloc(1..=9, 10).unwrap();
             let b = two.alloc(1..=9, 20).unwrap();
             let sum = one.with(|g| {
-                a.free();
+                a.free().unwrap();
                 assert_eq!(one.get(Ioasid(1)), None);
                 assert_eq!(one.usage().parked, 1, "the outer call still has its guard");
                 assert_eq!(g.find(Ioasid(1)), None);
@@ -223,7 +223,7 @@ mod thread_local {
             scope.spawn(|| space.with(|guard| assert_eq!(guard.find(Ioasid(1)), None)));
         });
         let lease = space.alloc(1..=1, 1).unwrap();
-        lease.free();
+        lease.free().unwrap();
         assert_eq!(space.usage().parked, 0);
     }
 }

@@ -13,7 +13,7 @@ pub use faults::FAULT_QUEUE_LIMIT;
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError};
 use pasids::Clock;
-pub(crate) use pasids::{HostNumber, HostPasids, Promise};
+pub(crate) use pasids::{Cut, HostPasids};
 use spin::mutex::SpinMutex;
 pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
@@ -71,14 +71,10 @@ impl SoftwareHost {
     /// Who has which PASIDs. Looks once more whether parked ones can be released.
     pub fn pasid_report(&self) -> PasidReport {
         let all: Vec<_> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
-        let vms: Vec<_> = all.iter().filter_map(|vm| vm.pasid_report()).collect();
+        let vms = all.iter().filter_map(|vm| vm.pasid_report()).collect();
         // After the VMs: each may have released some.
-        let (capacity, promised) = self.pasids.promised();
-        let (out, unlinked) = self.pasids.out();
-        // To the space, what a VM has parked is out like the rest.
-        let parked: u32 = vms.iter().map(|vm| vm.usage.parked).sum();
-        let (live, parked) = (out.saturating_sub(parked), unlinked + parked);
-        PasidReport { capacity, promised, live, parked, vms }
+        let ioasid::Usage { live, parked, capacity, unreserved } = self.pasids.usage();
+        PasidReport { capacity, promised: capacity - unreserved, live, parked, vms }
     }
 }
 
@@ -97,8 +93,7 @@ impl Host for SoftwareHost {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .map_err(|_| HostError::TooManyVms { limit: MAX_VMS })?;
         let place = Place(self.vms.clone());
-        let promise = self.pasids.promise(config.quota)?;
-        let vm = SoftwareVm::new(config, place, promise)?;
+        let vm = SoftwareVm::new(config, place, &self.pasids)?;
         let mut all = self.all.lock();
         all.retain(|vm| vm.strong_count() > 0);
         all.push(vm.downgrade());

@@ -109,7 +109,7 @@ struct World<'c> {
     channels: &'c [Channel],
     in_flight: Vec<Option<InFlight<'c>>>,
     expected: Vec<Expected>,
-    own: Consumer<u32>,
+    own: Consumer<()>,
     own_expected: BTreeSet<u32>,
 }
 
@@ -132,19 +132,22 @@ impl World<'_> {
     fn alloc(&mut self, vm: usize, first: u32, last: u32) {
         let taken = self.host_numbers();
         let expected = &mut self.expected[vm];
-        let free = (first.max(1)..=last).find(|number| match expected.numbering {
+        let mut free = (first.max(1)..=last).filter(|number| match expected.numbering {
             Numbering::Identity => *number <= NUMBERS && !taken.contains_key(number),
             Numbering::Private => !expected.has(*number),
         });
+        let range = PasidRange { first: pasid(first), last: pasid(last) };
+        let got = self.vms[vm].alloc_pasid(range);
         let quota = expected.quota;
-        let want = match free {
+        let want = match got {
             _ if expected.closed => Err(AllocPasidError::Closed),
             _ if expected.out() >= quota => Err(AllocPasidError::QuotaExceeded { quota }),
-            Some(number) => Ok(GuestPasid(pasid(number))),
-            None => Err(AllocPasidError::NoneAvailable),
+            // Any free number will do, if there is one.
+            Ok(granted) if free.any(|number| number == granted.0.get()) => Ok(granted),
+            _ => Err(AllocPasidError::NoneAvailable),
         };
-        let range = PasidRange { first: pasid(first), last: pasid(last) };
-        assert_eq!(self.vms[vm].alloc_pasid(range), want);
+        assert_eq!(got, want);
+        assert!(got != Err(AllocPasidError::NoneAvailable) || free.next().is_none());
         if let Ok(granted) = want {
             expected.live.insert(granted.0.get());
         }
@@ -192,14 +195,13 @@ impl World<'_> {
 
     fn own_alloc(&mut self) {
         let taken = self.host_numbers();
-        let lowest = (1..=NUMBERS).find(|number| !taken.contains_key(number));
-        let want = match lowest {
-            Some(number) if self.promised() < NUMBERS => Ok(pasid(number)),
-            _ => Err(AllocError::NoneAvailable),
-        };
-        assert_eq!(self.own.alloc(PasidRange::ALL, lowest.unwrap_or(0)), want);
-        if let Ok(pasid) = want {
-            self.own_expected.insert(pasid.get());
+        let some = self.promised() < NUMBERS;
+        match self.own.alloc(PasidRange::ALL, ()) {
+            Ok(pasid) => {
+                assert!(some && !taken.contains_key(&pasid.get()));
+                self.own_expected.insert(pasid.get());
+            }
+            Err(error) => assert_eq!((error, some), (AllocError::NoneAvailable, false)),
         }
     }
 
@@ -267,13 +269,16 @@ impl World<'_> {
         assert!(reported.next().is_none());
         let own: BTreeSet<u32> = self.own_expected.clone();
         assert_eq!(self.own.len(), own.len());
-        let listed = self.own.for_each(|pasid, number| {
-            if pasid.get() == *number && own.contains(number) {
-                Ok(())
-            } else {
-                Err(pasid)
-            }
-        });
+        let listed =
+            self.own.for_each(
+                |pasid, ()| {
+                    if own.contains(&pasid.get()) {
+                        Ok(())
+                    } else {
+                        Err(pasid)
+                    }
+                },
+            );
         assert_eq!(listed, Ok(()));
     }
 }

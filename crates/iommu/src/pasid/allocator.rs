@@ -8,7 +8,7 @@ use ioasid::Lease;
 use pci::RequesterId;
 
 use super::{AllocError, CommandError, Pasid, PasidCommands, PasidRange};
-use crate::software::{HostNumber, HostPasids, Promise};
+use crate::software::{Cut, HostPasids};
 use crate::sync::Mutex;
 use crate::AllocPasidError;
 
@@ -88,8 +88,8 @@ enum Source {
 /// A PASID that is out, and the right to give it back.
 pub(super) struct Held {
     pub(super) pasid: Pasid,
-    /// On bare metal. The number goes before the promise that it was of.
-    _own: Option<(Lease<HostNumber>, Promise)>,
+    /// On bare metal.
+    _own: Option<Lease<(), Cut>>,
 }
 
 impl PasidAllocator {
@@ -136,14 +136,12 @@ impl PasidAllocator {
     pub(super) fn alloc(&self, range: PasidRange) -> Result<Held, AllocError> {
         match &*self.source {
             Source::Host(host) => {
-                // One at a time, so that no number that is promised to a VM is taken.
-                let promise = host.promise(1).map_err(|_| AllocError::NoneAvailable)?;
-                let lease = promise.source().alloc(range).map_err(|error| match error {
+                let lease = host.alloc(range).map_err(|error| match error {
                     AllocPasidError::NoMemory => AllocError::NoMemory,
                     _ => AllocError::NoneAvailable,
                 })?;
                 let pasid = Pasid::from_field(lease.id().0);
-                Ok(Held { pasid, _own: Some((lease, promise)) })
+                Ok(Held { pasid, _own: Some(lease) })
             }
             Source::Commands { commands, out } => {
                 let pasid = commands.alloc(range)?;

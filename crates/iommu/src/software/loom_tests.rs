@@ -26,7 +26,7 @@ fn explore(f: impl Fn() + Send + Sync + 'static) {
 }
 
 fn host() -> SoftwareHost {
-    SoftwareHost::with_pasids(Config { width: 2, ..Config::default() }, None).unwrap()
+    SoftwareHost::with_pasids(Config { width: 2, shards: 1, ..Config::default() }, None).unwrap()
 }
 
 fn vm(host: &SoftwareHost, quota: u32) -> SoftwareVm {

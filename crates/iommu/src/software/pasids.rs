@@ -1,80 +1,69 @@
-//! The PASID space of a software host, and how much of it is promised to whom.
+//! The PASID space of a software host: a set in it for each VM.
 
-use alloc::sync::Arc;
 use core::ops::RangeInclusive;
 use core::time::Duration;
 
-use ioasid::{AllocError, Config, ConfigError, Lease, Space};
+use ioasid::{AllocError, Config, ConfigError, Holder, HolderError, Lease, Set, SetError, SetType};
+use ioasid::{Hooks, Space, Usage};
 
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{AllocPasidError, HostError, PasidRange};
 
 /// Tells the time since some moment: for the age of what a report lists.
 pub(crate) type Clock = fn() -> Duration;
 
+/// Under whose name a PASID is held until no DMA in flight and no cache can name it.
+pub(crate) const IOTLB: &str = "iotlb";
+
+/// How the space is cut: for the model checker, into pieces that it can look at.
+#[cfg(not(loom))]
+pub(crate) type Cut = ioasid::Geometry;
+#[cfg(loom)]
+pub(crate) type Cut = ioasid::Geometry<1, 1>;
+
 /// The host's PASID space.
 #[derive(Debug)]
 pub(crate) struct HostPasids {
-    space: Space<HostNumber>,
-    capacity: u32,
-    /// Sum of all promises; never above `capacity`.
-    promised: Mutex<u32>,
-    owners: AtomicU64,
+    space: Space<(), Cut>,
+    iotlb: Holder,
     clock: Option<Clock>,
 }
 
-/// What the host's space knows of a number.
-#[derive(Debug)]
-pub(crate) struct HostNumber {
-    owner: Owner,
-    /// Set when the number was taken from its owner, which is before it comes back to the space.
-    revoked: AtomicBool,
-}
-
-impl HostNumber {
-    /// Takes the number from its owner.
-    pub(crate) fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
-    }
-
-    /// Whether `owner` may use the number.
-    pub(crate) fn is_granted_to(&self, owner: Owner) -> bool {
-        self.owner == owner && !self.revoked.load(Ordering::Acquire)
-    }
-}
-
-/// Tells those apart that have PASIDs of one host. Not a permission: that is the [`Promise`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Owner(u64);
-
 impl HostPasids {
     pub(crate) fn new(config: Config, clock: Option<Clock>) -> Result<Self, ConfigError> {
-        let space = Space::new(config)?;
-        let capacity = space.usage().capacity;
-        Ok(Self { space, capacity, promised: Mutex::new(0), owners: AtomicU64::new(0), clock })
+        let space = Space::with_geometry(config, Hooks::default())?;
+        let iotlb = iotlb(&space)?;
+        Ok(Self { space, iotlb, clock })
     }
 
-    /// Sets `quota` PASIDs aside for a new owner.
-    pub(crate) fn promise(self: &Arc<Self>, quota: u32) -> Result<Promise, HostError> {
-        let mut promised = self.promised.lock();
-        let available = self.capacity - *promised;
-        if quota > available {
-            return Err(HostError::QuotaUnavailable { quota, available });
+    /// Sets `quota` PASIDs aside for a VM; `None` if it may have none.
+    pub(crate) fn set(&self, name: &str, quota: u32) -> Result<Option<Set<(), Cut>>, HostError> {
+        if quota == 0 {
+            return Ok(None);
         }
-        *promised += quota;
-        let owner = Owner(self.owners.fetch_add(1, Ordering::Relaxed));
-        Ok(Promise { host: self.clone(), owner, quota })
+        let set = self.space.create_set(name, SetType::Native, quota);
+        set.map(Some).map_err(|error| match error {
+            SetError::OutOfCapacity { unreserved: available, .. } => {
+                HostError::QuotaUnavailable { quota, available }
+            }
+            _ => HostError::NoMemory,
+        })
     }
 
-    /// Capacity, and how much of it is promised.
-    pub(crate) fn promised(&self) -> (u32, u32) {
-        (self.capacity, *self.promised.lock())
+    /// A PASID for the host's own use: of those that are not promised to anyone.
+    pub(crate) fn alloc(&self, range: PasidRange) -> Result<Lease<(), Cut>, AllocPasidError> {
+        self.space.alloc(numbers(range), ()).map_err(refusal)
     }
 
-    /// PASIDs that have a lease, and those that wait for a look-up that may have found them.
-    pub(crate) fn out(&self) -> (u32, u32) {
-        let usage = self.space.usage();
-        (usage.live, usage.parked)
+    pub(crate) fn usage(&self) -> Usage {
+        self.space.usage()
+    }
+
+    pub(crate) fn iotlb(&self) -> &Holder {
+        &self.iotlb
+    }
+
+    pub(crate) fn reader(&self) -> ioasid::Reader<(), Cut> {
+        self.space.reader()
     }
 
     pub(crate) fn now(&self) -> Option<Duration> {
@@ -82,56 +71,11 @@ impl HostPasids {
     }
 }
 
-/// PASIDs of a host's space set aside for one owner; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Promise {
-    host: Arc<HostPasids>,
-    owner: Owner,
-    quota: u32,
-}
-
-impl Promise {
-    pub(crate) fn quota(&self) -> u32 {
-        self.quota
-    }
-
-    pub(crate) fn now(&self) -> Option<Duration> {
-        self.host.now()
-    }
-
-    /// What it takes to allocate.
-    pub(crate) fn source(&self) -> Source {
-        Source { host: self.host.clone(), owner: self.owner }
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        *self.host.promised.lock() -= self.quota;
-    }
-}
-
-/// Takes numbers from the host's space for one owner, who counts them.
-#[derive(Debug)]
-pub(crate) struct Source {
-    host: Arc<HostPasids>,
-    owner: Owner,
-}
-
-impl Source {
-    pub(crate) fn owner(&self) -> Owner {
-        self.owner
-    }
-
-    pub(crate) fn alloc(&self, range: PasidRange) -> Result<Lease<HostNumber>, AllocPasidError> {
-        let number = HostNumber { owner: self.owner, revoked: AtomicBool::new(false) };
-        self.host.space.alloc(numbers(range), number).map_err(refusal)
-    }
-
-    /// A reader of the host's numbers.
-    pub(crate) fn reader(&self) -> ioasid::Reader<HostNumber> {
-        self.host.space.reader()
-    }
+/// The holder that stands for what may be cached, in a new space.
+pub(crate) fn iotlb<G: ioasid::Shape>(space: &Space<(), G>) -> Result<Holder, ConfigError> {
+    space.holder(IOTLB).map_err(|error| match error {
+        HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
+    })
 }
 
 pub(crate) fn numbers(range: PasidRange) -> RangeInclusive<u32> {
@@ -140,6 +84,8 @@ pub(crate) fn numbers(range: PasidRange) -> RangeInclusive<u32> {
 
 pub(crate) fn refusal(error: AllocError) -> AllocPasidError {
     match error {
+        AllocError::QuotaExceeded { quota } => AllocPasidError::QuotaExceeded { quota },
+        AllocError::SetClosed => AllocPasidError::Closed,
         AllocError::NoMemory => AllocPasidError::NoMemory,
         _ => AllocPasidError::NoneAvailable,
     }

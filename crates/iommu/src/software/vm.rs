@@ -10,7 +10,7 @@ use pci::RequesterId;
 
 use super::faults::FaultQueue;
 use super::grants::{Grants, Released, Taken};
-use super::pasids::Promise;
+use super::pasids::HostPasids;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
@@ -103,12 +103,6 @@ impl Control {
         (granted, self.grants.release(Ticket(self.complete)))
     }
 
-    /// Grants nothing any more; gives what that leaves to be dropped after the lock is released.
-    fn close_grants(&mut self, closing: Ticket) -> Released {
-        self.grants.close(closing);
-        self.grants.release(Ticket(self.complete))
-    }
-
     /// Looks once more whether parked PASIDs can be released.
     fn release_parked(&mut self) -> Settled {
         match self.grants.drained() {
@@ -126,8 +120,12 @@ struct Settled {
 }
 
 impl SoftwareVm {
-    pub(super) fn new(config: VmConfig, place: Place, promise: Promise) -> Result<Self, HostError> {
-        let grants = Grants::new(config.numbering, promise)?;
+    pub(super) fn new(
+        config: VmConfig,
+        place: Place,
+        host: &Arc<HostPasids>,
+    ) -> Result<Self, HostError> {
+        let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {
             config,
@@ -247,40 +245,32 @@ impl Vm for SoftwareVm {
     }
 
     fn alloc_pasid(&self, range: PasidRange) -> Result<GuestPasid, AllocPasidError> {
-        let (settled, claim) = {
-            let mut control = self.0.control.lock();
-            (control.release_parked(), control.grants.claim())
-        };
-        // What it released may be what is wanted.
-        drop(settled);
-        let taken = claim?.take(range);
+        self.0.release_parked();
+        let claim = self.0.control.lock().grants.claim()?;
+        let taken = claim.take(range);
         let (granted, _left) = self.0.control.lock().grant(taken);
         granted
     }
 
     fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError> {
         let mut control = self.0.control.lock();
-        control.grants.check_granted(pasid)?;
-        control.grants.revoke(pasid);
+        let revoked = control.grants.revoke(pasid)?;
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
-        control.grants.park(pasid, drained);
+        control.grants.park(revoked, drained);
         Ok(())
     }
 
     fn release_pasids(&self) -> Ticket {
         let mut control = self.0.control.lock();
-        control.grants.revoke_all();
+        let revoked = control.grants.revoke_all();
         let (drained, _) = control.post(|_| true, Batch::forget_everything);
-        control.grants.park_all(drained);
+        control.grants.park(revoked, drained);
         drained
     }
 
     fn pasid_usage(&self) -> PasidUsage {
-        let (_settled, usage) = {
-            let mut control = self.0.control.lock();
-            (control.release_parked(), control.grants.usage())
-        };
-        usage
+        self.0.release_parked();
+        self.0.control.lock().grants.usage()
     }
 
     fn counters(&self) -> Counters {
@@ -296,7 +286,7 @@ impl Vm for SoftwareVm {
     }
 
     fn close(&self) -> Ticket {
-        let (ticket, _old) = {
+        let (ticket, (_old, set)) = {
             let mut control = self.0.control.lock();
             if control.closed || sabotage::is(Sabotage::KeepOnClose) {
                 return Ticket(control.sequence);
@@ -308,10 +298,14 @@ impl Vm for SoftwareVm {
                 control.contexts.take(),
                 control.place.take(),
             );
-            control.grants.revoke_all();
+            let revoked = control.grants.revoke_all();
             let (ticket, _) = control.post(|_| true, Batch::detach);
-            (ticket, (old, control.close_grants(ticket)))
+            control.grants.park(revoked, ticket);
+            (ticket, (old, control.grants.close()))
         };
+        if let Some(set) = set {
+            set.close();
+        }
         self.0.faults.close();
         ticket
     }
@@ -333,11 +327,18 @@ impl VmShared {
         (Arc::new(shared), 1)
     }
 
+    /// Releases the parked PASIDs that nothing can name any more.
+    fn release_parked(&self) {
+        let settled = self.control.lock().release_parked();
+        drop(settled);
+    }
+
     /// Who has which PASIDs of this VM; `None` if it never can have any again.
     pub(crate) fn pasid_report(&self) -> Option<VmPasids> {
-        let (_settled, grants, channels) = {
-            let mut control = self.control.lock();
-            (control.release_parked(), control.grants.report(), control.channels.clone())
+        self.release_parked();
+        let (grants, channels) = {
+            let control = self.control.lock();
+            (control.grants.report(), control.channels.clone())
         };
         let (closed, usage, mut entries) = grants?;
         for entry in &mut entries {

@@ -1,0 +1,107 @@
+//! Who holds an ID, by name.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use hashbrown::HashMap;
+
+use crate::memory::NoMemory;
+use crate::sync::Mutex;
+
+/// Most holders of one space.
+pub const MAX_HOLDERS: usize = 256;
+
+/// A user of IDs, under whose name references are counted ("iommu", "cpu", "vdcm of guest 3").
+///
+/// It grants nothing: it names who is to be asked about an ID that stays parked. Made by
+/// [`Space::holder`](crate::Space::holder); good for that space alone. Clones are the same holder.
+#[derive(Clone)]
+pub struct Holder {
+    pub(crate) index: u16,
+    /// Its space's names: whose holder it is shows by identity.
+    names: Arc<Names>,
+}
+
+impl Holder {
+    pub(crate) fn belongs_to(&self, names: &Arc<Names>) -> bool {
+        Arc::ptr_eq(&self.names, names)
+    }
+}
+
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Holder").field(&self.names.name(self.index)).finish()
+    }
+}
+
+/// Why a [`Holder`] was not made. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HolderError {
+    /// The space has as many as it takes.
+    #[error("the space has its limit of {MAX_HOLDERS} holders")]
+    TooMany,
+    /// There was no memory for its name.
+    #[error("no memory for the holder's name")]
+    NoMemory,
+}
+
+/// The holders of a space; an index is never used again.
+#[derive(Debug)]
+pub(crate) struct Names(Mutex<Vec<String>>);
+
+impl Names {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Vec::new())))
+    }
+
+    pub(crate) fn add(self: &Arc<Self>, name: &str) -> Result<Holder, HolderError> {
+        let mut owned = String::new();
+        owned.try_reserve_exact(name.len()).map_err(|_| HolderError::NoMemory)?;
+        owned.push_str(name);
+        let mut names = self.0.lock();
+        if names.len() >= MAX_HOLDERS {
+            return Err(HolderError::TooMany);
+        }
+        names.try_reserve(1).map_err(|_| HolderError::NoMemory)?;
+        names.push(owned);
+        Ok(Holder { index: (names.len() - 1) as u16, names: self.clone() })
+    }
+
+    pub(crate) fn name(&self, index: u16) -> String {
+        self.0.lock().get(usize::from(index)).cloned().unwrap_or_default()
+    }
+}
+
+/// Counts of references by ID and holder; only pairs with a reference are there.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(HashMap<(u32, u16), u32>);
+
+impl Holders {
+    /// Counts one more.
+    pub(crate) fn add(&mut self, number: u32, holder: u16) -> Result<(), NoMemory> {
+        if let Some(count) = self.0.get_mut(&(number, holder)) {
+            *count += 1;
+            return Ok(());
+        }
+        self.0.try_reserve(1)?;
+        self.0.insert((number, holder), 1);
+        Ok(())
+    }
+
+    /// Counts one less; allocates nothing.
+    pub(crate) fn remove(&mut self, number: u32, holder: u16) {
+        if let Some(count) = self.0.get_mut(&(number, holder)) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&(number, holder));
+            }
+        }
+    }
+
+    /// Who holds `number`, with how many references.
+    pub(crate) fn of(&self, number: u32) -> impl Iterator<Item = (u16, u32)> + '_ {
+        self.0.iter().filter(move |((held, _), _)| *held == number).map(|(&(_, by), &n)| (by, n))
+    }
+}

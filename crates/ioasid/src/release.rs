@@ -1,0 +1,239 @@
+//! Freeing, and what comes of it: parked until nothing can name the number, then free again.
+
+use core::ptr::NonNull;
+
+use crate::geometry::Shape;
+use crate::record::{KEPT, UNLEASED};
+use crate::shard::{Few, Inside, Local};
+use crate::space::{forsake, Shared};
+use crate::state::Status;
+use crate::sync::MutexGuard;
+use crate::Tag;
+
+impl<T, G: Shape> Shared<T, G> {
+    /// Gives up a lease: the ID is parked unless it is already.
+    ///
+    /// # Safety
+    ///
+    /// The lease is one of this space's, with this tag and home, and is gone after this.
+    #[inline]
+    pub(crate) unsafe fn unlease(shared: NonNull<Self>, tag: Tag, home: usize) {
+        // SAFETY: the lease keeps the space until `leave`.
+        let this = unsafe { shared.as_ref() };
+        let number = tag.id.0;
+        let mut inside = this.shards[home].lock();
+        let state = this.table.state(number);
+        let local = &mut inside.sets[state.set() as usize];
+        if state.status() != Status::Live || state.is_busy() || local.watched {
+            drop(inside);
+            this.unlease_busy(tag, home);
+        } else {
+            local.live -= 1;
+            local.parked += 1;
+            this.table.set_state(number, state.parked());
+            this.shards[home].widen(number);
+            let full = inside.push_parked(number, this.records());
+            if !full && !Self::EAGER {
+                let orphaned = inside.leave();
+                drop(inside);
+                if orphaned {
+                    // SAFETY: the lease's part, and nothing is touched after it.
+                    unsafe { forsake(shared) };
+                }
+                return;
+            }
+            drop(inside);
+            this.collect(home);
+        }
+        // Not before all is done: from then on the space may go.
+        // SAFETY: the lease is gone after this.
+        unsafe { Self::leave(shared, home) };
+    }
+
+    /// Whether data is released as soon as may be: it may be what stands for the number elsewhere,
+    /// and nobody likes to find it on an idle space. Data without a destructor waits for a batch.
+    const EAGER: bool = core::mem::needs_drop::<T>();
+
+    /// Takes one lease or reference off the shard's count; the last of an orphaned space frees it.
+    ///
+    /// # Safety
+    ///
+    /// One was counted for the caller, who touches the space no more.
+    pub(crate) unsafe fn leave(shared: NonNull<Self>, home: usize) {
+        // SAFETY: what is counted keeps the space.
+        let orphaned = unsafe { shared.as_ref() }.shards[home].lock().leave();
+        if orphaned {
+            // SAFETY: by the contract.
+            unsafe { forsake(shared) };
+        }
+    }
+
+    /// A free that concerns others besides the lease.
+    #[cold]
+    fn unlease_busy(&self, tag: Tag, home: usize) {
+        let number = tag.id.0;
+        let now = self.hooks.now();
+        let mut inside = self.shards[home].lock();
+        let record = self.table.record(number);
+        debug_assert_eq!(self.table.state(number).generation(), tag.generation);
+        record.add(UNLEASED);
+        let told = self.park(&mut inside, home, number, now);
+        let ripe = self.push_if_unheld(&mut inside, home, number);
+        drop(inside);
+        if told {
+            self.hooks.schedule();
+        }
+        if ripe {
+            self.collect(home);
+        }
+    }
+
+    /// Ends the life of an ID if it is live: no find that begins now returns it. True if its users
+    /// are to be told, for which the caller calls [`Hooks::schedule`](crate::Hooks) without locks.
+    pub(crate) fn park(&self, inside: &mut Inside, home: usize, number: u32, now: u64) -> bool {
+        let state = self.table.state(number);
+        if state.status() != Status::Live {
+            return false;
+        }
+        let local = &mut inside.sets[state.set() as usize];
+        local.live -= 1;
+        local.parked += 1;
+        self.table.set_state(number, state.parked());
+        self.shards[home].widen(number);
+        let record = self.table.record(number);
+        record.set_parked_at(now);
+        self.queue_telling(local.watched, record, number)
+    }
+
+    /// Puts a parked ID among those that only readers can name, if nothing holds it.
+    pub(crate) fn push_if_unheld(&self, inside: &mut Inside, home: usize, number: u32) -> bool {
+        let record = self.table.record(number);
+        let held = record.refs.get() != 0 || !record.has(UNLEASED | KEPT);
+        if held || self.table.state(number).status() != Status::Parked {
+            return false;
+        }
+        self.shards[home].widen(number);
+        inside.push_parked(number, self.records()) || Self::EAGER
+    }
+
+    /// Releases what can be in every shard.
+    pub(crate) fn collect_all(&self) {
+        (0..self.shards.len()).for_each(|at| self.collect(at));
+    }
+
+    /// Releases parked numbers of a shard that nothing can name any more.
+    pub(crate) fn collect(&self, at: usize) {
+        let now = self.hooks.now();
+        let mut more = true;
+        while more {
+            let mut few = Few::new();
+            let mut inside = self.shards[at].lock();
+            inside.ripen(&self.epochs, now, self.records(), &mut few);
+            more = !few.has_room();
+            if few.is_empty() {
+                self.shards[at].narrow(&inside);
+            } else if Self::EAGER {
+                drop(inside);
+                // Its drop gives the numbers back.
+                Going { shared: self, at, few: &few, gone: 0 }.drop_data();
+            } else {
+                for &number in few.iter() {
+                    // SAFETY: `ripen` made the number ours: nobody can name it any more.
+                    drop(unsafe { self.table.take(number) });
+                }
+                self.give_back(inside, at, &few);
+            }
+        }
+    }
+
+    /// Makes numbers free whose data is gone.
+    fn give_back(&self, mut inside: MutexGuard<'_, Inside>, at: usize, few: &[u32]) {
+        let mut drained = Few::new();
+        for &number in few {
+            let record = self.table.record(number);
+            let set = self.table.state(number).set();
+            let local = &mut inside.sets[set as usize];
+            local.parked -= 1;
+            local.remove_member(record.place.get(), |moved, place| {
+                self.table.record(moved).place.set(place);
+            });
+            if local.give_back() {
+                drained.push(set);
+            }
+            inside.cache.push(number);
+        }
+        self.spill(&mut inside);
+        self.shards[at].narrow(&inside);
+        drop(inside);
+        drained.iter().for_each(|&set| self.drained(set));
+    }
+
+    /// Gives the space a batch of the shard's free numbers when they are more than two.
+    fn spill(&self, inside: &mut Inside) {
+        if inside.cache.len() > 2 * G::BATCH {
+            let mut moving = self.numbers.moving();
+            let most = inside.cache.len() - G::BATCH;
+            inside.cache.drain(..most).for_each(|number| moving.put(number));
+        }
+    }
+}
+
+impl Local {
+    /// Takes the member at `place` out; `moved` is told which one takes its place.
+    fn remove_member(&mut self, place: u32, moved: impl FnOnce(u32, u32)) {
+        self.members.swap_remove(place as usize);
+        if let Some(&member) = self.members.get(place as usize) {
+            moved(member, place);
+        }
+    }
+
+    /// Gives back what one number cost of the quota. True if that drains a closed set.
+    #[must_use]
+    pub(crate) fn give_back(&mut self) -> bool {
+        match &self.core {
+            Some(core) if !self.open => core.give(1),
+            _ => {
+                self.credit += 1;
+                false
+            }
+        }
+    }
+}
+
+impl Inside {
+    /// Counts one lease or reference less. True if the space is orphaned.
+    #[inline]
+    fn leave(&mut self) -> bool {
+        self.out -= 1;
+        self.orphaned
+    }
+}
+
+/// Numbers whose data is being dropped, which is the caller's code: with no lock held, and it may
+/// panic. Then the rest stays parked, for the next release.
+struct Going<'s, T, G: Shape> {
+    shared: &'s Shared<T, G>,
+    at: usize,
+    few: &'s [u32],
+    gone: usize,
+}
+
+impl<T, G: Shape> Going<'_, T, G> {
+    fn drop_data(&mut self) {
+        for &number in self.few {
+            // SAFETY: `ripen` made the number ours: nobody can name it any more.
+            let data = unsafe { self.shared.table.take(number) };
+            self.gone += 1;
+            drop(data);
+        }
+    }
+}
+
+impl<T, G: Shape> Drop for Going<'_, T, G> {
+    fn drop(&mut self) {
+        let (gone, rest) = self.few.split_at(self.gone);
+        let mut inside = self.shared.shards[self.at].lock();
+        rest.iter().for_each(|&number| inside.push_passed(number, self.shared.records()));
+        self.shared.give_back(inside, self.at, gone);
+    }
+}
