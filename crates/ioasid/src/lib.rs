@@ -64,6 +64,7 @@ mod set;
 mod sets;
 mod shard;
 mod space;
+mod spid;
 mod state;
 mod sync;
 mod table;
@@ -74,12 +75,13 @@ pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
 pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
-pub use lease::{AlreadyFreed, HoldError, Lease, Ref};
+pub use lease::{AlreadyFreed, HoldError, Keeper, Lease, Ref};
 pub use reader::{FindError, Guard, Reader};
 pub use set::{Owner, SetType};
 pub use sets::{Set, SetError, SetUsage, TakeError};
 pub use shard::MAX_SHARDS;
 pub use space::{Space, Usage};
+pub use spid::{Spid, SpidError, MAX_SPID_WIDTH};
 pub use work::Work;
 
 /// A number of the space: a name, never a permission.

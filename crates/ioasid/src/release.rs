@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::geometry::Shape;
-use crate::record::{KEPT, UNLEASED};
+use crate::record::{Record, KEPT, UNLEASED};
 use crate::shard::{Few, Inside, Local};
 use crate::space::{forsake, Shared};
 use crate::state::Status;
@@ -154,6 +154,7 @@ impl<T, G: Shape> Shared<T, G> {
             let set = self.table.state(number).set();
             let local = &mut inside.sets[set as usize];
             local.parked -= 1;
+            local.forget_spid(record);
             local.remove_member(record.place.get(), |moved, place| {
                 self.table.record(moved).place.set(place);
             });
@@ -179,6 +180,14 @@ impl<T, G: Shape> Shared<T, G> {
 }
 
 impl Local {
+    /// Frees the SPID of an ID that is being released.
+    #[inline]
+    fn forget_spid(&self, record: &Record) {
+        if record.spid().is_some() {
+            self.core.as_ref().and_then(|core| core.forget_spid(record));
+        }
+    }
+
     /// Takes the member at `place` out; `moved` is told which one takes its place.
     fn remove_member(&mut self, place: u32, moved: impl FnOnce(u32, u32)) {
         self.members.swap_remove(place as usize);

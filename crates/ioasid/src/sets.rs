@@ -273,7 +273,7 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(SetError::TooMany { limit: MAX_SETS - 1 });
         }
         self.reserve_quota(quota)?;
-        let core = Arc::new(SetCore::new(index, name, kind, quota));
+        let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
         if let Err(error) = self.enter_set(&core) {
             let _ = self.root.give(quota);
             return Err(error.into());

@@ -104,6 +104,7 @@ pub(crate) struct Shared<T, G: Shape> {
     pub(crate) names: Arc<Names>,
     pub(crate) hooks: Hooks,
     pub(crate) last: u32,
+    pub(crate) last_spid: u32,
     pub(crate) capacity: u32,
     /// What keeps the space: one for all handles together; and, once those are gone, one for each
     /// lease and reference.
@@ -151,6 +152,7 @@ impl<T, G: Shape> Space<T, G> {
             names: Names::new(),
             hooks,
             last,
+            last_spid: checked.last_spid,
             capacity,
             remaining: AtomicU64::new(1),
         };
