@@ -108,7 +108,7 @@ impl<'r, T, G: Shape> Guard<'r, T, G> {
 
     #[inline]
     pub(crate) fn is_of(&self, set: &Set<T, G>) -> bool {
-        core::ptr::eq(&**self.shared, &*set.shared)
+        Arc::ptr_eq(self.shared, &set.shared)
     }
 
     #[inline]

@@ -201,7 +201,8 @@ impl<T, G: Shape> Guard<'_, T, G> {
         if !self.is_of(set) {
             return None;
         }
-        let entry = set.core.spids.get(spid.0)?;
+        // SAFETY: a set's SPIDs are made by a space of its geometry.
+        let entry = unsafe { set.core.spids.get_in(spid.0, G::LEAF_BITS) }?;
         let number = entry.load(Ordering::Acquire);
         // `NONE` is no number of any space.
         let (data, state) = self.lookup(Ioasid(number))?;
@@ -266,8 +267,20 @@ impl Spids {
     }
 
     /// The place of `spid`; `None` if it is too large, or nothing near it was ever attached.
-    #[inline]
     fn get(&self, spid: u32) -> Option<&AtomicU32> {
+        // SAFETY: those are the bits.
+        unsafe { self.get_in(spid, self.leaf_bits) }
+    }
+
+    /// [`Spids::get`] where the compiler knows the bits of a leaf: a sixth less for a find that
+    /// misses no cache.
+    ///
+    /// # Safety
+    ///
+    /// `leaf_bits` is what [`Spids::new`] was given.
+    #[inline]
+    unsafe fn get_in(&self, spid: u32, leaf_bits: u32) -> Option<&AtomicU32> {
+        debug_assert_eq!(leaf_bits, self.leaf_bits);
         if spid > self.last {
             return None;
         }
@@ -276,14 +289,14 @@ impl Spids {
             return None;
         }
         // SAFETY: `spid` is at most `last`, so this is one of the directory's entries.
-        let leaf = unsafe { directory.add((spid >> self.leaf_bits) as usize) };
+        let leaf = unsafe { directory.add((spid >> leaf_bits) as usize) };
         // SAFETY: the directory stays, whole, until `self` is dropped.
         let leaf = unsafe { &*leaf }.load(Ordering::Acquire);
         if leaf.is_null() {
             return None;
         }
         // SAFETY: the index is below the length of a leaf.
-        let entry = unsafe { leaf.add(spid as usize & (self.leaf_len() - 1)) };
+        let entry = unsafe { leaf.add(spid as usize & ((1 << leaf_bits) - 1)) };
         // SAFETY: leaves stay until `self` is dropped.
         Some(unsafe { &*entry })
     }
