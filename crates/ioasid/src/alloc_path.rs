@@ -87,11 +87,48 @@ impl<T, G: Shape> Shared<T, G> {
     ) -> Result<Lease<T, G>, AllocError> {
         let at = handles.shard_index(shard);
         let (min, max) = handles.check_range(range)?;
+        let shard = &handles.shards[at];
+        let data = if shard.may_have(min, max) {
+            match handles.alloc_ready(&mut shard.lock(), set, min, max, data) {
+                Ok(tag) => return Ok(Lease::new(handles.pointer(), tag, at)),
+                Err(data) => data,
+            }
+        } else {
+            data
+        };
         let (mut inside, number) = handles.claim(at, set, min, max)?;
         // SAFETY: claimed just now.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
         drop(inside);
         Ok(Lease::new(handles.pointer(), tag, at))
+    }
+
+    /// The usual case: the number that the shard released last was of the same set, which has
+    /// credit here. Then all that is written is the shard and the slot.
+    #[inline]
+    fn alloc_ready(
+        &self,
+        inside: &mut Inside,
+        set: u32,
+        min: u32,
+        max: u32,
+        data: T,
+    ) -> Result<Tag, T> {
+        let local = &mut inside.sets[set as usize];
+        let number = match inside.cache.last() {
+            Some(&number) if (min..=max).contains(&number) && local.credit > 0 && local.open => {
+                number
+            }
+            _ => return Err(data),
+        };
+        // SAFETY: the number is in the cache, so it is ours as long as we have the lock; and its
+        // slot is vacant, because whoever put it there vacated it.
+        let tag = unsafe { self.table.publish_ready(number, set, data) }?;
+        local.credit -= 1;
+        local.live += 1;
+        inside.cache.pop();
+        inside.out += 1;
+        Ok(tag)
     }
 
     pub(crate) fn alloc_with(
@@ -290,7 +327,13 @@ impl<T, G: Shape> Shared<T, G> {
             }
             let moves = moving.end();
             let cached = |shard: &crate::shard::Shard| {
-                shard.may_have(min, max).then(|| shard.lock().take_cached(min, max)).flatten()
+                if !shard.may_have(min, max) {
+                    return None;
+                }
+                let mut inside = shard.lock();
+                let number = inside.take_cached(min, max)?;
+                self.remove_member(&mut inside, number);
+                Some(number)
             };
             if let Some(number) = self.shards.iter().find_map(cached) {
                 return Ok(Some(number));
@@ -319,8 +362,9 @@ impl<T, G: Shape> Shared<T, G> {
     /// The number is claimed, and the set has room for one more member.
     #[inline]
     unsafe fn enter(&self, inside: &mut Inside, at: usize, set: u32, number: u32, data: T) -> Tag {
+        self.remove_member(inside, number);
         let local = &mut inside.sets[set as usize];
-        self.table.record(number).begin(at, local.members.len());
+        self.table.record(number).enter(at, local.members.len());
         local.members.push(number);
         inside.out += 1;
         // SAFETY: the number is the caller's and has a slot, which is vacant: whoever made the
@@ -365,6 +409,7 @@ impl<T, G: Shape> Drop for Claim<'_, T, G> {
         let Self { shared, at, set, number } = self;
         let mut inside = shared.shards[*at].lock();
         inside.sets[*set as usize].live -= 1;
+        shared.remove_member(&mut inside, *number);
         shared.numbers.moving().put(*number);
         let drained = inside.sets[*set as usize].give_back();
         drop(inside);

@@ -409,7 +409,12 @@ impl<T, G: Shape> Shared<T, G> {
     pub(crate) fn drained(&self, index: u32) {
         let Some(core) = self.registry.lock().remove(index) else { return };
         for shard in &self.shards {
-            shard.lock().sets[index as usize] = Local::default();
+            let mut inside = shard.lock();
+            // Released numbers that the cache still has.
+            while let Some(&number) = inside.sets[index as usize].members.last() {
+                self.remove_member(&mut inside, number);
+            }
+            inside.sets[index as usize] = Local::default();
         }
         let _ = self.root.give(core.quota().quota);
         if core.set_drained() {

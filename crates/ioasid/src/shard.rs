@@ -110,7 +110,7 @@ pub(crate) struct Local {
     /// With a lease, or being allocated.
     pub(crate) live: u32,
     pub(crate) parked: u32,
-    /// Live and parked IDs, in no order.
+    /// Live and parked IDs, and released ones that the cache still has; in no order.
     pub(crate) members: Vec<u32>,
 }
 
@@ -182,6 +182,7 @@ impl Inside {
             self.ask(epochs, now, record, few);
         }
         while let Some(number) = few.has_room().then(|| self.passed.pop(record)).flatten() {
+            record(number).set_parked_at(0);
             few.push(number);
         }
     }
@@ -196,7 +197,8 @@ impl Inside {
         let this_moment = epochs.retire();
         if epochs.has_passed(this_moment) {
             // Nobody reads who began before this moment: all that is here can go.
-            self.fresh.drain(..).for_each(|number| few.push(number));
+            few.fill(&self.fresh);
+            self.fresh.clear();
             self.passed.append(self.waiting.take(), record);
             self.passed.append(self.queued.take(), record);
             return;
@@ -242,6 +244,12 @@ impl Few {
 
     pub(crate) fn has_room(&self) -> bool {
         self.len < MAX_FEW
+    }
+
+    /// Fills an empty one.
+    fn fill(&mut self, numbers: &[u32]) {
+        self.len = numbers.len();
+        self.numbers[..self.len].copy_from_slice(numbers);
     }
 
     /// Adds a number; the caller has asked for room.

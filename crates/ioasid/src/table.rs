@@ -173,6 +173,19 @@ impl<T, G: Shape> Table<T, G> {
         self.slot(number).state.store(state.into(), Ordering::Release);
     }
 
+    /// Parks a number that is live and not busy, if `agree` says so to its set; else nothing
+    /// changes. For its owner, like [`Table::set_state`].
+    #[inline]
+    pub(crate) fn park_idle(&self, number: u32, agree: impl FnOnce(u32) -> bool) -> bool {
+        let slot = self.slot(number);
+        let state = State::from(slot.state.load(Ordering::Relaxed));
+        let agreed = state.is_idle() && agree(state.set());
+        if agreed {
+            slot.state.store(state.parked().into(), Ordering::Release);
+        }
+        agreed
+    }
+
     /// Makes `number` findable with `data`, as a new life of the number in the set `set`.
     ///
     /// # Safety
@@ -180,7 +193,32 @@ impl<T, G: Shape> Table<T, G> {
     /// The caller owns the number, has called [`Table::prepare`] for it, and its slot is vacant.
     #[inline]
     pub(crate) unsafe fn publish(&self, number: u32, set: u32, data: T) -> Tag {
-        let slot = self.slot(number);
+        // SAFETY: by the contract.
+        unsafe { Self::publish_in(self.slot(number), number, set, data) }
+    }
+
+    /// Like [`Table::publish`] without [`Table::prepare`], when the number is a member of that set
+    /// and needs nothing else; else gives the data back.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the number, and its slot is vacant if it has one.
+    #[inline]
+    pub(crate) unsafe fn publish_ready(&self, number: u32, set: u32, data: T) -> Result<Tag, T> {
+        match self.slots.get(number) {
+            Some(slot) if State::from(slot.state.load(Ordering::Relaxed)).is_ready_for(set) => {
+                // SAFETY: by the contract.
+                Ok(unsafe { Self::publish_in(slot, number, set, data) })
+            }
+            _ => Err(data),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The caller owns the number, and its slot is vacant.
+    #[inline]
+    unsafe fn publish_in(slot: &Slot<T>, number: u32, set: u32, data: T) -> Tag {
         let old = State::from(slot.state.load(Ordering::Relaxed));
         debug_assert_eq!(old.status(), Status::Vacant);
         let state = State::born(set, old.generation());
@@ -193,23 +231,28 @@ impl<T, G: Shape> Table<T, G> {
         Tag { id: Ioasid(number), generation: state.generation() }
     }
 
-    /// Takes the data of a parked number out and leaves its slot vacant.
+    /// Takes the data of a parked number out; its slot has to be vacated next.
     ///
     /// # Safety
     ///
-    /// The caller owns the number, its slot is parked, and no reader that was pinned before it
-    /// was parked is still pinned.
+    /// The caller owns the number, its slot is parked, no reader that was pinned before it was
+    /// parked is still pinned, and nobody has taken the data.
     #[inline]
     pub(crate) unsafe fn take(&self, number: u32) -> T {
+        // SAFETY: a parked slot is initialised; no reader holds a reference to the data (those
+        // that might have are gone) and none can find it again; by the contract it is read once.
+        self.slot(number).data.with_mut(|cell| unsafe { cell.cast::<T>().read() })
+    }
+
+    /// Leaves the slot of a parked number vacant, whose data was taken or needs no drop. Gives the
+    /// state before.
+    #[inline]
+    pub(crate) fn vacate(&self, number: u32) -> State {
         let slot = self.slot(number);
         let state = State::from(slot.state.load(Ordering::Relaxed));
         debug_assert_eq!(state.status(), Status::Parked);
-        // SAFETY: a parked slot is initialised; no reader holds a reference to the data (those
-        // that might have are gone) and none can find it again; once the state is vacant nobody
-        // reads it a second time.
-        let data = slot.data.with_mut(|cell| unsafe { cell.cast::<T>().read() });
         slot.state.store(state.vacated().into(), Ordering::Release);
-        data
+        state
     }
 
     /// The data of the live ID `id`, and its state.

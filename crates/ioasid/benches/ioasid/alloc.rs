@@ -89,9 +89,8 @@ pub fn nearly_full(table: &mut Table, effort: Effort) {
     let (_space, set) = set();
     let mut leases: Vec<_> =
         RANGE.map(|_| set.alloc(RANGE, 0).expect("the range has room")).collect();
-    let full: Round<'_> = Box::new(|ops| {
-        (0..ops).map(|_| u64::from(black_box(set.alloc(RANGE, 0)).is_err())).sum()
-    });
+    let full: Round<'_> =
+        Box::new(|ops| (0..ops).map(|_| u64::from(black_box(set.alloc(RANGE, 0)).is_err())).sum());
     let none = in_turn(effort, &mut [full])[0];
     let row = Row::new("alloc in a full range", Mode::Throughput, 65536, none);
     table.add(row.goal(Goal::below(5.0)));
