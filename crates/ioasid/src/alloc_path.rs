@@ -220,7 +220,7 @@ impl<T, G: Shape> Shared<T, G> {
     ) -> Result<(MutexGuard<'_, Inside>, u32), AllocError> {
         self.collect(at);
         let mut inside = self.shards[at].lock();
-        self.shards[at].narrow(&inside);
+        self.shards.unstock(at, &inside);
         // Each turn mends one lack; one of credit may be followed by one of numbers.
         for _ in 0..3 {
             let mended = match self.claim_cached(&mut inside, set, min, max) {
@@ -249,7 +249,7 @@ impl<T, G: Shape> Shared<T, G> {
         let limit = if inside.cache.is_empty() { G::BATCH } else { 1 };
         // Both before the move is over, so that no number is ever in neither place.
         let keep = |number| {
-            self.shards[at].widen(number);
+            self.shards.stock(at, number);
             inside.cache.push(number);
         };
         self.numbers.moving().take(min, max, limit, keep).map_err(|_| AllocError::NoMemory)
@@ -351,7 +351,7 @@ impl<T, G: Shape> Shared<T, G> {
     fn surely_full(&self, min: u32, max: u32) -> bool {
         let moves = self.numbers.moves();
         self.numbers.surely_none(min, max)
-            && !self.shards.iter().any(|shard| shard.may_have(min, max))
+            && !self.shards.may_have(min, max)
             && self.numbers.unmoved_since(moves)
     }
 

@@ -35,7 +35,7 @@ impl<T, G: Shape> Shared<T, G> {
             // SAFETY: the lease is gone after this.
             return unsafe { Self::leave(shared, home) };
         }
-        this.shards[home].widen(number);
+        this.shards.stock(home, number);
         let full = inside.push_parked(number, this.records());
         if !full && !Self::EAGER {
             let orphaned = inside.leave();
@@ -103,7 +103,7 @@ impl<T, G: Shape> Shared<T, G> {
         local.parked += 1;
         // Busy, so that its release looks at the record.
         self.table.set_state(number, state.parked().busy());
-        self.shards[home].widen(number);
+        self.shards.stock(home, number);
         let record = self.table.record(number);
         record.set_parked_at(now);
         self.queue_telling(local.watched, record, number)
@@ -116,7 +116,7 @@ impl<T, G: Shape> Shared<T, G> {
         if held || self.table.state(number).status() != Status::Parked {
             return false;
         }
-        self.shards[home].widen(number);
+        self.shards.stock(home, number);
         inside.push_parked(number, self.records()) || Self::EAGER
     }
 
@@ -135,7 +135,7 @@ impl<T, G: Shape> Shared<T, G> {
             inside.ripen(&self.epochs, now, self.records(), &mut few);
             more = !few.has_room();
             if few.is_empty() {
-                self.shards[at].narrow(&inside);
+                self.shards.unstock(at, &inside);
             } else if Self::EAGER {
                 drop(inside);
                 // Its drop gives the numbers back.
@@ -162,7 +162,7 @@ impl<T, G: Shape> Shared<T, G> {
         }
         inside.cache.extend_from_slice(few);
         self.spill(&mut inside);
-        self.shards[at].narrow(&inside);
+        self.shards.unstock(at, &inside);
         drop(inside);
         drained.iter().for_each(|&set| self.drained(set));
     }
