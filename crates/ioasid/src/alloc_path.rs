@@ -221,38 +221,34 @@ impl<T, G: Shape> Shared<T, G> {
         self.collect(at);
         let mut inside = self.shards[at].lock();
         self.shards.unstock(at, &inside);
-        // Each turn mends one lack; one of credit may be followed by one of numbers.
-        for _ in 0..3 {
-            let mended = match self.claim_cached(&mut inside, set, min, max) {
-                Ok(number) => return Ok((inside, number)),
-                Err(Lack::Memory) => return Err(AllocError::NoMemory),
-                Err(Lack::Open) => false,
-                Err(Lack::Credit) => inside.sets[set as usize].draw(at, G::BATCH as u32) > 0,
-                Err(Lack::Number) => self.refill(at, &mut inside, min, max)? > 0,
-            };
-            if !mended {
-                break;
-            }
+        if inside.sets[set as usize].open {
+            // Enough of both for what follows to be usual again.
+            inside.sets[set as usize].top_up(at, G::BATCH as u32);
+            self.top_up(at, &mut inside, min, max)?;
+        }
+        match self.claim_cached(&mut inside, set, min, max) {
+            Ok(number) => return Ok((inside, number)),
+            Err(Lack::Memory) => return Err(AllocError::NoMemory),
+            Err(_) => {}
         }
         drop(inside);
         self.claim_anywhere(at, set, min, max)
     }
 
-    /// Draws numbers of `min..=max` from the space: a batch into an empty cache, else one.
-    fn refill(
-        &self,
-        at: usize,
-        inside: &mut Inside,
-        min: u32,
-        max: u32,
-    ) -> Result<usize, AllocError> {
-        let limit = if inside.cache.is_empty() { G::BATCH } else { 1 };
+    /// Draws numbers of `min..=max` from the space until the cache has a batch. At least one is
+    /// asked for: what is cached may lie elsewhere.
+    fn top_up(&self, at: usize, inside: &mut Inside, min: u32, max: u32) -> Result<(), AllocError> {
+        let missing = G::BATCH.saturating_sub(inside.cache.len());
+        if missing < G::BATCH / 2 && inside.has_cached(min, max) {
+            return Ok(());
+        }
         // Both before the move is over, so that no number is ever in neither place.
         let keep = |number| {
             self.shards.stock(at, number);
             inside.cache.push(number);
         };
-        self.numbers.moving().take(min, max, limit, keep).map_err(|_| AllocError::NoMemory)
+        let taken = self.numbers.moving().take(min, max, missing.max(1), keep);
+        taken.map(|_| ()).map_err(|_| AllocError::NoMemory)
     }
 
     /// After looking everywhere: other shards may have numbers and credit that they do not need.
@@ -386,13 +382,14 @@ impl Local {
         Ok(())
     }
 
-    /// Draws credit from the set; says how much.
-    fn draw(&mut self, at: usize, most: u32) -> u32 {
-        let Some(core) = &self.core else { return 0 };
+    /// Draws credit from the set until there is a batch.
+    fn top_up(&mut self, at: usize, batch: u32) {
+        let Some(core) = &self.core else { return };
         core.mark(at);
-        let drawn = core.draw(most);
-        self.credit += drawn;
-        drawn
+        let missing = batch.saturating_sub(self.credit);
+        if self.credit == 0 || missing > batch / 2 {
+            self.credit += core.draw(missing);
+        }
     }
 }
 

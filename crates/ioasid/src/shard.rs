@@ -201,6 +201,11 @@ impl Inside {
         Some(self.cache.remove(at))
     }
 
+    /// Whether the cache has a number of `min..=max`.
+    pub(crate) fn has_cached(&self, min: u32, max: u32) -> bool {
+        self.cache.iter().any(|number| (min..=max).contains(number))
+    }
+
     pub(crate) fn has_parked(&self) -> bool {
         !(self.fresh.is_empty()
             && self.queued.is_empty()
