@@ -127,7 +127,8 @@ impl<T, G: Shape> Set<T, G> {
         let room = self.core.spids.prepare(spid.0).map_err(|NoMemory| SpidError::NoMemory);
         let (id, home) = (held.tag().id, held.home());
         let _inside = self.shared.shards[home].lock();
-        if self.shared.table.state(id.0).status() != Status::Live {
+        let state = self.shared.table.state(id.0);
+        if state.status() != Status::Live {
             return Err(SpidError::Parked(id));
         }
         let record = self.shared.table.record(id.0);
@@ -139,6 +140,8 @@ impl<T, G: Shape> Set<T, G> {
             .compare_exchange(NONE, id.0, Ordering::AcqRel, Ordering::Acquire)
             .map_err(|other| SpidError::InUse { spid, id: Ioasid(other) })?;
         record.spid.set(spid.0);
+        // So that its release looks at the record.
+        self.shared.table.set_state(id.0, state.busy());
         Ok(())
     }
 
