@@ -48,6 +48,7 @@ extern crate std;
 
 mod alloc_path;
 mod config;
+mod custom;
 mod epoch;
 mod geometry;
 mod holder;
@@ -73,6 +74,10 @@ mod work;
 
 pub use alloc_path::AllocError;
 pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
+pub use custom::{
+    NumberSource, Operations, RegisterError, Registration, SourceCounts, SourceError, SourceFault,
+    StillInUse,
+};
 pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};

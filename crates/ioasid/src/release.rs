@@ -148,6 +148,9 @@ impl<T, G: Shape> Shared<T, G> {
 
     /// Makes numbers free whose data is gone.
     fn give_back(&self, mut inside: MutexGuard<'_, Inside>, at: usize, few: &[u32]) {
+        if inside.sourced {
+            return self.send_back(inside, few);
+        }
         let mut drained = Few::new();
         for &number in few {
             let state = self.table.vacate(number);

@@ -310,8 +310,9 @@ impl<T, G: Shape> Shared<T, G> {
             inside.sets.resize_with(len, Local::default);
         }
         for shard in self.shards.iter() {
-            let local = &mut shard.lock().sets[index];
-            *local = Local { core: Some(core.clone()), open: true, ..Local::default() };
+            let mut inside = shard.lock();
+            let open = !inside.sourced;
+            inside.sets[index] = Local { core: Some(core.clone()), open, ..Local::default() };
         }
         Ok(())
     }
