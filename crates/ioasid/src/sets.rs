@@ -217,12 +217,10 @@ impl<T, G: Shape> Set<T, G> {
         for at in self.core.shards() {
             let mut from = usize::MAX;
             while from > 0 {
-                let (mut tags, mut some) = ([Tag::NONE; ITERATE], 0);
-                from = self.shared.members(at, self.core.index, from, |tag| {
-                    tags[some] = tag;
-                    some += 1;
-                });
-                tags[..some].iter().copied().for_each(&mut f);
+                let mut tags = [Tag::NONE; ITERATE];
+                from = self.shared.members(at, self.core.index, from, &mut tags);
+                // The first life is 1: what has none was not live.
+                tags.into_iter().filter(|tag| tag.generation > 0).for_each(&mut f);
             }
         }
     }
@@ -470,16 +468,17 @@ impl<T, G: Shape> Shared<T, G> {
         Ok(Lease::new(core::ptr::NonNull::from(self), tag, home))
     }
 
-    /// Gives the tags of some live members below place `from`; says where they began.
-    fn members(&self, at: usize, set: u32, from: usize, mut to: impl FnMut(Tag)) -> usize {
+    /// Writes the tags of the live ones of some members below place `from`; says where they begin.
+    #[inline]
+    fn members(&self, at: usize, set: u32, from: usize, tags: &mut [Tag; ITERATE]) -> usize {
         let inside = self.shards[at].lock();
         let local = &inside.sets[set as usize];
         let from = from.min(local.members.len());
         let start = from.saturating_sub(ITERATE);
-        for &number in &local.members[start..from] {
+        for (tag, &number) in tags.iter_mut().zip(&local.members[start..from]) {
             let state = self.table.state(number);
             if state.status() == Status::Live {
-                to(Tag { id: Ioasid(number), generation: state.generation() });
+                *tag = Tag { id: Ioasid(number), generation: state.generation() };
             }
         }
         start
