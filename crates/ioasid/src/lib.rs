@@ -62,6 +62,7 @@ mod reader;
 mod record;
 mod registry;
 mod release;
+mod report;
 mod set;
 mod sets;
 mod shard;
@@ -83,6 +84,9 @@ pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
 pub use lease::{AlreadyFreed, HoldError, Keeper, Lease, Ref};
 pub use reader::{FindError, Guard, Reader};
+pub use report::{
+    Awaiting, Counts, HeldBy, Imbalance, ParkedReport, Report, ReportError, SetReport,
+};
 pub use set::{Owner, SetType};
 pub use sets::{Set, SetError, SetUsage, TakeError};
 pub use shard::MAX_SHARDS;

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use crate::alloc_path::AllocError;
 use crate::geometry::{Geometry, Shape};
 use crate::lease::Lease;
-use crate::memory::NoMemory;
+use crate::memory::{copied, NoMemory};
 use crate::record::{KEPT, UNLEASED};
 use crate::set::{Last, Owner, SetCore, SetType};
 use crate::shard::{Few, Local};
@@ -106,9 +106,7 @@ impl<T, G: Shape> Space<T, G> {
         if quota == 0 {
             return Err(SetError::ZeroQuota);
         }
-        let mut owned = String::new();
-        owned.try_reserve_exact(name.len()).map_err(NoMemory::from)?;
-        owned.push_str(name);
+        let owned = copied(name)?;
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
         Ok(Set { shared: self.shared.clone(), core })
