@@ -58,6 +58,7 @@ mod leaves;
 mod local;
 mod memory;
 mod numbers;
+mod pools;
 mod reader;
 mod record;
 mod registry;
@@ -83,6 +84,7 @@ pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
 pub use lease::{AlreadyFreed, HoldError, Keeper, Lease, Ref};
+pub use pools::{Pool, PoolError, PoolGuard, PoolReader, Pools, Requester, Scope};
 pub use reader::{FindError, Guard, Reader};
 pub use report::{
     Awaiting, Counts, HeldBy, Imbalance, ParkedReport, Report, ReportError, SetReport,
