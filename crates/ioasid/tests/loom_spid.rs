@@ -1,10 +1,15 @@
-//! Every interleaving of what SPIDs claim, on a space of a few numbers.
+//! Every interleaving of what SPIDs and sources claim, on a space of a few numbers.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p ioasid --release --test loom_spid --target-dir target/loom`;
 //! with `--cfg sabotage="ioasid-no-spid-recheck"` as well, it must fail.
 #![cfg(loom)]
 
-use ioasid::{Config, Geometry, Hooks, Set, SetType, Space, Spid, SpidError};
+use std::sync::Arc;
+
+use ioasid::{
+    AllocError, Config, Geometry, Hooks, NumberSource, Operations, RegisterError, Set, SetType,
+    SourceError, Space, Spid, SpidError,
+};
 use loom::thread;
 
 type Tiny = Geometry<1, 1>;
@@ -116,5 +121,80 @@ fn find_against_release_and_reattach() {
         }
         finder.join().unwrap();
         drop((nameless, last));
+    });
+}
+
+/// Gives number 1, when it has it.
+struct One(std::sync::Mutex<bool>);
+
+impl NumberSource for One {
+    fn alloc(&self, _: u32, _: u32) -> Result<u32, SourceError> {
+        let mut out = self.0.lock().unwrap();
+        if std::mem::replace(&mut *out, true) {
+            return Err(SourceError::Exhausted);
+        }
+        Ok(1)
+    }
+
+    fn free(&self, number: u32) -> Result<(), SourceError> {
+        assert_eq!(number, 1);
+        assert!(std::mem::take(&mut *self.0.lock().unwrap()), "given back twice");
+        Ok(())
+    }
+}
+
+/// A source that takes over against an allocation: it does, and the number is its, or it does not
+/// because the number is the space's.
+#[test]
+fn source_against_alloc() {
+    model(|| {
+        let (space, set) = space::<u32>();
+        let source = Arc::new(One(std::sync::Mutex::new(false)));
+        let allocator = {
+            let set = set.clone();
+            thread::spawn(move || set.alloc(1..=1, 1).unwrap())
+        };
+        let registered = space.register_source(&Operations::new("one"), source.clone());
+        let lease = allocator.join().unwrap();
+        assert_eq!(registered.is_ok(), *source.0.lock().unwrap());
+        assert!(matches!(registered, Ok(_) | Err(RegisterError::InUse { out: 1 })));
+        drop(lease);
+        space.release_parked();
+        space.work(usize::MAX);
+        assert!(!*source.0.lock().unwrap());
+        assert_eq!(space.report(0).unwrap().balance(), Ok(()));
+    });
+}
+
+/// A source's number that is given back against its next allocation: never in use by two, and
+/// never taken for a fault of the source.
+#[test]
+fn giving_back_against_alloc() {
+    model(|| {
+        let (space, set) = space::<u32>();
+        let source = Arc::new(One(std::sync::Mutex::new(false)));
+        let registration = space.register_source(&Operations::new("one"), source.clone()).unwrap();
+        drop(set.alloc(1..=1, 1).unwrap());
+        space.release_parked();
+        let worker = {
+            let space = space.clone();
+            thread::spawn(move || {
+                space.work(1);
+            })
+        };
+        match set.alloc(1..=1, 2) {
+            Ok(lease) => assert_eq!(*lease, 2),
+            Err(error) => assert!(
+                matches!(error, AllocError::Source(_) | AllocError::RangeFull { .. }),
+                "{error}"
+            ),
+        }
+        worker.join().unwrap();
+        space.release_parked();
+        space.work(usize::MAX);
+        assert_eq!(space.source_counts(), Default::default());
+        assert_eq!(space.usage().unreserved, 1, "of 3, 2 are the set's");
+        registration.unregister().unwrap();
+        assert_eq!(space.report(0).unwrap().balance(), Ok(()));
     });
 }

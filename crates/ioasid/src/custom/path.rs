@@ -144,7 +144,9 @@ impl<T, G: Shape> Shared<T, G> {
         }
         let take = || self.numbers.moving().take_one(number, number);
         let mut taken = take().map_err(|_| (AllocError::NoMemory, true))?.is_some();
-        if !taken && self.overtake(number) {
+        if !taken {
+            // It may be on its way back, or have arrived since.
+            self.overtake(number);
             taken = take().map_err(|_| (AllocError::NoMemory, true))?.is_some();
         }
         if !taken {
@@ -200,14 +202,12 @@ impl<T, G: Shape> Shared<T, G> {
 
     /// Frees a number that is just being given back, because the source, which may well have it
     /// already, has handed it out again. Whoever gives it back finds that this is done.
-    fn overtake(&self, number: u32) -> bool {
-        let Some((inside, home)) = self.lock_home(Ioasid(number)) else { return false };
-        let returning = self.table.state(number).status() == Status::Vacant
-            && self.table.record(number).has(RETURNING);
-        if returning {
+    fn overtake(&self, number: u32) {
+        let Some((inside, home)) = self.lock_home(Ioasid(number)) else { return };
+        let vacant = self.table.state(number).status() == Status::Vacant;
+        if vacant && self.table.record(number).has(RETURNING) {
             self.returned(inside, home, number);
         }
-        returning
     }
 
     /// The last step of a release: the source has the number.
