@@ -115,6 +115,12 @@ impl Numbers {
         next.is_none_or(|word| word > last || word == last && none_in(last))
     }
 
+    /// Whether it is a number that is never handed out.
+    pub(crate) fn is_reserved(&self, number: u32) -> bool {
+        let from = self.reserved.partition_point(|&(_, max)| max < number);
+        self.reserved.get(from).is_some_and(|&(min, _)| min <= number)
+    }
+
     /// The word, made if need be. For the holder of the lock.
     fn word(&self, word: usize) -> Result<&AtomicU64, NoMemory> {
         let mut at = word / WORD * WORD;

@@ -31,6 +31,8 @@ impl Field {
 pub(crate) const UNLEASED: u32 = 1 << 0;
 /// The lease is kept by the ID's set.
 pub(crate) const KEPT: u32 = 1 << 1;
+/// The source of the number is just being told that it is free.
+pub(crate) const RETURNING: u32 = 1 << 16;
 
 /// One number's record, valid while it is live or parked.
 #[derive(Debug)]
@@ -113,6 +115,7 @@ pub(crate) struct List {
 impl List {
     pub(crate) const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 
+    /// How many there are.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use crate::alloc_path::AllocError;
 use crate::geometry::{Geometry, Shape};
 use crate::lease::Lease;
-use crate::memory::NoMemory;
+use crate::memory::{copied, NoMemory};
 use crate::record::{KEPT, UNLEASED};
 use crate::set::{Last, Owner, SetCore, SetType};
 use crate::shard::{Few, Local};
@@ -106,9 +106,7 @@ impl<T, G: Shape> Space<T, G> {
         if quota == 0 {
             return Err(SetError::ZeroQuota);
         }
-        let mut owned = String::new();
-        owned.try_reserve_exact(name.len()).map_err(NoMemory::from)?;
-        owned.push_str(name);
+        let owned = copied(name)?;
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
         Ok(Set { shared: self.shared.clone(), core })
@@ -271,7 +269,7 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(SetError::TooMany { limit: MAX_SETS - 1 });
         }
         self.reserve_quota(quota)?;
-        let core = Arc::new(SetCore::new(index, name, kind, quota));
+        let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
         if let Err(error) = self.enter_set(&core) {
             let _ = self.root.give(quota);
             return Err(error.into());
@@ -308,8 +306,9 @@ impl<T, G: Shape> Shared<T, G> {
             inside.sets.resize_with(len, Local::default);
         }
         for shard in self.shards.iter() {
-            let local = &mut shard.lock().sets[index];
-            *local = Local { core: Some(core.clone()), open: true, ..Local::default() };
+            let mut inside = shard.lock();
+            let open = !inside.sourced;
+            inside.sets[index] = Local { core: Some(core.clone()), open, ..Local::default() };
         }
         Ok(())
     }

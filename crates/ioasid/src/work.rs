@@ -1,4 +1,5 @@
-//! Work that frees cause: telling an ID's users that it has ended.
+//! Work that frees cause: telling an ID's users that it has ended, giving a number back to its
+//! source.
 
 use crate::geometry::Shape;
 use crate::record::Record;
@@ -30,6 +31,9 @@ impl<T, G: Shape> Space<T, G> {
     pub fn work(&self, budget: usize) -> Work {
         for _ in 0..budget {
             let Some(number) = self.shared.work.lock().pop(self.shared.records()) else {
+                if self.shared.return_one() {
+                    continue;
+                }
                 return Work::Idle;
             };
             let home = self.shared.table.record(number).home.get() as usize;
