@@ -189,9 +189,9 @@ impl<T, G: Shape> Shared<T, G> {
     /// Gives one number back to the source. With no lock held.
     pub(crate) fn return_one(&self) -> bool {
         let Some(number) = self.sources.returns.lock().pop(self.records()) else { return false };
-        if let Some((inside, _)) = self.lock_home(Ioasid(number)) {
+        if let Some((inside, _, state)) = self.lock_home(Ioasid(number)) {
             self.table.record(number).add(RETURNING);
-            let generation = self.table.state(number).generation();
+            let generation = state.generation();
             drop(inside);
             let returning = Returning { shared: self, number, generation };
             self.sources.free(number);
@@ -203,8 +203,8 @@ impl<T, G: Shape> Shared<T, G> {
     /// Frees a number that is just being given back, because the source, which may well have it
     /// already, has handed it out again. Whoever gives it back finds that this is done.
     fn overtake(&self, number: u32) {
-        let Some((inside, home)) = self.lock_home(Ioasid(number)) else { return };
-        let vacant = self.table.state(number).status() == Status::Vacant;
+        let Some((inside, home, state)) = self.lock_home(Ioasid(number)) else { return };
+        let vacant = state.status() == Status::Vacant;
         if vacant && self.table.record(number).has(RETURNING) {
             self.returned(inside, home, number);
         }
@@ -307,8 +307,7 @@ struct Returning<'s, T, G: Shape> {
 impl<T, G: Shape> Drop for Returning<'_, T, G> {
     fn drop(&mut self) {
         let Self { shared, number, generation } = *self;
-        let Some((inside, home)) = shared.lock_home(Ioasid(number)) else { return };
-        let state = shared.table.state(number);
+        let Some((inside, home, state)) = shared.lock_home(Ioasid(number)) else { return };
         // Else the source has handed it out again, and it was freed for that.
         if state.generation() == generation && shared.table.record(number).has(RETURNING) {
             shared.returned(inside, home, number);
