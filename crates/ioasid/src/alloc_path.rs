@@ -7,6 +7,7 @@ use core::ops::RangeInclusive;
 
 use crate::geometry::Shape;
 use crate::lease::Lease;
+use crate::record::PHASE;
 use crate::shard::{Inside, Local};
 use crate::space::{Handles, Shared};
 use crate::sync::MutexGuard;
@@ -90,8 +91,7 @@ impl<T, G: Shape> Shared<T, G> {
         let (mut inside, number) = handles.claim(at, set, min, max)?;
         // SAFETY: claimed just now.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
-        drop(inside);
-        Ok(Lease::new(handles.pointer(), tag, at))
+        Ok(Self::give_out(handles, inside, at, set, tag))
     }
 
     pub(crate) fn alloc_with(
@@ -115,8 +115,29 @@ impl<T, G: Shape> Shared<T, G> {
         core::mem::forget(claim);
         // SAFETY: claimed above, and not given back.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
+        Ok(Self::give_out(handles, inside, at, set, tag))
+    }
+
+    /// The lease of a number that was entered just now, after those who watch were told.
+    #[inline]
+    fn give_out(
+        handles: &Arc<Handles<T, G>>,
+        inside: MutexGuard<'_, Inside>,
+        at: usize,
+        set: u32,
+        tag: Tag,
+    ) -> Lease<T, G> {
+        let watched = inside.sets[set as usize].watched;
+        if watched {
+            // Before anybody else may bind it or free it.
+            handles.table.record(tag.id.0).add(PHASE);
+        }
         drop(inside);
-        Ok(Lease::new(handles.pointer(), tag, at))
+        let lease = Lease::new(handles.pointer(), tag, at);
+        if watched {
+            handles.tell_alloc(&lease);
+        }
+        lease
     }
 
     #[inline]

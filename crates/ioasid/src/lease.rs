@@ -38,20 +38,34 @@ unsafe impl<T: Send + Sync, G: Shape> Send for Held<T, G> {}
 unsafe impl<T: Send + Sync, G: Shape> Sync for Held<T, G> {}
 
 impl<T, G: Shape> Held<T, G> {
+    /// Of an ID that was counted for it, or that is held for as long as this is used.
     #[inline]
-    fn shared(&self) -> &Shared<T, G> {
+    pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
+        Self { shared, tag, home: home as u32 }
+    }
+
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    pub(crate) fn home(&self) -> usize {
+        self.home as usize
+    }
+
+    #[inline]
+    pub(crate) fn shared(&self) -> &Shared<T, G> {
         // SAFETY: it is counted in its shard, and what is counted keeps the space.
         unsafe { self.shared.as_ref() }
     }
 
     #[inline]
-    fn data(&self) -> &T {
+    pub(crate) fn data(&self) -> &T {
         // SAFETY: the ID is not released while a lease or a reference of it lives, and this was
         // made after the ID was published.
         unsafe { self.shared().table.held(self.tag.id.0) }
     }
 
-    fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
+    pub(crate) fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
         self.shared().hold(self.shared, self.tag.id, Some(self.tag.generation), None, holder)
     }
 
@@ -65,7 +79,11 @@ impl<T, G: Shape> Lease<T, G> {
     /// The lease of an ID that was counted for it.
     #[inline]
     pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
-        Self { held: Held { shared, tag, home: home as u32 } }
+        Self { held: Held::new(shared, tag, home) }
+    }
+
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
     }
 
     /// Takes it apart without freeing; the count stays.
@@ -134,6 +152,10 @@ impl<T, G: Shape> Drop for Lease<T, G> {
 }
 
 impl<T, G: Shape> Ref<T, G> {
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
+    }
+
     /// The number.
     pub fn id(&self) -> Ioasid {
         self.held.tag.id
@@ -217,7 +239,7 @@ impl<T, G: Shape> Shared<T, G> {
         record.refs.set(record.refs.get() + 1);
         self.table.set_state(id.0, state.busy());
         let tag = Tag { id, generation: state.generation() };
-        Ok(Ref { held: Held { shared, tag, home: home as u32 }, holder: holder.index })
+        Ok(Ref { held: Held::new(shared, tag, home), holder: holder.index })
     }
 
     /// Locks the shard that the ID lives in, if it was ever out.

@@ -55,6 +55,7 @@ mod hooks;
 mod lease;
 mod local;
 mod memory;
+mod notify;
 mod numbers;
 mod reader;
 mod record;
@@ -64,10 +65,13 @@ mod set;
 mod sets;
 mod shard;
 mod space;
+mod spid;
 mod state;
 mod sync;
 mod table;
 mod work;
+#[cfg(feature = "std")]
+mod worker;
 
 pub use alloc_path::AllocError;
 pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
@@ -75,12 +79,19 @@ pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
 pub use lease::{AlreadyFreed, HoldError, Lease, Ref};
+pub use notify::{
+    BindError, Binding, Event, Prepared, Priority, Refusal, SetChange, SetEvent, SubscribeError,
+    Subscriber, Subscription,
+};
 pub use reader::{FindError, Guard, Reader};
 pub use set::{Owner, SetType};
 pub use sets::{Set, SetError, SetUsage, TakeError};
 pub use shard::MAX_SHARDS;
 pub use space::{Space, Usage};
+pub use spid::Spid;
 pub use work::Work;
+#[cfg(feature = "std")]
+pub use worker::{Bell, Worker};
 
 /// A number of the space: a name, never a permission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

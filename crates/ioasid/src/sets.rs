@@ -111,7 +111,10 @@ impl<T, G: Shape> Space<T, G> {
         owned.push_str(name);
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
-        Ok(Set { shared: self.shared.clone(), core })
+        let set = Set { shared: self.shared.clone(), core };
+        self.shared.tell_created(&set.core);
+        set.core.announce();
+        Ok(set)
     }
 
     /// The set of an owner, as another handle of it; `None` if there is none, or it is closed.
@@ -274,7 +277,8 @@ impl<T, G: Shape> Shared<T, G> {
         }
         self.reserve_quota(quota)?;
         let core = Arc::new(SetCore::new(index, name, kind, quota));
-        if let Err(error) = self.enter_set(&core) {
+        if let Err(error) = self.enlist(index, &core.kind).and_then(|()| self.enter_set(&core)) {
+            self.dismiss(index);
             let _ = self.root.give(quota);
             return Err(error.into());
         }
@@ -309,9 +313,10 @@ impl<T, G: Shape> Shared<T, G> {
             let len = inside.sets.len() + missing;
             inside.sets.resize_with(len, Local::default);
         }
+        let watched = self.is_watched(core.index);
         for shard in &self.shards {
             let local = &mut shard.lock().sets[index];
-            *local = Local { core: Some(core.clone()), open: true, ..Local::default() };
+            *local = Local { core: Some(core.clone()), open: true, watched, ..Local::default() };
         }
         Ok(())
     }
@@ -356,19 +361,23 @@ impl<T, G: Shape> Shared<T, G> {
         Ok(())
     }
 
-    pub(crate) fn close_set(&self, core: &SetCore) {
-        let credit = {
+    pub(crate) fn close_set(&self, core: &Arc<SetCore>) {
+        let (credit, watched) = {
             let _slow = self.slow.lock();
-            let Some(mut credit) = core.close() else { return };
+            let watched = self.is_watched(core.index);
+            let Some(mut credit) = core.close(watched) else { return };
             self.registry.lock().disown(core);
             for shard in &self.shards {
                 let local = &mut shard.lock().sets[core.index as usize];
                 local.open = false;
                 credit += core::mem::take(&mut local.credit);
             }
-            credit
+            if watched {
+                self.queue_closed(core);
+            }
+            (credit, watched)
         };
-        let told = core.shards().fold(false, |told, at| self.park_all(core, at) || told);
+        let told = core.shards().fold(watched, |told, at| self.park_all(core, at) || told);
         if told {
             self.hooks.schedule();
         }
@@ -412,8 +421,12 @@ impl<T, G: Shape> Shared<T, G> {
             shard.lock().sets[index as usize] = Local::default();
         }
         let _ = self.root.give(core.quota().quota);
+        let told = self.queue_drained(&core);
         if core.set_drained() {
             self.registry.lock().release(index);
+        }
+        if told {
+            self.hooks.schedule();
         }
     }
 
