@@ -68,9 +68,14 @@ pub struct Prepared<T, G: Shape = Geometry> {
 
 /// A bind being told.
 struct Opening<T, G: Shape> {
-    audience: Audience<T, G>,
+    occasion: Occasion<T, G>,
     /// Those before it are ready.
     ready: Place,
+}
+
+/// What a bind or its end is told with, and to whom.
+struct Occasion<T, G: Shape> {
+    audience: Audience<T, G>,
     set: Option<Arc<SetCore>>,
     spid: Option<Spid>,
 }
@@ -143,7 +148,8 @@ impl<T, G: Shape> Shared<T, G> {
         inside.bound.insert(id.0, Bound { count: 1, until: audience.until, spid });
         record.add(PHASE);
         let set = self.core_of(&inside, state.set());
-        Ok(Some(Opening { audience, ready: Place::START, set, spid }))
+        let occasion = Occasion { audience, set, spid };
+        Ok(Some(Opening { occasion, ready: Place::START }))
     }
 
     fn phase<'s>(&'s self, held: &Held<T, G>) -> Phase<'s, T, G> {
@@ -151,7 +157,7 @@ impl<T, G: Shape> Shared<T, G> {
     }
 }
 
-impl<T, G: Shape> Opening<T, G> {
+impl<T, G: Shape> Occasion<T, G> {
     fn about<'e>(&'e self, held: &'e Held<T, G>) -> About<'e, T, G> {
         About { held, set: self.set.as_deref(), spid: self.spid }
     }
@@ -165,9 +171,10 @@ impl<T, G: Shape> Prepared<T, G> {
         };
         let held = binding.held.held();
         let mut place = opening.ready;
-        while let Some(entry) = opening.audience.next(&mut place) {
+        let about = opening.occasion.about(held);
+        while let Some(entry) = opening.occasion.audience.next(&mut place) {
             let told = entry.tell(&held.shared().notify.panics, |subscriber| {
-                subscriber.prepare_bind(&Event::new(&opening.about(held), &entry.holder))
+                subscriber.prepare_bind(&Event::new(&about, &entry.holder))
             });
             let why = match told {
                 Told::Answer(Ok(())) | Told::Gone => None,
@@ -203,12 +210,12 @@ impl<T, G: Shape> Prepared<T, G> {
     /// is told afterwards.
     pub fn commit(mut self) -> Binding<T, G> {
         let binding = self.binding.take().expect("it is there until it is committed");
-        if let Some(opening) = self.opening.take() {
+        if let Some(Opening { occasion, .. }) = self.opening.take() {
             let held = binding.held.held();
             let shared = held.shared();
             let _phase = shared.phase(held);
-            let about = opening.about(held);
-            shared.tell(&opening.audience, Order::Opening, u64::MAX, |subscriber, entry| {
+            let about = occasion.about(held);
+            shared.tell(&occasion.audience, Order::Opening, |subscriber, entry| {
                 subscriber.commit_bind(&Event::new(&about, &entry.holder));
             });
         }
@@ -218,15 +225,14 @@ impl<T, G: Shape> Prepared<T, G> {
 
 impl<T, G: Shape> Drop for Prepared<T, G> {
     fn drop(&mut self) {
-        let (Some(mut binding), Some(opening)) = (self.binding.take(), self.opening.take()) else {
-            return;
-        };
+        let (binding, opening) = (self.binding.take(), self.opening.take());
+        let (Some(mut binding), Some(opening)) = (binding, opening) else { return };
         binding.forget_bind();
         let held = binding.held.held();
         let _phase = held.shared().phase(held);
-        let about = opening.about(held);
-        let mut place = opening.ready;
-        while let Some(entry) = opening.audience.previous(&mut place) {
+        let Opening { occasion, ready: mut place } = opening;
+        let about = occasion.about(held);
+        while let Some(entry) = occasion.audience.previous(&mut place) {
             entry.tell(&held.shared().notify.panics, |subscriber| {
                 subscriber.abort_bind(&Event::new(&about, &entry.holder));
             });
@@ -261,7 +267,7 @@ impl<T, G: Shape> Binding<T, G> {
     }
 
     /// Takes it off the count. If it was the last of a live ID its last phase but FREE begins.
-    fn uncount(&self) -> Option<(Bound, Option<Arc<SetCore>>, Audience<T, G>)> {
+    fn uncount(&self) -> Option<Occasion<T, G>> {
         let held = self.held.held();
         let (shared, number) = (held.shared(), held.tag().id.0);
         let mut inside = shared.shards[held.home()].lock();
@@ -277,7 +283,9 @@ impl<T, G: Shape> Binding<T, G> {
         }
         debug_assert!(!shared.table.record(number).has(PHASE), "bound, so in no phase");
         shared.table.record(number).add(PHASE);
-        Some((bound, shared.core_of(&inside, state.set()), shared.audience(state.set())))
+        let set = shared.core_of(&inside, state.set());
+        let audience = Audience { until: bound.until, ..shared.audience(state.set()) };
+        Some(Occasion { audience, set, spid: bound.spid })
     }
 }
 
@@ -286,11 +294,11 @@ impl<T, G: Shape> Drop for Binding<T, G> {
         if !self.counted {
             return;
         }
-        let Some((bound, set, audience)) = self.uncount() else { return };
+        let Some(occasion) = self.uncount() else { return };
         let held = self.held.held();
         let _phase = held.shared().phase(held);
-        let about = About { held, set: set.as_deref(), spid: bound.spid };
-        held.shared().tell(&audience, Order::Closing, bound.until, |subscriber, entry| {
+        let about = occasion.about(held);
+        held.shared().tell(&occasion.audience, Order::Closing, |subscriber, entry| {
             subscriber.unbind(&Event::new(&about, &entry.holder));
         });
     }

@@ -98,12 +98,11 @@ impl<T, G: Shape> Shared<T, G> {
         (set != 0).then(|| inside.sets[set as usize].core.clone()).flatten()
     }
 
-    /// Tells everybody whose serial is below `before`.
+    /// Tells everybody.
     pub(super) fn tell(
         &self,
         audience: &Audience<T, G>,
         order: Order,
-        before: u64,
         mut call: impl FnMut(&dyn Subscriber<T, G>, &Entry<T, G>),
     ) {
         let mut place = if order == Order::Opening { Place::START } else { audience.end() };
@@ -113,7 +112,7 @@ impl<T, G: Shape> Shared<T, G> {
                 Order::Closing => audience.previous(&mut place),
             };
             let Some(entry) = entry else { break };
-            if entry.rank.serial < before {
+            if entry.rank.serial < audience.until {
                 entry.tell(&self.notify.panics, |subscriber| call(subscriber, entry));
             }
         }
@@ -132,7 +131,7 @@ impl<T, G: Shape> Shared<T, G> {
         };
         let about = About { held, set: set.as_deref(), spid: None };
         let audience = self.audience(index);
-        self.tell(&audience, Order::Opening, audience.until, |subscriber, entry| {
+        self.tell(&audience, Order::Opening, |subscriber, entry| {
             subscriber.alloc(&Event::new(&about, &entry.holder));
         });
     }
@@ -169,7 +168,7 @@ impl<T, G: Shape> Shared<T, G> {
         let held = Held::new(handles.pointer(), tag, home);
         let about = About { held: &held, set: set.as_deref(), spid };
         let audience = handles.audience(index);
-        handles.tell(&audience, Order::Closing, audience.until, |subscriber, entry| {
+        handles.tell(&audience, Order::Closing, |subscriber, entry| {
             subscriber.free(&Event::new(&about, &entry.holder));
         });
         drop(telling);
@@ -193,7 +192,7 @@ impl<T, G: Shape> Shared<T, G> {
             SetChange::Created => Order::Opening,
             SetChange::Closed | SetChange::Drained => Order::Closing,
         };
-        self.tell(audience, order, audience.until, |subscriber, _| {
+        self.tell(audience, order, |subscriber, _| {
             subscriber.set_event(&SetEvent::new(change, set));
         });
     }

@@ -188,7 +188,7 @@ impl<T, G: Shape> Lists<T, G> {
 pub(super) struct Audience<T, G: Shape> {
     pub(super) space: List<T, G>,
     pub(super) set: List<T, G>,
-    /// Serials of everybody in it are below.
+    /// Who has this serial or a later one is not told either.
     pub(super) until: u64,
 }
 
@@ -211,22 +211,18 @@ impl Place {
 }
 
 impl<T, G: Shape> Audience<T, G> {
-    fn parts(&self) -> (&[Arc<Entry<T, G>>], &[Arc<Entry<T, G>>]) {
-        (entries(&self.space), entries(&self.set))
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.space.is_none() && self.set.is_none()
     }
 
     pub(super) fn end(&self) -> Place {
-        let (space, set) = self.parts();
+        let (space, set) = (entries(&self.space), entries(&self.set));
         Place { space: space.len(), set: set.len() }
     }
 
     /// The entry after `place`, which moves behind it.
     pub(super) fn next(&self, place: &mut Place) -> Option<&Arc<Entry<T, G>>> {
-        let (space, set) = self.parts();
+        let (space, set) = (entries(&self.space), entries(&self.set));
         let (one, two) = (space.get(place.space), set.get(place.set));
         let in_space = match (one, two) {
             (Some(one), Some(two)) => one.rank < two.rank,
@@ -243,7 +239,7 @@ impl<T, G: Shape> Audience<T, G> {
 
     /// The entry before `place`, which moves before it.
     pub(super) fn previous(&self, place: &mut Place) -> Option<&Arc<Entry<T, G>>> {
-        let (space, set) = self.parts();
+        let (space, set) = (entries(&self.space), entries(&self.set));
         let one = place.space.checked_sub(1).and_then(|at| space.get(at));
         let two = place.set.checked_sub(1).and_then(|at| set.get(at));
         let in_space = match (one, two) {

@@ -1,0 +1,8 @@
+//! Who is told what, when, and what becomes of it when handlers refuse, sleep, panic or call back.
+
+mod calling_back;
+mod common;
+mod failing;
+mod order;
+mod scope;
+mod threads;
