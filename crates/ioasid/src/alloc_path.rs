@@ -88,10 +88,46 @@ impl<T, G: Shape> Shared<T, G> {
     ) -> Result<Lease<T, G>, AllocError> {
         let at = handles.shard_index(shard);
         let (min, max) = handles.check_range(range)?;
+        let shard = &handles.shards[at];
+        let data = if shard.may_have(min, max) {
+            match handles.alloc_ready(&mut shard.lock(), set, min, max, data) {
+                Ok(tag) => return Ok(Lease::new(handles.pointer(), tag, at)),
+                Err(data) => data,
+            }
+        } else {
+            data
+        };
         let (mut inside, number) = handles.claim(at, set, min, max)?;
         // SAFETY: claimed just now.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
         Ok(Self::give_out(handles, inside, at, set, tag))
+    }
+
+    /// The usual case: the number that the shard released last was of the same set, which has
+    /// credit here and is watched by nobody. Then all that is written is the shard and the slot.
+    #[inline]
+    fn alloc_ready(
+        &self,
+        inside: &mut Inside,
+        set: u32,
+        min: u32,
+        max: u32,
+        data: T,
+    ) -> Result<Tag, T> {
+        let local = &mut inside.sets[set as usize];
+        let usual = local.credit > 0 && local.open && !local.watched;
+        let number = match inside.cache.last() {
+            Some(&number) if (min..=max).contains(&number) && usual => number,
+            _ => return Err(data),
+        };
+        // SAFETY: the number is in the cache, so it is ours as long as we have the lock; and its
+        // slot is vacant, because whoever put it there vacated it.
+        let tag = unsafe { self.table.publish_ready(number, set, data) }?;
+        local.credit -= 1;
+        local.live += 1;
+        inside.cache.pop();
+        inside.out += 1;
+        Ok(tag)
     }
 
     pub(crate) fn alloc_with(
@@ -204,39 +240,35 @@ impl<T, G: Shape> Shared<T, G> {
     ) -> Result<(MutexGuard<'_, Inside>, u32), AllocError> {
         self.collect(at);
         let mut inside = self.shards[at].lock();
-        self.shards[at].narrow(&inside);
-        // Each turn mends one lack; one of credit may be followed by one of numbers.
-        for _ in 0..3 {
-            let mended = match self.claim_cached(&mut inside, set, min, max) {
-                Ok(number) => return Ok((inside, number)),
-                Err(Lack::Memory) => return Err(AllocError::NoMemory),
-                Err(Lack::Open) => false,
-                Err(Lack::Credit) => inside.sets[set as usize].draw(at, G::BATCH as u32) > 0,
-                Err(Lack::Number) => self.refill(at, &mut inside, min, max)? > 0,
-            };
-            if !mended {
-                break;
-            }
+        self.shards.unstock(at, &inside);
+        if inside.sets[set as usize].open {
+            // Enough of both for what follows to be usual again.
+            inside.sets[set as usize].top_up(at, G::BATCH as u32);
+            self.top_up(at, &mut inside, min, max)?;
+        }
+        match self.claim_cached(&mut inside, set, min, max) {
+            Ok(number) => return Ok((inside, number)),
+            Err(Lack::Memory) => return Err(AllocError::NoMemory),
+            Err(_) => {}
         }
         drop(inside);
         self.claim_anywhere(at, set, min, max)
     }
 
-    /// Draws numbers of `min..=max` from the space: a batch into an empty cache, else one.
-    fn refill(
-        &self,
-        at: usize,
-        inside: &mut Inside,
-        min: u32,
-        max: u32,
-    ) -> Result<usize, AllocError> {
-        let limit = if inside.cache.is_empty() { G::BATCH } else { 1 };
+    /// Draws numbers of `min..=max` from the space until the cache has a batch. At least one is
+    /// asked for: what is cached may lie elsewhere.
+    fn top_up(&self, at: usize, inside: &mut Inside, min: u32, max: u32) -> Result<(), AllocError> {
+        let missing = G::BATCH.saturating_sub(inside.cache.len());
+        if missing < G::BATCH / 2 && inside.has_cached(min, max) {
+            return Ok(());
+        }
         // Both before the move is over, so that no number is ever in neither place.
         let keep = |number| {
-            self.shards[at].widen(number);
+            self.shards.stock(at, number);
             inside.cache.push(number);
         };
-        self.numbers.moving().take(min, max, limit, keep).map_err(|_| AllocError::NoMemory)
+        let taken = self.numbers.moving().take(min, max, missing.max(1), keep);
+        taken.map(|_| ()).map_err(|_| AllocError::NoMemory)
     }
 
     /// After looking everywhere: other shards may have numbers and credit that they do not need.
@@ -311,7 +343,13 @@ impl<T, G: Shape> Shared<T, G> {
             }
             let moves = moving.end();
             let cached = |shard: &crate::shard::Shard| {
-                shard.may_have(min, max).then(|| shard.lock().take_cached(min, max)).flatten()
+                if !shard.may_have(min, max) {
+                    return None;
+                }
+                let mut inside = shard.lock();
+                let number = inside.take_cached(min, max)?;
+                self.remove_member(&mut inside, number);
+                Some(number)
             };
             if let Some(number) = self.shards.iter().find_map(cached) {
                 return Ok(Some(number));
@@ -329,7 +367,7 @@ impl<T, G: Shape> Shared<T, G> {
     fn surely_full(&self, min: u32, max: u32) -> bool {
         let moves = self.numbers.moves();
         self.numbers.surely_none(min, max)
-            && !self.shards.iter().any(|shard| shard.may_have(min, max))
+            && !self.shards.may_have(min, max)
             && self.numbers.unmoved_since(moves)
     }
 
@@ -340,8 +378,9 @@ impl<T, G: Shape> Shared<T, G> {
     /// The number is claimed, and the set has room for one more member.
     #[inline]
     unsafe fn enter(&self, inside: &mut Inside, at: usize, set: u32, number: u32, data: T) -> Tag {
+        self.remove_member(inside, number);
         let local = &mut inside.sets[set as usize];
-        self.table.record(number).begin(at, local.members.len());
+        self.table.record(number).enter(at, local.members.len());
         local.members.push(number);
         inside.out += 1;
         // SAFETY: the number is the caller's and has a slot, which is vacant: whoever made the
@@ -363,13 +402,14 @@ impl Local {
         Ok(())
     }
 
-    /// Draws credit from the set; says how much.
-    fn draw(&mut self, at: usize, most: u32) -> u32 {
-        let Some(core) = &self.core else { return 0 };
+    /// Draws credit from the set until there is a batch.
+    fn top_up(&mut self, at: usize, batch: u32) {
+        let Some(core) = &self.core else { return };
         core.mark(at);
-        let drawn = core.draw(most);
-        self.credit += drawn;
-        drawn
+        let missing = batch.saturating_sub(self.credit);
+        if self.credit == 0 || missing > batch / 2 {
+            self.credit += core.draw(missing);
+        }
     }
 }
 
@@ -386,6 +426,7 @@ impl<T, G: Shape> Drop for Claim<'_, T, G> {
         let Self { shared, at, set, number } = self;
         let mut inside = shared.shards[*at].lock();
         inside.sets[*set as usize].live -= 1;
+        shared.remove_member(&mut inside, *number);
         shared.numbers.moving().put(*number);
         let drained = inside.sets[*set as usize].give_back();
         drop(inside);

@@ -53,6 +53,7 @@ mod geometry;
 mod holder;
 mod hooks;
 mod lease;
+mod leaves;
 mod local;
 mod memory;
 mod notify;

@@ -69,11 +69,16 @@ impl Record {
         }
     }
 
-    /// Begins a life.
+    /// Enters the number at `place` of the members that the shard `home` has of its set. What
+    /// else there is, is as [`Record::clear`] left it.
     #[inline]
-    pub(crate) fn begin(&self, home: usize, place: usize) {
+    pub(crate) fn enter(&self, home: usize, place: usize) {
         self.home.set(home as u32);
         self.place.set(place as u32);
+    }
+
+    /// Forgets a life in which it was written to, which the state tells: the number was busy.
+    pub(crate) fn clear(&self) {
         self.refs.set(0);
         self.spid.set(NONE);
         self.flags.set(0);

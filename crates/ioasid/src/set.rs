@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
 
+use crate::shard::bits;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Who owns a set: a value that is compared by identity, so that it can neither be guessed nor
@@ -209,12 +210,7 @@ impl SetCore {
 
     /// The shards that may have something of it.
     pub(crate) fn shards(&self) -> impl Iterator<Item = usize> {
-        let mut bits = self.used.load(Ordering::Acquire);
-        core::iter::from_fn(move || {
-            let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-            bits &= bits - 1;
-            Some(at)
-        })
+        bits(self.used.load(Ordering::Acquire))
     }
 
     pub(crate) fn quota(&self) -> Quota {

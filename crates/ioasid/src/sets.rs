@@ -232,7 +232,7 @@ impl<T, G: Shape> Set<T, G> {
 }
 
 /// Members that iterating copies out at one time.
-const ITERATE: usize = 32;
+const ITERATE: usize = 16;
 
 impl<T, G: Shape> Clone for Set<T, G> {
     fn clone(&self) -> Self {
@@ -289,7 +289,7 @@ impl<T, G: Shape> Shared<T, G> {
     /// Takes quota from the space's unreserved part. For the holder of `slow`.
     fn reserve_quota(&self, quota: u32) -> Result<(), SetError> {
         let mut drawn = self.root.draw(quota);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &mut shard.lock().sets[0];
             let more = local.credit.min(quota - drawn);
             local.credit -= more;
@@ -306,7 +306,7 @@ impl<T, G: Shape> Shared<T, G> {
     pub(crate) fn enter_set(&self, core: &Arc<SetCore>) -> Result<(), NoMemory> {
         let index = core.index as usize;
         // All room first, so that failing leaves nothing to undo.
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let mut inside = shard.lock();
             let missing = (index + 1).saturating_sub(inside.sets.len());
             inside.sets.try_reserve(missing)?;
@@ -314,7 +314,7 @@ impl<T, G: Shape> Shared<T, G> {
             inside.sets.resize_with(len, Local::default);
         }
         let watched = self.is_watched(core.index);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &mut shard.lock().sets[index];
             *local = Local { core: Some(core.clone()), open: true, watched, ..Local::default() };
         }
@@ -325,7 +325,7 @@ impl<T, G: Shape> Shared<T, G> {
         let _slow = self.slow.lock();
         let index = core.index as usize;
         let mut usage = SetUsage { quota: core.quota().quota, live: 0, parked: 0 };
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &shard.lock().sets[index];
             usage.live += local.live;
             usage.parked += local.parked;
@@ -346,7 +346,7 @@ impl<T, G: Shape> Shared<T, G> {
         }
         let less = old.quota - new;
         let mut got = core.shrink(less);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             // What a shard has goes through the center, where it can be taken off the quota.
             let local = &mut shard.lock().sets[core.index as usize];
             let credit = core::mem::take(&mut local.credit);
@@ -367,7 +367,7 @@ impl<T, G: Shape> Shared<T, G> {
             let watched = self.is_watched(core.index);
             let Some(mut credit) = core.close(watched) else { return };
             self.registry.lock().disown(core);
-            for shard in &self.shards {
+            for shard in self.shards.iter() {
                 let local = &mut shard.lock().sets[core.index as usize];
                 local.open = false;
                 credit += core::mem::take(&mut local.credit);
@@ -417,8 +417,13 @@ impl<T, G: Shape> Shared<T, G> {
     /// A closed set has all its quota back.
     pub(crate) fn drained(&self, index: u32) {
         let Some(core) = self.registry.lock().remove(index) else { return };
-        for shard in &self.shards {
-            shard.lock().sets[index as usize] = Local::default();
+        for shard in self.shards.iter() {
+            let mut inside = shard.lock();
+            // Released numbers that the cache still has.
+            while let Some(&number) = inside.sets[index as usize].members.last() {
+                self.remove_member(&mut inside, number);
+            }
+            inside.sets[index as usize] = Local::default();
         }
         let _ = self.root.give(core.quota().quota);
         let told = self.queue_drained(&core);

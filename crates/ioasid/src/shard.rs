@@ -11,6 +11,7 @@
 //! allocation or a free writes besides the ID's own slot and record. An ID lives in the shard that
 //! allocated it until it is released, whoever frees it.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -57,23 +58,78 @@ impl Shard {
         low <= max && min <= high
     }
 
-    /// Says that `number` is here and not live; for the holder of the lock.
+    /// Says that `number` is here and not live; for the holder of the lock. True if nothing was.
     #[inline]
-    pub(crate) fn widen(&self, number: u32) {
+    #[must_use]
+    fn widen(&self, number: u32) -> bool {
         let bounds = self.bounds.load(Ordering::Relaxed);
         let (low, high) = ((bounds >> 32) as u32, bounds as u32);
         if number < low || number > high {
             let wider = u64::from(number.min(low)) << 32 | u64::from(number.max(high));
             self.bounds.store(wider, Ordering::Release);
         }
+        bounds == NOTHING
+    }
+}
+
+/// The shards of a space.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    shards: Box<[Shard]>,
+    /// Those that may have a number that is not live, a bit each.
+    stocked: AtomicU64,
+}
+
+impl Shards {
+    pub(crate) fn new<G: Shape>(count: usize) -> Result<Self, NoMemory> {
+        let mut shards = Vec::new();
+        shards.try_reserve_exact(count)?;
+        for _ in 0..count {
+            shards.push(Shard::new::<G>()?);
+        }
+        Ok(Self { shards: shards.into_boxed_slice(), stocked: AtomicU64::new(0) })
     }
 
-    /// Says that nothing is here; for the holder of the lock.
-    pub(crate) fn narrow(&self, inside: &Inside) {
-        if inside.cache.is_empty() && !inside.has_parked() {
-            self.bounds.store(NOTHING, Ordering::Release);
+    /// Says that the shard `at`, whose lock the caller holds, has `number`, and that not live.
+    #[inline]
+    pub(crate) fn stock(&self, at: usize, number: u32) {
+        if self.shards[at].widen(number) {
+            self.stocked.fetch_or(1 << at, Ordering::AcqRel);
         }
     }
+
+    /// Says so if the shard `at`, whose lock the caller holds, has nothing.
+    pub(crate) fn unstock(&self, at: usize, inside: &Inside) {
+        if inside.cache.is_empty() && !inside.has_parked() {
+            self.stocked.fetch_and(!(1 << at), Ordering::AcqRel);
+            self.shards[at].bounds.store(NOTHING, Ordering::Release);
+        }
+    }
+
+    /// Whether any may have a number of `min..=max` that is not live.
+    #[inline]
+    pub(crate) fn may_have(&self, min: u32, max: u32) -> bool {
+        bits(self.stocked.load(Ordering::Acquire)).any(|at| self.shards[at].may_have(min, max))
+    }
+}
+
+impl core::ops::Deref for Shards {
+    type Target = [Shard];
+
+    #[inline]
+    fn deref(&self) -> &[Shard] {
+        &self.shards
+    }
+}
+
+/// The places of the bits that are set, lowest first.
+#[inline]
+pub(crate) fn bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(at)
+    })
 }
 
 /// What a shard's lock protects.
@@ -115,7 +171,7 @@ pub(crate) struct Local {
     /// With a lease, or being allocated.
     pub(crate) live: u32,
     pub(crate) parked: u32,
-    /// Live and parked IDs, in no order.
+    /// Live and parked IDs, and released ones that the cache still has; in no order.
     pub(crate) members: Vec<u32>,
 }
 
@@ -149,6 +205,11 @@ impl Inside {
         }
         let at = self.cache.iter().rposition(|number| (min..=max).contains(number))?;
         Some(self.cache.remove(at))
+    }
+
+    /// Whether the cache has a number of `min..=max`.
+    pub(crate) fn has_cached(&self, min: u32, max: u32) -> bool {
+        self.cache.iter().any(|number| (min..=max).contains(number))
     }
 
     pub(crate) fn has_parked(&self) -> bool {
@@ -188,6 +249,7 @@ impl Inside {
             self.ask(epochs, now, record, few);
         }
         while let Some(number) = few.has_room().then(|| self.passed.pop(record)).flatten() {
+            record(number).set_parked_at(0);
             few.push(number);
         }
     }
@@ -202,7 +264,8 @@ impl Inside {
         let this_moment = epochs.retire();
         if epochs.has_passed(this_moment) {
             // Nobody reads who began before this moment: all that is here can go.
-            self.fresh.drain(..).for_each(|number| few.push(number));
+            few.fill(&self.fresh);
+            self.fresh.clear();
             self.passed.append(self.waiting.take(), record);
             self.passed.append(self.queued.take(), record);
             return;
@@ -248,6 +311,12 @@ impl Few {
 
     pub(crate) fn has_room(&self) -> bool {
         self.len < MAX_FEW
+    }
+
+    /// Fills an empty one.
+    fn fill(&mut self, numbers: &[u32]) {
+        self.len = numbers.len();
+        self.numbers[..self.len].copy_from_slice(numbers);
     }
 
     /// Adds a number; the caller has asked for room.

@@ -2,7 +2,6 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 use core::ptr::NonNull;
@@ -20,7 +19,7 @@ use crate::reader::Reader;
 use crate::record::{List, Record};
 use crate::registry::Registry;
 use crate::set::SetCore;
-use crate::shard::Shard;
+use crate::shard::{Shard, Shards};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::table::Table;
 use crate::Ioasid;
@@ -95,7 +94,7 @@ pub(crate) struct Shared<T, G: Shape> {
     pub(crate) table: Table<T, G>,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) numbers: Numbers,
-    pub(crate) shards: Box<[Shard]>,
+    pub(crate) shards: Shards,
     /// Of what belongs to no set: the space's unreserved part is its credit.
     pub(crate) root: Arc<SetCore>,
     pub(crate) registry: Mutex<Registry>,
@@ -137,16 +136,11 @@ impl<T, G: Shape> Space<T, G> {
         let checked = config.check()?;
         let (last, capacity) = (checked.last, checked.capacity);
         let no_memory = |_| ConfigError::NoMemory;
-        let mut shards = Vec::new();
-        shards.try_reserve_exact(checked.shards).map_err(|_| ConfigError::NoMemory)?;
-        for _ in 0..checked.shards {
-            shards.push(Shard::new::<G>().map_err(no_memory)?);
-        }
         let shared = Shared {
             table: Table::new(last).map_err(no_memory)?,
             epochs: Arc::new(Epochs::new()),
             numbers: Numbers::new(last, checked.reserved).map_err(no_memory)?,
-            shards: shards.into_boxed_slice(),
+            shards: Shards::new::<G>(checked.shards).map_err(no_memory)?,
             root: Arc::new(SetCore::root(capacity)),
             registry: Mutex::new(Registry::new()),
             slow: Mutex::new(()),
@@ -253,7 +247,7 @@ impl<T, G: Shape> Shared<T, G> {
     fn usage(&self) -> Usage {
         let _slow = self.slow.lock();
         let mut usage = Usage { live: 0, parked: 0, capacity: self.capacity, unreserved: 0 };
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let inside = shard.lock();
             for local in &inside.sets {
                 usage.live += local.live;

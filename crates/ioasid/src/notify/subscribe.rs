@@ -225,7 +225,7 @@ impl<T, G: Shape> Shared<T, G> {
         // Whoever has no credit can only wait for `slow` to look for some. So while all of it is
         // here the set is empty and stays so.
         let mut credit = core.draw(u32::MAX);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &mut shard.lock().sets[core.index as usize];
             credit += core::mem::take(&mut local.credit);
         }
@@ -301,13 +301,13 @@ impl<T, G: Shape> Shared<T, G> {
     /// Makes every shard know whether the set is watched.
     fn watch(&self, set: u32) {
         let watched = self.is_watched(set);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             shard.lock().sets[set as usize].watched = watched;
         }
     }
 
     fn watch_all(&self) {
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let mut inside = shard.lock();
             let lists = self.notify.lists.lock();
             for (set, local) in inside.sets.iter_mut().enumerate() {

@@ -2,31 +2,28 @@
 
 use std::sync::{Arc, Mutex};
 
-use ioasid::{
-    Clock, Config, Event, Executor, Hooks, Ioasid, Priority, Refusal, SetChange, SetEvent, Space,
-    Spid, Subscriber, Subscription, Work,
-};
+use ioasid::{Config, Event, Priority, Refusal, SetEvent, Space, Subscriber, Subscription, Work};
 
-pub type Data = u32;
+pub(crate) type Data = u32;
 
 /// What was told, as "name EVENT number", in the order in which it was.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    pub fn write(&self, line: String) {
+    pub(crate) fn write(&self, line: String) {
         self.0.lock().unwrap().push(line);
     }
 
     /// What was written since it was last asked.
-    pub fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
 /// Which handler is running.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum What {
+pub(crate) enum What {
     Alloc,
     Prepare,
     Commit,
@@ -37,19 +34,19 @@ pub enum What {
 
 type Answer = dyn Fn(What, &Event<'_, Data>) -> Result<(), Refusal> + Send + Sync;
 
-pub struct Recorder {
+pub(crate) struct Recorder {
     name: &'static str,
     log: Log,
     answer: Box<Answer>,
 }
 
 impl Recorder {
-    pub fn new(name: &'static str, log: &Log) -> Arc<Self> {
+    pub(crate) fn new(name: &'static str, log: &Log) -> Arc<Self> {
         Self::with(name, log, |_, _| Ok(()))
     }
 
     /// One that calls `answer` in every handler; what it gives matters to `prepare_bind`.
-    pub fn with(
+    pub(crate) fn with(
         name: &'static str,
         log: &Log,
         answer: impl Fn(What, &Event<'_, Data>) -> Result<(), Refusal> + Send + Sync + 'static,
@@ -93,12 +90,12 @@ impl Subscriber<Data> for Recorder {
     }
 }
 
-pub fn space() -> Space<Data> {
+pub(crate) fn space() -> Space<Data> {
     Space::new(Config { width: 6, shards: 2, ..Config::default() }).unwrap()
 }
 
 /// Subscribes to the space, with a holder of the subscriber's name.
-pub fn subscribe(
+pub(crate) fn subscribe(
     space: &Space<Data>,
     priority: Priority,
     subscriber: &Arc<Recorder>,
@@ -108,12 +105,12 @@ pub fn subscribe(
 }
 
 /// Does all the work there is.
-pub fn work(space: &Space<Data>) {
+pub(crate) fn work(space: &Space<Data>) {
     assert_eq!(space.work(1_000), Work::Idle, "more work than there can be");
 }
 
 /// Nothing is out, and nothing is missing.
-pub fn assert_idle(space: &Space<Data>) {
+pub(crate) fn assert_idle(space: &Space<Data>) {
     work(space);
     space.release_parked();
     let usage = space.usage();

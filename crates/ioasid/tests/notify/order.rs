@@ -1,6 +1,6 @@
 //! Who is told first.
 
-use ioasid::{BindError, Priority::*, SetType, Space};
+use ioasid::{BindError, Priority::*, SetType};
 
 use crate::common::*;
 
@@ -173,11 +173,4 @@ fn references_and_bindings_keep_a_freed_number_by_name() {
     }
     drop(binding);
     assert_eq!(space.usage().parked, 0);
-}
-
-#[allow(dead_code)]
-fn a_space_with_subscribers_goes_between_threads(space: Space<Data>) -> impl Send + Sync {
-    let prepared = |lease: ioasid::Lease<Data>, holder| lease.bind(&holder).unwrap().commit();
-    let _ = prepared;
-    space
 }

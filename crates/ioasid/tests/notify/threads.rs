@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use ioasid::{
-    AllocError, BindError, Event, Priority::*, Refusal, Set, SetType, Space, Subscriber, Tag, Work,
+    AllocError, BindError, Event, Priority::*, Refusal, Set, SetType, Space, Subscriber, Tag,
 };
 use proptest::prelude::*;
 
@@ -230,8 +229,11 @@ proptest! {
 
 #[cfg(feature = "std")]
 mod worker {
+    use std::time::Duration;
+
+    use ioasid::{Bell, Config, Hooks, Work, Worker};
+
     use super::*;
-    use ioasid::{Bell, Config, Hooks, Worker};
 
     fn served() -> (Arc<Bell>, Space<Data>) {
         let bell = Arc::new(Bell::default());
