@@ -19,6 +19,8 @@ mod deliver;
 mod event;
 mod lists;
 mod subscribe;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;

@@ -202,37 +202,3 @@ mod with_std {
         assert_idle(&space);
     }
 }
-
-/// Without the standard library a panic goes through. What it was about is in order afterwards.
-#[cfg(not(feature = "std"))]
-#[test]
-fn a_panic_goes_through_and_leaves_nothing_behind() {
-    use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
-    use What::*;
-    for panics_in in [Alloc, Prepare, Commit, Abort, Unbind, Free] {
-        let (space, log) = (space(), Log::default());
-        let bad = Recorder::with("bad", &log, move |what, _| {
-            if what == panics_in {
-                resume_unwind(Box::new(()));
-            }
-            Ok(())
-        });
-        let subscription = subscribe(&space, Priority::Device, &bad);
-        let vfio = space.holder("vfio").unwrap();
-        let panicked = |call: &dyn Fn()| catch_unwind(AssertUnwindSafe(call)).is_err();
-        if panics_in == Alloc {
-            assert!(panicked(&|| drop(space.alloc(1..=1, 0))));
-        } else {
-            let lease = space.alloc(1..=1, 0).unwrap();
-            assert_eq!(panicked(&|| drop(lease.bind(&vfio))), matches!(panics_in, Prepare | Abort));
-            let bind = || drop(lease.bind(&vfio).unwrap().commit());
-            assert_eq!(panicked(&bind), matches!(panics_in, Prepare | Commit | Unbind));
-            // Not busy: every phase has come to its end.
-            let again = catch_unwind(AssertUnwindSafe(|| lease.bind(&vfio).map(drop)));
-            assert!(!matches!(again, Ok(Err(_))));
-        }
-        assert_eq!(panicked(&|| work(&space)), panics_in == Free);
-        drop(subscription);
-        assert_idle(&space);
-    }
-}

@@ -1,4 +1,5 @@
 //! Who is told what, when, and what becomes of it when handlers refuse, sleep, panic or call back.
+#![cfg(not(loom))]
 
 mod calling_back;
 mod common;
