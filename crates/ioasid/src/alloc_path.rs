@@ -5,6 +5,7 @@
 use alloc::sync::Arc;
 use core::ops::RangeInclusive;
 
+use crate::custom::{Giver, SourceError, SourceFault};
 use crate::geometry::Shape;
 use crate::lease::Lease;
 use crate::record::PHASE;
@@ -55,13 +56,27 @@ pub enum AllocError {
         /// The set's quota.
         quota: u32,
     },
+    /// The source that numbers come from gave none.
+    #[error("no number from the source: {0}")]
+    Source(#[source] SourceError),
+    /// The source gave a number that it may not give now.
+    #[error("the source gave {number:#x}: {fault}")]
+    SourceFault {
+        /// The number.
+        number: u32,
+        /// What is wrong with it.
+        fault: SourceFault,
+    },
+    /// The source that numbers came from was taken away, and not all of them are back.
+    #[error("the source was taken away, and not all its numbers are back")]
+    SourceGone,
     /// There was no memory for this part of the table, or for one more member of the set.
     #[error("no memory for this part of the ID table")]
     NoMemory,
 }
 
 /// What a shard lacks.
-enum Lack {
+pub(crate) enum Lack {
     Open,
     Credit,
     Number,
@@ -144,7 +159,7 @@ impl<T, G: Shape> Shared<T, G> {
         let claim = Claim { shared: handles, at, set, number };
         let data = data(Ioasid(number));
         let mut inside = handles.shards[at].lock();
-        if let Err(lack) = inside.sets[set as usize].make_room() {
+        if let Err(lack) = inside.make_room(set) {
             drop(inside);
             return Err(lack.into());
         }
@@ -252,7 +267,12 @@ impl<T, G: Shape> Shared<T, G> {
             Err(_) => {}
         }
         drop(inside);
-        self.claim_anywhere(at, set, min, max)
+        match self.claim_anywhere(at, set, min, max) {
+            Err(error) if self.may_be_mended(error) && self.return_numbers() => {
+                self.claim_anywhere(at, set, min, max)
+            }
+            result => result,
+        }
     }
 
     /// Draws numbers of `min..=max` from the space until the cache has a batch. At least one is
@@ -282,7 +302,14 @@ impl<T, G: Shape> Shared<T, G> {
     ) -> Result<(MutexGuard<'_, Inside>, u32), AllocError> {
         // With no lock held: it drops data, which is the caller's code.
         self.collect_all();
-        let _slow = self.slow.lock();
+        let slow = self.slow.lock();
+        let _slow = match self.giver() {
+            Giver::Space => slow,
+            Giver::Source(source) => {
+                return self.claim_sourced(slow, source, (at, set), (min, max));
+            }
+            Giver::Nobody => return Err(AllocError::SourceGone),
+        };
         let number = self.take_number(min, max)?.ok_or(AllocError::RangeFull { min, max })?;
         self.claim_taken(at, set, number).inspect_err(|_| self.numbers.moving().put(number))
     }
@@ -300,9 +327,7 @@ impl<T, G: Shape> Shared<T, G> {
         let mut inside = self.shards[at].lock();
         if let Err(lack) = inside.sets[set as usize].make_room() {
             drop(inside);
-            if core.give(1) {
-                self.drained(set);
-            }
+            let _ = core.give(1); // not drained: it is open, for closing takes `slow`
             return Err(lack.into());
         }
         inside.sets[set as usize].live += 1;
@@ -312,7 +337,7 @@ impl<T, G: Shape> Shared<T, G> {
     /// One of the set's quota, from wherever it is. For the holder of `slow`: credit goes from a
     /// shard back to the set under that lock alone, so having looked at the set first, none is
     /// missed.
-    fn take_credit(&self, set: u32) -> Result<Arc<crate::set::SetCore>, AllocError> {
+    pub(crate) fn take_credit(&self, set: u32) -> Result<Arc<crate::set::SetCore>, AllocError> {
         let core = self.shards[0].lock().sets[set as usize].core.clone();
         let core = core.ok_or(AllocError::SetClosed)?;
         if core.draw(1) == 1 {
@@ -389,13 +414,31 @@ impl<T, G: Shape> Shared<T, G> {
     }
 }
 
+impl Inside {
+    /// Like [`Local::make_room`], for a number that is not from the cache.
+    pub(crate) fn make_room(&mut self, set: u32) -> Result<(), Lack> {
+        let local = &mut self.sets[set as usize];
+        // A set that is open is so here too, or numbers come from a source. One that is being
+        // closed says so before its members are freed here.
+        if !local.core.as_ref().is_some_and(|core| core.quota().open) {
+            return Err(Lack::Open);
+        }
+        local.make_room_for_member()
+    }
+}
+
 impl Local {
-    /// Makes sure that one more member fits, and that the set takes one.
+    /// Makes sure that one more member fits, and that the set takes one out of the cache.
     #[inline]
     fn make_room(&mut self) -> Result<(), Lack> {
         if !self.open {
             return Err(Lack::Open);
         }
+        self.make_room_for_member()
+    }
+
+    #[inline]
+    fn make_room_for_member(&mut self) -> Result<(), Lack> {
         if self.members.len() == self.members.capacity() {
             self.members.try_reserve(1).map_err(|_| Lack::Memory)?;
         }
@@ -425,6 +468,10 @@ impl<T, G: Shape> Drop for Claim<'_, T, G> {
     fn drop(&mut self) {
         let Self { shared, at, set, number } = self;
         let mut inside = shared.shards[*at].lock();
+        if inside.sourced {
+            drop(inside);
+            return shared.unclaim_sourced(*at, *set, Some(*number));
+        }
         inside.sets[*set as usize].live -= 1;
         shared.remove_member(&mut inside, *number);
         shared.numbers.moving().put(*number);

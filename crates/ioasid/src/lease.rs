@@ -32,6 +32,22 @@ pub(crate) struct Held<T, G: Shape> {
     home: u32,
 }
 
+/// A lease or a reference, lent. Either will do to say which ID is meant, because either keeps it:
+/// `&Lease` and `&Ref` become one by themselves.
+pub struct Keeper<'k, T, G: Shape = Geometry>(pub(crate) &'k Held<T, G>);
+
+impl<'k, T, G: Shape> From<&'k Lease<T, G>> for Keeper<'k, T, G> {
+    fn from(lease: &'k Lease<T, G>) -> Self {
+        Self(&lease.held)
+    }
+}
+
+impl<'k, T, G: Shape> From<&'k Ref<T, G>> for Keeper<'k, T, G> {
+    fn from(reference: &'k Ref<T, G>) -> Self {
+        Self(&reference.held)
+    }
+}
+
 // SAFETY: it is a counted pointer to a `Shared`, like an `Arc`; and it gives out `&T`.
 unsafe impl<T: Send + Sync, G: Shape> Send for Held<T, G> {}
 // SAFETY: as above.
@@ -44,18 +60,23 @@ impl<T, G: Shape> Held<T, G> {
         Self { shared, tag, home: home as u32 }
     }
 
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    pub(crate) fn home(&self) -> usize {
-        self.home as usize
-    }
-
     #[inline]
     pub(crate) fn shared(&self) -> &Shared<T, G> {
         // SAFETY: it is counted in its shard, and what is counted keeps the space.
         unsafe { self.shared.as_ref() }
+    }
+
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The shard that the ID lives in.
+    pub(crate) fn home(&self) -> usize {
+        self.home as usize
+    }
+
+    pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
+        self.shared == shared
     }
 
     #[inline]
@@ -94,7 +115,7 @@ impl<T, G: Shape> Lease<T, G> {
     }
 
     pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
-        self.held.shared == shared
+        self.held.is_of(shared)
     }
 
     /// The number.

@@ -85,12 +85,14 @@ impl Numbers {
     }
 
     /// A point in time for [`Numbers::unmoved_since`].
+    #[inline]
     pub(crate) fn moves(&self) -> u64 {
         self.moves.load(Ordering::Acquire)
     }
 
     /// Whether no number moved between here and a shard while the caller looked, from `moves`
     /// until now.
+    #[inline]
     pub(crate) fn unmoved_since(&self, moves: u64) -> bool {
         fence(Ordering::Acquire);
         moves % 2 == 0 && self.moves.load(Ordering::Relaxed) == moves
@@ -101,11 +103,22 @@ impl Numbers {
     #[inline]
     pub(crate) fn surely_none(&self, min: u32, max: u32) -> bool {
         let (first, last) = (min as usize / WORD, max as usize / WORD);
+        // Only at the ends may a word have free numbers that are not in the range.
         let none_in = |word: usize| {
             let Some(bits) = self.words.get(word as u32) else { return false };
             bits.load(Ordering::Acquire) & mask(word, min, max) == 0
         };
-        none_in(first) && none_in(last) && self.next_word(first + 1).is_none_or(|word| word >= last)
+        let mut next = self.next_word(first);
+        if next == Some(first) && none_in(first) {
+            next = self.next_word(first + 1);
+        }
+        next.is_none_or(|word| word > last || word == last && none_in(last))
+    }
+
+    /// Whether it is a number that is never handed out.
+    pub(crate) fn is_reserved(&self, number: u32) -> bool {
+        let from = self.reserved.partition_point(|&(_, max)| max < number);
+        self.reserved.get(from).is_some_and(|&(min, _)| min <= number)
     }
 
     /// The word, made if need be. For the holder of the lock.
@@ -119,6 +132,7 @@ impl Numbers {
     }
 
     /// The first word at or after `word` that has a free number.
+    #[inline]
     fn next_word(&self, word: usize) -> Option<usize> {
         let mut at = word;
         for (level, words) in self.summaries.iter().enumerate() {

@@ -35,6 +35,8 @@ pub(crate) const KEPT: u32 = 1 << 1;
 pub(crate) const PHASE: u32 = 1 << 2;
 /// Its FREE is put off to the end of that phase.
 pub(crate) const DEFERRED: u32 = 1 << 3;
+/// The source of the number is just being told that it is free.
+pub(crate) const RETURNING: u32 = 1 << 4;
 
 /// One number's record, valid while it is live or parked.
 #[derive(Debug)]
@@ -117,6 +119,7 @@ pub(crate) struct List {
 impl List {
     pub(crate) const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 
+    /// How many there are.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }

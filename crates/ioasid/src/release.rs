@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::geometry::Shape;
-use crate::record::{KEPT, UNLEASED};
+use crate::record::{Record, KEPT, UNLEASED};
 use crate::shard::{Few, Inside, Local};
 use crate::space::{forsake, Shared};
 use crate::state::Status;
@@ -152,13 +152,16 @@ impl<T, G: Shape> Shared<T, G> {
 
     /// Makes numbers free whose data is gone.
     fn give_back(&self, mut inside: MutexGuard<'_, Inside>, at: usize, few: &[u32]) {
+        if inside.sourced {
+            return self.send_back(inside, few);
+        }
         let mut drained = Few::new();
         for &number in few {
             let state = self.table.vacate(number);
-            if state.is_busy() {
-                self.table.record(number).clear();
-            }
             let local = &mut inside.sets[state.set() as usize];
+            if state.is_busy() {
+                local.forget(self.table.record(number));
+            }
             local.parked -= 1;
             if local.give_back() {
                 drained.push(state.set());
@@ -200,6 +203,15 @@ impl<T, G: Shape> Shared<T, G> {
 }
 
 impl Local {
+    /// Forgets a life in which the record was written to; its SPID is free.
+    #[inline]
+    pub(crate) fn forget(&self, record: &Record) {
+        if let Some(core) = &self.core {
+            core.forget_spid(record);
+        }
+        record.clear();
+    }
+
     /// Gives back what one number cost of the quota. True if that drains a closed set.
     #[must_use]
     #[inline]

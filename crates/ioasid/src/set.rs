@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::shard::bits;
+use crate::spid::Spids;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Who owns a set: a value that is compared by identity, so that it can neither be guessed nor
@@ -65,6 +66,7 @@ pub(crate) struct SetCore {
     /// The shards that it ever had something in, a bit each.
     used: AtomicU64,
     center: Mutex<Center>,
+    pub(crate) spids: Spids,
 }
 
 /// What of a set's quota no shard has.
@@ -92,7 +94,7 @@ pub(crate) struct Quota {
 }
 
 impl SetCore {
-    pub(crate) fn new(index: u32, name: String, kind: SetType, quota: u32) -> Self {
+    pub(crate) fn new(index: u32, name: String, kind: SetType, quota: u32, spids: Spids) -> Self {
         let center = Center {
             quota,
             credit: quota,
@@ -102,12 +104,12 @@ impl SetCore {
             telling: false,
             drained: false,
         };
-        Self { index, name, kind, used: AtomicU64::new(0), center: Mutex::new(center) }
+        Self { index, name, kind, used: AtomicU64::new(0), center: Mutex::new(center), spids }
     }
 
     /// Of what belongs to no set.
     pub(crate) fn root(capacity: u32) -> Self {
-        Self::new(0, String::new(), SetType::Native, capacity)
+        Self::new(0, String::new(), SetType::Native, capacity, Spids::new(0, 0))
     }
 
     /// Takes up to `most` of the credit; nothing of a closed set's.

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use crate::alloc_path::AllocError;
 use crate::geometry::{Geometry, Shape};
 use crate::lease::Lease;
-use crate::memory::NoMemory;
+use crate::memory::{copied, NoMemory};
 use crate::record::{KEPT, UNLEASED};
 use crate::set::{Last, Owner, SetCore, SetType};
 use crate::shard::{Few, Local};
@@ -106,9 +106,7 @@ impl<T, G: Shape> Space<T, G> {
         if quota == 0 {
             return Err(SetError::ZeroQuota);
         }
-        let mut owned = String::new();
-        owned.try_reserve_exact(name.len()).map_err(NoMemory::from)?;
-        owned.push_str(name);
+        let owned = copied(name)?;
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
         let set = Set { shared: self.shared.clone(), core };
@@ -220,12 +218,10 @@ impl<T, G: Shape> Set<T, G> {
         for at in self.core.shards() {
             let mut from = usize::MAX;
             while from > 0 {
-                let (mut tags, mut some) = ([Tag::NONE; ITERATE], 0);
-                from = self.shared.members(at, self.core.index, from, |tag| {
-                    tags[some] = tag;
-                    some += 1;
-                });
-                tags[..some].iter().copied().for_each(&mut f);
+                let mut tags = [Tag::NONE; ITERATE];
+                from = self.shared.members(at, self.core.index, from, &mut tags);
+                // The first life is 1: what has none was not live.
+                tags.into_iter().filter(|tag| tag.generation > 0).for_each(&mut f);
             }
         }
     }
@@ -276,7 +272,7 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(SetError::TooMany { limit: MAX_SETS - 1 });
         }
         self.reserve_quota(quota)?;
-        let core = Arc::new(SetCore::new(index, name, kind, quota));
+        let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
         if let Err(error) = self.enlist(index, &core.kind).and_then(|()| self.enter_set(&core)) {
             self.dismiss(index);
             let _ = self.root.give(quota);
@@ -315,8 +311,10 @@ impl<T, G: Shape> Shared<T, G> {
         }
         let watched = self.is_watched(core.index);
         for shard in self.shards.iter() {
-            let local = &mut shard.lock().sets[index];
-            *local = Local { core: Some(core.clone()), open: true, watched, ..Local::default() };
+            let mut inside = shard.lock();
+            let open = !inside.sourced;
+            inside.sets[index] =
+                Local { core: Some(core.clone()), open, watched, ..Local::default() };
         }
         Ok(())
     }
@@ -482,16 +480,17 @@ impl<T, G: Shape> Shared<T, G> {
         Ok(Lease::new(core::ptr::NonNull::from(self), tag, home))
     }
 
-    /// Gives the tags of some live members below place `from`; says where they began.
-    fn members(&self, at: usize, set: u32, from: usize, mut to: impl FnMut(Tag)) -> usize {
+    /// Writes the tags of the live ones of some members below place `from`; says where they begin.
+    #[inline]
+    fn members(&self, at: usize, set: u32, from: usize, tags: &mut [Tag; ITERATE]) -> usize {
         let inside = self.shards[at].lock();
         let local = &inside.sets[set as usize];
         let from = from.min(local.members.len());
         let start = from.saturating_sub(ITERATE);
-        for &number in &local.members[start..from] {
+        for (tag, &number) in tags.iter_mut().zip(&local.members[start..from]) {
             let state = self.table.state(number);
             if state.status() == Status::Live {
-                to(Tag { id: Ioasid(number), generation: state.generation() });
+                *tag = Tag { id: Ioasid(number), generation: state.generation() };
             }
         }
         start

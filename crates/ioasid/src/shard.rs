@@ -154,6 +154,10 @@ pub(crate) struct Inside {
     pub(crate) bound: HashMap<u32, Bound>,
     /// Leases and references to IDs of this shard.
     pub(crate) out: usize,
+    /// The numbers come from a source: none is cached, and no set is open here.
+    pub(crate) sourced: bool,
+    /// Parked numbers that wait for the source.
+    pub(crate) returning: usize,
     /// All handles of the space are gone; the last lease or reference frees it.
     pub(crate) orphaned: bool,
 }
@@ -164,7 +168,7 @@ pub(crate) struct Local {
     pub(crate) core: Option<Arc<SetCore>>,
     /// How many more may be allocated without asking the set.
     pub(crate) credit: u32,
-    /// Whether the set takes allocations.
+    /// Whether the set takes allocations out of the shard's cache.
     pub(crate) open: bool,
     /// Whether somebody wants to be told of what happens to its IDs.
     pub(crate) watched: bool,
@@ -192,6 +196,8 @@ impl Inside {
             holders: Holders::default(),
             bound: HashMap::new(),
             out: 0,
+            sourced: false,
+            returning: 0,
             orphaned: false,
         })
     }
@@ -216,7 +222,8 @@ impl Inside {
         !(self.fresh.is_empty()
             && self.queued.is_empty()
             && self.waiting.is_empty()
-            && self.passed.is_empty())
+            && self.passed.is_empty()
+            && self.returning == 0)
     }
 
     /// Takes a parked number in that only readers can still name. Allocates nothing. Says whether

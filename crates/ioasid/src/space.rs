@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 
 use crate::alloc_path::AllocError;
 use crate::config::{Config, ConfigError};
+use crate::custom::Sources;
 use crate::epoch::Epochs;
 use crate::geometry::{Geometry, Shape};
 use crate::holder::{Holder, HolderError, Names};
@@ -103,13 +104,21 @@ pub(crate) struct Shared<T, G: Shape> {
     /// Parked IDs whose users are to be told.
     pub(crate) work: Mutex<List>,
     pub(crate) notify: Notify<T, G>,
+    pub(crate) sources: Sources,
     pub(crate) names: Arc<Names>,
     pub(crate) hooks: Hooks,
     pub(crate) last: u32,
+    pub(crate) last_spid: u32,
     pub(crate) capacity: u32,
     /// What keeps the space: one for all handles together; and, once those are gone, one for each
     /// lease and reference.
     remaining: AtomicU64,
+}
+
+impl<T, G: Shape> Drop for Shared<T, G> {
+    fn drop(&mut self) {
+        self.end_sourced();
+    }
 }
 
 impl<T> Space<T> {
@@ -146,9 +155,11 @@ impl<T, G: Shape> Space<T, G> {
             slow: Mutex::new(()),
             work: Mutex::new(List::EMPTY),
             notify: Notify::new(),
+            sources: Sources::new(),
             names: Names::new(),
             hooks,
             last,
+            last_spid: checked.last_spid,
             capacity,
             remaining: AtomicU64::new(1),
         };

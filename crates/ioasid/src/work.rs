@@ -1,5 +1,5 @@
-//! Work that frees cause: telling an ID's users that it has ended, and a set's users what became
-//! of it.
+//! Work that frees cause: telling an ID's users that it has ended, telling a set's users what
+//! became of it, giving a number back to its source.
 
 use crate::geometry::Shape;
 use crate::space::{Shared, Space};
@@ -14,14 +14,18 @@ pub enum Work {
 }
 
 impl<T, G: Shape> Space<T, G> {
-    /// Does up to `budget` pieces of the work that frees caused: each tells of one ID, or one set.
+    /// Does up to `budget` pieces of the work that frees caused: each tells of one ID or
+    /// one set, or gives one number back to its source.
     ///
     /// Any number of threads may call it at the same time. A handler that takes long holds up the
     /// one that it was called by. What is queued when the last handle of the space goes is not
     /// told any more.
     pub fn work(&self, budget: usize) -> Work {
         for _ in 0..budget {
-            if !(self.shared.tell_news() || Shared::tell_free(&self.shared)) {
+            let did = self.shared.tell_news()
+                || Shared::tell_free(&self.shared)
+                || self.shared.return_one();
+            if !did {
                 return Work::Idle;
             }
         }

@@ -17,7 +17,7 @@ fn hot(set: &Set<u64>) -> Round<'_> {
         let mut sum = 0;
         for op in 0..ops {
             let lease = set.alloc(1..=u32::MAX, op).expect("the set has room");
-            sum += u64::from(black_box(&lease).id().0);
+            sum += u64::from(black_box(lease.id()).0);
         }
         sum
     })

@@ -10,6 +10,7 @@ mod peers;
 mod table;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use measure::Effort;
 use table::Table;
@@ -40,9 +41,9 @@ impl Options {
 fn main() -> ExitCode {
     let options = Options::from_arguments();
     let effort = if options.quick {
-        Effort { ops: 10_000, rounds: 1 }
+        Effort { round: Duration::from_micros(50), rounds: 1 }
     } else {
-        Effort { ops: 1_000_000, rounds: 7 }
+        Effort { round: Duration::from_millis(1), rounds: 40 }
     };
     let mut table = Table::default();
     let populations = if options.quick { &POPULATIONS[..1] } else { &POPULATIONS[..] };
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     }
     alloc::nearly_full(&mut table, effort);
     alloc::iterate(&mut table, effort);
-    println!("Least of {} rounds of {} operations each.", effort.rounds, effort.ops);
+    println!("Least of {} rounds of {:?}.", effort.rounds, effort.round);
     table.print();
     if options.json && table.print_json().is_err() {
         return ExitCode::FAILURE;

@@ -7,15 +7,36 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Barrier;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Operations of a round.
-    pub ops: u64,
+    /// How long a round takes, about: less than what the operating system gives a thread at one
+    /// time, so that on a busy machine too some rounds are undisturbed.
+    pub round: Duration,
     /// Rounds of each subject.
     pub rounds: usize,
+}
+
+impl Effort {
+    /// Operations that take about a round.
+    fn operations(self, round: &mut Round<'_>) -> u64 {
+        let time = |round: &mut Round<'_>| nanoseconds(SAMPLE, round);
+        // The first ones meet cold caches.
+        let least = time(round).min(time(round)).max(0.1);
+        ((self.round.as_nanos() as f64 / least) as u64).max(SAMPLE)
+    }
+}
+
+/// Operations by which their time is guessed; a multiple of every group that a row counts in.
+const SAMPLE: u64 = 512;
+
+/// Nanoseconds an operation of one round.
+fn nanoseconds(ops: u64, round: &mut Round<'_>) -> f64 {
+    let begin = Instant::now();
+    black_box(round(ops));
+    begin.elapsed().as_nanos() as f64 / ops as f64
 }
 
 /// Something that does a number of operations and gives a sum that depends on all of them.
@@ -23,49 +44,42 @@ pub type Round<'a> = Box<dyn FnMut(u64) -> u64 + 'a>;
 
 /// Nanoseconds an operation of each subject.
 pub fn in_turn(effort: Effort, subjects: &mut [Round<'_>]) -> Vec<f64> {
+    let ops: Vec<u64> = subjects.iter_mut().map(|round| effort.operations(round)).collect();
     let mut least = vec![f64::INFINITY; subjects.len()];
     for _ in 0..effort.rounds {
-        for (least, round) in least.iter_mut().zip(subjects.iter_mut()) {
-            let begin = Instant::now();
-            black_box(round(effort.ops));
-            *least = least.min(begin.elapsed().as_nanos() as f64 / effort.ops as f64);
+        for ((least, round), &ops) in least.iter_mut().zip(subjects.iter_mut()).zip(&ops) {
+            *least = least.min(nanoseconds(ops, round));
         }
     }
     least
 }
 
-/// Nanoseconds an operation of a thread, when `threads` of them run what `make` gives each.
+/// Nanoseconds an operation of a thread, when `threads` of them run what `make` gives each. A
+/// round counts with its slowest thread.
 pub fn together<'a>(
     effort: Effort,
     threads: usize,
     make: impl Fn(usize) -> Round<'a> + Sync,
 ) -> f64 {
-    let mut least = f64::INFINITY;
     let start = Barrier::new(threads);
-    let longest = std::thread::scope(|scope| {
+    let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
         let run = |index| {
             let (make, start) = (&make, &start);
             scope.spawn(move || {
                 let mut round = make(index);
-                let mut times = Vec::new();
-                for _ in 0..effort.rounds {
+                let ops = effort.operations(&mut round);
+                let mut one = || {
                     start.wait();
-                    let begin = Instant::now();
-                    black_box(round(effort.ops));
-                    times.push(begin.elapsed().as_nanos() as f64 / effort.ops as f64);
-                }
-                times
+                    nanoseconds(ops, &mut round)
+                };
+                (0..effort.rounds * threads).map(|_| one()).collect()
             })
         };
         let handles: Vec<_> = (0..threads).map(run).collect();
-        let times = handles.into_iter().map(|handle| handle.join().expect("a round panicked"));
-        times.collect::<Vec<_>>()
+        handles.into_iter().map(|handle| handle.join().expect("a round panicked")).collect()
     });
-    // A round counts with its slowest thread.
-    for round in 0..effort.rounds {
-        least = least.min(longest.iter().map(|times| times[round]).fold(0.0, f64::max));
-    }
-    least
+    let slowest = |round: usize| times.iter().map(|times| times[round]).fold(0.0, f64::max);
+    (0..effort.rounds * threads).map(slowest).fold(f64::INFINITY, f64::min)
 }
 
 /// Runs `f` while another thread repeats `disturb`.

@@ -144,7 +144,7 @@ impl<T, G: Shape> Shared<T, G> {
         }
         inside.bound.try_reserve(1).map_err(|_| BindError::NoMemory)?;
         let audience = self.audience(state.set());
-        let spid = self.spid_of(id.0);
+        let spid = record.spid();
         inside.bound.insert(id.0, Bound { count: 1, until: audience.until, spid });
         record.add(PHASE);
         let set = self.core_of(&inside, state.set());

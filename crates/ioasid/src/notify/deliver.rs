@@ -8,11 +8,10 @@ use super::lists::{Audience, Entry, Order, Place};
 use super::News;
 use crate::geometry::Shape;
 use crate::lease::{Held, Lease};
-use crate::record::{self, Record, DEFERRED, PHASE};
+use crate::record::{Record, DEFERRED, PHASE};
 use crate::set::SetCore;
 use crate::shard::Inside;
 use crate::space::{Handles, Shared};
-use crate::spid::Spid;
 use crate::{Ioasid, Tag};
 
 /// What came of calling a handler.
@@ -167,7 +166,7 @@ impl<T, G: Shape> Shared<T, G> {
             let inside = handles.shards[home].lock();
             let state = handles.table.state(number);
             let tag = Tag { id: Ioasid(number), generation: state.generation() };
-            let spid = handles.spid_of(number);
+            let spid = handles.table.record(number).spid();
             (tag, state.set(), handles.core_of(&inside, state.set()), spid)
         };
         let held = Held::new(handles.pointer(), tag, home);
@@ -178,12 +177,6 @@ impl<T, G: Shape> Shared<T, G> {
         });
         drop(telling);
         true
-    }
-
-    /// For the holder of the lock of the number's shard.
-    pub(super) fn spid_of(&self, number: u32) -> Option<Spid> {
-        let spid = self.table.record(number).spid.get();
-        (spid != record::NONE).then_some(Spid(spid))
     }
 
     /// Tells of a set that was made; its maker has the handle still to himself.

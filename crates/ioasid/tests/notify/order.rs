@@ -1,6 +1,8 @@
 //! Who is told first.
 
-use ioasid::{BindError, Priority::*, SetType};
+use std::sync::{Arc, Mutex};
+
+use ioasid::{BindError, NumberSource, Operations, Priority::*, SetType, SourceError, Spid};
 
 use crate::common::*;
 
@@ -147,7 +149,7 @@ fn a_latecomer_hears_no_unbind_without_its_bind() {
 #[test]
 fn references_and_bindings_keep_a_freed_number_by_name() {
     let (space, log) = (space(), Log::default());
-    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = Arc::new(Mutex::new(Vec::new()));
     let keep = kept.clone();
     let iommu = Recorder::with("iommu", &log, move |what, event| {
         match what {
@@ -173,4 +175,62 @@ fn references_and_bindings_keep_a_freed_number_by_name() {
     }
     drop(binding);
     assert_eq!(space.usage().parked, 0);
+}
+
+/// Every event has the SPID of its time, and UNBIND the one of its BIND.
+#[test]
+fn events_carry_the_spid() {
+    let (space, log) = (space(), Log::default());
+    let set = space.create_set("guest", SetType::Native, 9).unwrap();
+    let seen = log.clone();
+    let one = Recorder::with("one", &Log::default(), move |what, event| {
+        assert_eq!(event.set_name(), Some("guest"));
+        seen.write(format!("{what:?} {:?}", event.spid().map(|spid| spid.0)));
+        Ok(())
+    });
+    let _subscription = subscribe(&space, Iommu, &one);
+    let vfio = space.holder("vfio").unwrap();
+    let lease = set.alloc(1..=1, 0).unwrap();
+    set.attach_spid(&lease, Spid(7)).unwrap();
+    let binding = lease.bind(&vfio).unwrap().commit();
+    set.detach_spid(&lease).unwrap();
+    set.attach_spid(&lease, Spid(8)).unwrap();
+    drop(binding);
+    drop(lease);
+    work(&space);
+    let told = ["Alloc None", "Prepare Some(7)", "Commit Some(7)", "Unbind Some(7)"];
+    assert_eq!(log.take(), [&told[..], &["Free Some(8)"]].concat());
+}
+
+/// A number goes back to its source after everybody was told, and not while somebody holds it.
+#[test]
+fn a_source_gets_its_number_back_after_the_free_was_told() {
+    struct Source(Log);
+    impl NumberSource for Source {
+        fn alloc(&self, min: u32, _: u32) -> Result<u32, SourceError> {
+            Ok(min)
+        }
+        fn free(&self, number: u32) -> Result<(), SourceError> {
+            self.0.write(format!("source {number}"));
+            Ok(())
+        }
+    }
+    let (space, log) = (space(), Log::default());
+    let source = Arc::new(Source(log.clone()));
+    let registration = space.register_source(&Operations::new("vcmd"), source).unwrap();
+    let subscription = subscribe(&space, Iommu, &Recorder::new("one", &log));
+    let set = space.create_set("guest", SetType::Native, 9).unwrap();
+    let lease = set.alloc(3..=9, 0).unwrap();
+    let binding = lease.bind(subscription.holder()).unwrap().commit();
+    log.take();
+    set.close();
+    drop(lease);
+    work(&space);
+    assert_eq!(log.take(), ["one Closed guest", "one Free 3"]);
+    drop(binding);
+    work(&space);
+    assert_eq!(log.take(), ["source 3", "one Drained guest"]);
+    drop((set, subscription));
+    registration.unregister().unwrap();
+    assert_idle(&space);
 }
