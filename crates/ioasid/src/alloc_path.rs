@@ -9,6 +9,7 @@ use crate::custom::{Giver, SourceError, SourceFault};
 use crate::geometry::Shape;
 use crate::lease::Lease;
 use crate::numbers::Moving;
+use crate::record::PHASE;
 use crate::set::SetCore;
 use crate::shard::{Inside, Local, Shard, MAX_SHARDS};
 use crate::space::{Handles, Shared};
@@ -148,12 +149,11 @@ impl<T, G: Shape> Shared<T, G> {
         let (mut inside, number) = handles.claim(at, set, min, max)?;
         // SAFETY: claimed just now.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
-        drop(inside);
-        Ok(Lease::new(handles.pointer(), tag, at))
+        Ok(Self::give_out(handles, inside, at, set, tag))
     }
 
     /// The usual case: the number that the shard released last was of the same set, which has
-    /// credit here. Then all that is written is the shard and the slot.
+    /// credit here and is watched by nobody. Then all that is written is the shard and the slot.
     #[inline]
     fn alloc_ready(
         &self,
@@ -164,10 +164,9 @@ impl<T, G: Shape> Shared<T, G> {
         data: T,
     ) -> Result<Tag, T> {
         let local = &mut inside.sets[set as usize];
+        let usual = local.credit > 0 && local.open && !local.watched;
         let number = match inside.cache.last() {
-            Some(&number) if (min..=max).contains(&number) && local.credit > 0 && local.open => {
-                number
-            }
+            Some(&number) if (min..=max).contains(&number) && usual => number,
             _ => return Err(data),
         };
         // SAFETY: the number is in the cache, so it is ours as long as we have the lock; and its
@@ -201,8 +200,29 @@ impl<T, G: Shape> Shared<T, G> {
         core::mem::forget(claim);
         // SAFETY: claimed above, and not given back.
         let tag = unsafe { handles.enter(&mut inside, at, set, number, data) };
+        Ok(Self::give_out(handles, inside, at, set, tag))
+    }
+
+    /// The lease of a number that was entered just now, after those who watch were told.
+    #[inline]
+    fn give_out(
+        handles: &Arc<Handles<T, G>>,
+        inside: MutexGuard<'_, Inside>,
+        at: usize,
+        set: u32,
+        tag: Tag,
+    ) -> Lease<T, G> {
+        let watched = inside.sets[set as usize].watched;
+        if watched {
+            // Before anybody else may bind it or free it.
+            handles.table.record(tag.id.0).add(PHASE);
+        }
         drop(inside);
-        Ok(Lease::new(handles.pointer(), tag, at))
+        let lease = Lease::new(handles.pointer(), tag, at);
+        if watched {
+            handles.tell_alloc(&lease);
+        }
+        lease
     }
 
     #[inline]

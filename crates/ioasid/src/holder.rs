@@ -25,14 +25,33 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.names.name(self.index)
+    }
+
     pub(crate) fn belongs_to(&self, names: &Arc<Names>) -> bool {
         Arc::ptr_eq(&self.names, names)
     }
 }
 
+impl PartialEq for Holder {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.names, &other.names)
+    }
+}
+
+impl Eq for Holder {}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
 impl fmt::Debug for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Holder").field(&self.names.name(self.index)).finish()
+        f.debug_tuple("Holder").field(&self.name()).finish()
     }
 }
 

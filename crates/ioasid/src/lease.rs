@@ -57,6 +57,12 @@ unsafe impl<T: Send + Sync, G: Shape> Send for Held<T, G> {}
 unsafe impl<T: Send + Sync, G: Shape> Sync for Held<T, G> {}
 
 impl<T, G: Shape> Held<T, G> {
+    /// Of an ID that was counted for it, or that is held for as long as this is used.
+    #[inline]
+    pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
+        Self { shared, tag, home: home as u32 }
+    }
+
     #[inline]
     pub(crate) fn shared(&self) -> &Shared<T, G> {
         // SAFETY: it is counted in its shard, and what is counted keeps the space.
@@ -77,13 +83,13 @@ impl<T, G: Shape> Held<T, G> {
     }
 
     #[inline]
-    fn data(&self) -> &T {
+    pub(crate) fn data(&self) -> &T {
         // SAFETY: the ID is not released while a lease or a reference of it lives, and this was
         // made after the ID was published.
         unsafe { self.shared().table.held(self.tag.id.0) }
     }
 
-    fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
+    pub(crate) fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
         self.shared().hold(self.shared, self.tag.id, Some(self.tag.generation), None, holder)
     }
 
@@ -97,7 +103,11 @@ impl<T, G: Shape> Lease<T, G> {
     /// The lease of an ID that was counted for it.
     #[inline]
     pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
-        Self { held: Held { shared, tag, home: home as u32 } }
+        Self { held: Held::new(shared, tag, home) }
+    }
+
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
     }
 
     /// Takes it apart without freeing; the count stays.
@@ -166,6 +176,10 @@ impl<T, G: Shape> Drop for Lease<T, G> {
 }
 
 impl<T, G: Shape> Ref<T, G> {
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
+    }
+
     /// The number.
     pub fn id(&self) -> Ioasid {
         self.held.tag.id
@@ -249,7 +263,7 @@ impl<T, G: Shape> Shared<T, G> {
         self.join(&mut inside);
         self.table.set_state(id.0, state.busy());
         let tag = Tag { id, generation: state.generation() };
-        Ok(Ref { held: Held { shared, tag, home: home as u32 }, holder: holder.index })
+        Ok(Ref { held: Held::new(shared, tag, home), holder: holder.index })
     }
 
     /// Locks the shard that the ID lives in, if it was ever out; gives its state there.

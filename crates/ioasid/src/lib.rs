@@ -57,6 +57,7 @@ mod lease;
 mod leaves;
 mod local;
 mod memory;
+mod notify;
 mod numbers;
 mod pools;
 mod reader;
@@ -73,6 +74,8 @@ mod state;
 mod sync;
 mod table;
 mod work;
+#[cfg(feature = "std")]
+mod worker;
 
 pub use alloc_path::AllocError;
 pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
@@ -84,6 +87,10 @@ pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
 pub use lease::{AlreadyFreed, HoldError, Keeper, Lease, Ref};
+pub use notify::{
+    BindError, Binding, Event, Prepared, Priority, Refusal, SetChange, SetEvent, SubscribeError,
+    Subscriber, Subscription,
+};
 pub use pools::{Pool, PoolError, PoolGuard, PoolReader, Pools, Requester, Scope};
 pub use reader::{FindError, Guard, Reader};
 pub use report::{
@@ -95,6 +102,8 @@ pub use shard::MAX_SHARDS;
 pub use space::{Space, Usage};
 pub use spid::{Spid, SpidError, MAX_SPID_WIDTH};
 pub use work::Work;
+#[cfg(feature = "std")]
+pub use worker::{Bell, Worker};
 
 /// A number of the space: a name, never a permission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

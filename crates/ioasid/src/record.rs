@@ -31,8 +31,12 @@ impl Field {
 pub(crate) const UNLEASED: u32 = 1 << 0;
 /// The lease is kept by the ID's set.
 pub(crate) const KEPT: u32 = 1 << 1;
+/// An event of the ID other than FREE is being told; there is one at a time.
+pub(crate) const PHASE: u32 = 1 << 2;
+/// Its FREE is put off to the end of that phase.
+pub(crate) const DEFERRED: u32 = 1 << 3;
 /// The source of the number is just being told that it is free.
-pub(crate) const RETURNING: u32 = 1 << 16;
+pub(crate) const RETURNING: u32 = 1 << 4;
 
 /// One number's record, valid while it is live or parked.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ pub(crate) struct Record {
     pub(crate) place: Field,
     /// The next of the list that it is in: of parked numbers, or of work to do.
     pub(crate) next: Field,
-    /// [`UNLEASED`], [`KEPT`], and what `notify` adds.
+    /// [`UNLEASED`], [`KEPT`], [`PHASE`], [`DEFERRED`].
     pub(crate) flags: Field,
     /// When it was first seen to stay parked, by the space's clock; 0 before.
     parked_at: AtomicU64,

@@ -87,15 +87,19 @@ impl<T, G: Shape> Shared<T, G> {
         self.queue_telling(local.watched, record, number)
     }
 
-    /// Puts a parked ID among those that only readers can name, if nothing holds it.
+    /// Puts a parked ID among those that only readers can name, if nothing holds it. True if what
+    /// is parked is to be released if it can be.
     pub(crate) fn push_if_unheld(&self, inside: &mut Inside, home: usize, number: u32) -> bool {
         let record = self.table.record(number);
         let held = record.refs.get() != 0 || !record.has(UNLEASED | KEPT);
-        if held || self.table.state(number).status() != Status::Parked {
+        let state = self.table.state(number);
+        if held || state.status() != Status::Parked {
             return false;
         }
         self.shards.stock(home, number);
-        inside.push_parked(number, self.records()) || Self::EAGER
+        let full = inside.push_parked(number, self.records());
+        // The last of a closed set is waited for: its quota is to return.
+        full || Self::EAGER || !inside.sets[state.set() as usize].open
     }
 
     /// Releases what can be in every shard.

@@ -109,7 +109,10 @@ impl<T, G: Shape> Space<T, G> {
         let owned = copied(name)?;
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
-        Ok(Set { shared: self.shared.clone(), core })
+        let set = Set { shared: self.shared.clone(), core };
+        self.shared.tell_created(&set.core);
+        set.core.announce();
+        Ok(set)
     }
 
     /// The set of an owner, as another handle of it; `None` if there is none, or it is closed.
@@ -270,7 +273,8 @@ impl<T, G: Shape> Shared<T, G> {
         }
         self.reserve_quota(quota)?;
         let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
-        if let Err(error) = self.enter_set(&core) {
+        if let Err(error) = self.enlist(index, &core.kind).and_then(|()| self.enter_set(&core)) {
+            self.dismiss(index);
             let _ = self.root.give(quota);
             return Err(error.into());
         }
@@ -305,10 +309,12 @@ impl<T, G: Shape> Shared<T, G> {
             let len = inside.sets.len() + missing;
             inside.sets.resize_with(len, Local::default);
         }
+        let watched = self.is_watched(core.index);
         for shard in self.shards.iter() {
             let mut inside = shard.lock();
             let open = !inside.sourced;
-            inside.sets[index] = Local { core: Some(core.clone()), open, ..Local::default() };
+            inside.sets[index] =
+                Local { core: Some(core.clone()), open, watched, ..Local::default() };
         }
         Ok(())
     }
@@ -353,19 +359,23 @@ impl<T, G: Shape> Shared<T, G> {
         Ok(())
     }
 
-    pub(crate) fn close_set(&self, core: &SetCore) {
-        let credit = {
+    pub(crate) fn close_set(&self, core: &Arc<SetCore>) {
+        let (credit, watched) = {
             let _slow = self.slow.lock();
-            let Some(mut credit) = core.close() else { return };
+            let watched = self.is_watched(core.index);
+            let Some(mut credit) = core.close(watched) else { return };
             self.registry.lock().disown(core);
             for shard in self.shards.iter() {
                 let local = &mut shard.lock().sets[core.index as usize];
                 local.open = false;
                 credit += core::mem::take(&mut local.credit);
             }
-            credit
+            if watched {
+                self.queue_closed(core);
+            }
+            (credit, watched)
         };
-        let mut told = false;
+        let mut told = watched;
         core.shards().for_each(|at| told |= self.park_all(core, at));
         if told {
             self.hooks.schedule();
@@ -415,8 +425,12 @@ impl<T, G: Shape> Shared<T, G> {
             inside.sets[index as usize] = Local::default();
         }
         let _ = self.root.give(core.quota().quota);
+        let told = self.queue_drained(&core);
         if core.set_drained() {
             self.registry.lock().release(index);
+        }
+        if told {
+            self.hooks.schedule();
         }
     }
 

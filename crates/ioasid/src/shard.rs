@@ -15,10 +15,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use hashbrown::HashMap;
+
 use crate::epoch::Epochs;
 use crate::geometry::Shape;
 use crate::holder::Holders;
 use crate::memory::NoMemory;
+use crate::notify::Bound;
 use crate::record::{List, Record};
 use crate::set::SetCore;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -147,6 +150,8 @@ pub(crate) struct Inside {
     pub(crate) sets: Vec<Local>,
     /// Who holds which ID of this shard, beside the leases.
     pub(crate) holders: Holders,
+    /// Which IDs of this shard are bound.
+    pub(crate) bound: HashMap<u32, Bound>,
     /// Leases and references to IDs of this shard.
     pub(crate) out: usize,
     /// The numbers come from a source: none is cached, and no set is open here.
@@ -189,6 +194,7 @@ impl Inside {
             passed: List::EMPTY,
             sets: Vec::new(),
             holders: Holders::default(),
+            bound: HashMap::new(),
             out: 0,
             sourced: false,
             returning: 0,

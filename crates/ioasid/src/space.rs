@@ -14,6 +14,7 @@ use crate::geometry::{Geometry, Shape};
 use crate::holder::{Holder, HolderError, Names};
 use crate::hooks::Hooks;
 use crate::lease::Lease;
+use crate::notify::Notify;
 use crate::numbers::Numbers;
 use crate::reader::Reader;
 use crate::record::{List, Record};
@@ -112,7 +113,8 @@ impl<T, G: Shape> Shared<T, G> {
 /// What all parts of a space share.
 ///
 /// Locks, in the order in which they may be taken: `slow`, a shard, then any one of the rest
-/// (a set's center, the numbers, the registry, the work list, the names).
+/// (a set's center, the numbers, the registry, the work list, the subscribers, the names). A single
+/// subscription's lock comes last, also after that of the subscribers.
 pub(crate) struct Shared<T, G: Shape> {
     pub(crate) table: Table<T, G>,
     pub(crate) epochs: Arc<Epochs>,
@@ -125,6 +127,7 @@ pub(crate) struct Shared<T, G: Shape> {
     pub(crate) slow: Mutex<()>,
     /// Parked IDs whose users are to be told.
     pub(crate) work: Mutex<List>,
+    pub(crate) notify: Notify<T, G>,
     pub(crate) sources: Sources,
     pub(crate) names: Arc<Names>,
     pub(crate) hooks: Hooks,
@@ -175,6 +178,7 @@ impl<T, G: Shape> Space<T, G> {
             registry: Mutex::new(Registry::new()),
             slow: Mutex::new(()),
             work: Mutex::new(List::EMPTY),
+            notify: Notify::new(),
             sources: Sources::new(),
             names: Names::new(),
             hooks,
