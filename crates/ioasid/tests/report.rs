@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ioasid::{
     Awaiting, Clock, Config, Counts, Geometry, HeldBy, Hooks, Imbalance, NumberSource, Operations,
-    Owner, Ref, SetType, SourceError, Space, Spid,
+    Owner, Priority, Ref, SetType, SourceError, Space, Spid, Subscriber,
 };
 use proptest::prelude::*;
 
@@ -132,6 +132,28 @@ fn the_oldest_come_first_and_the_list_ends() {
     }
     held.clear();
     assert_eq!(space.report(9).unwrap().no_set, Counts::default());
+}
+
+#[test]
+fn what_waits_for_its_users_to_be_told() {
+    struct Indifferent;
+    impl Subscriber<u32> for Indifferent {}
+    let (space, _) = space();
+    let holder = space.holder("cpu").unwrap();
+    let subscriber = Arc::new(Indifferent);
+    let _subscription = space.subscribe(&holder, Priority::Cpu, subscriber).unwrap();
+    let lease = space.alloc(1..=99, 0).unwrap();
+    let held = lease.share(&holder).unwrap();
+    drop(lease);
+    let parked = space.report(9).unwrap().parked;
+    assert_eq!(
+        (parked[0].awaiting, &*parked[0].holders),
+        (Awaiting::Teardown, &[held_by("cpu", 1)][..])
+    );
+    space.work(usize::MAX);
+    assert_eq!(space.report(9).unwrap().parked[0].awaiting, Awaiting::Holders);
+    drop(held);
+    assert!(space.report(9).unwrap().parked.is_empty());
 }
 
 #[test]
