@@ -8,15 +8,18 @@ use core::ops::RangeInclusive;
 use crate::custom::{Giver, SourceError, SourceFault};
 use crate::geometry::Shape;
 use crate::lease::Lease;
+use crate::numbers::Moving;
 use crate::record::PHASE;
-use crate::shard::{Inside, Local};
+use crate::set::SetCore;
+use crate::shard::{Inside, Local, Shard, MAX_SHARDS};
 use crate::space::{Handles, Shared};
 use crate::sync::MutexGuard;
 use crate::{Ioasid, Tag};
 
-/// How often a look through all shards begins again because numbers moved meanwhile. Each time
-/// somebody else has moved a batch, so others get on; past the limit the answer is "full".
-const MAX_LOOKS: usize = 16;
+/// How often a look through all shards, one lock at a time, begins again because numbers moved
+/// meanwhile. Each time somebody else has moved a batch, so others get on; past the limit they
+/// have to wait.
+const MAX_LOOKS: usize = 4;
 
 /// Why no number was handed out. Nothing has changed.
 ///
@@ -88,6 +91,37 @@ impl From<Lack> for AllocError {
         match lack {
             Lack::Open => Self::SetClosed,
             _ => Self::NoMemory,
+        }
+    }
+}
+
+/// What to do with a number that is found.
+#[derive(Clone, Copy)]
+enum Take {
+    /// Take it out.
+    Out,
+    /// Leave it there.
+    Look,
+}
+
+impl Take {
+    fn uncached(
+        self,
+        moving: &mut Moving<'_>,
+        min: u32,
+        max: u32,
+    ) -> Result<Option<u32>, AllocError> {
+        let number = moving.take_one(min, max).map_err(|_| AllocError::NoMemory)?;
+        if let (Self::Look, Some(number)) = (self, number) {
+            moving.put(number);
+        }
+        Ok(number)
+    }
+
+    fn cached(self, inside: &mut Inside, min: u32, max: u32) -> Option<u32> {
+        match self {
+            Self::Out => inside.take_cached(min, max),
+            Self::Look => inside.cache.iter().copied().find(|number| (min..=max).contains(number)),
         }
     }
 }
@@ -282,6 +316,9 @@ impl<T, G: Shape> Shared<T, G> {
         if missing < G::BATCH / 2 && inside.has_cached(min, max) {
             return Ok(());
         }
+        // Those that came for a range and could not be used for want of memory must not pile up:
+        // the cache has room for two batches and what one release adds.
+        self.spill(inside, 2 * G::BATCH - 1);
         // Both before the move is over, so that no number is ever in neither place.
         let keep = |number| {
             self.shards.stock(at, number);
@@ -310,34 +347,54 @@ impl<T, G: Shape> Shared<T, G> {
             }
             Giver::Nobody => return Err(AllocError::SourceGone),
         };
-        let number = self.take_number(min, max)?.ok_or(AllocError::RangeFull { min, max })?;
-        self.claim_taken(at, set, number).inspect_err(|_| self.numbers.moving().put(number))
+        // The credit first: others who lack some wait for `slow`, and do not see that it is gone
+        // for a moment. A number they would miss, so nobody takes one that he cannot pay for.
+        let core = match self.take_credit(set) {
+            Ok(core) => core,
+            Err(_) if self.take_number(min, max, Take::Look)?.is_none() => {
+                return Err(AllocError::RangeFull { min, max })
+            }
+            Err(error) => return Err(error),
+        };
+        self.claim_paid(at, set, min, max, &core).inspect_err(|_| {
+            // Not drained: closing it takes `slow`, so it is open.
+            let _ = core.give(1);
+        })
     }
 
-    /// A number that was taken, if the set can pay for it. For the holder of `slow`.
-    fn claim_taken(
+    /// A number that is paid for. For the holder of `slow`.
+    fn claim_paid(
         &self,
         at: usize,
         set: u32,
-        number: u32,
+        min: u32,
+        max: u32,
+        core: &SetCore,
     ) -> Result<(MutexGuard<'_, Inside>, u32), AllocError> {
-        self.table.prepare(number).map_err(|_| AllocError::NoMemory)?;
-        let core = self.take_credit(set)?;
+        let full = AllocError::RangeFull { min, max };
+        let number = self.take_number(min, max, Take::Out)?.ok_or(full)?;
         core.mark(at);
-        let mut inside = self.shards[at].lock();
-        if let Err(lack) = inside.sets[set as usize].make_room() {
-            drop(inside);
-            let _ = core.give(1); // not drained: it is open, for closing takes `slow`
-            return Err(lack.into());
+        let entered = self.table.prepare(number).map_err(|_| Lack::Memory).and_then(|()| {
+            let mut inside = self.shards[at].lock();
+            inside.sets[set as usize].make_room()?;
+            Ok(inside)
+        });
+        match entered {
+            Ok(mut inside) => {
+                inside.sets[set as usize].live += 1;
+                Ok((inside, number))
+            }
+            Err(lack) => {
+                self.numbers.moving().put(number);
+                Err(lack.into())
+            }
         }
-        inside.sets[set as usize].live += 1;
-        Ok((inside, number))
     }
 
     /// One of the set's quota, from wherever it is. For the holder of `slow`: credit goes from a
     /// shard back to the set under that lock alone, so having looked at the set first, none is
     /// missed.
-    pub(crate) fn take_credit(&self, set: u32) -> Result<Arc<crate::set::SetCore>, AllocError> {
+    pub(crate) fn take_credit(&self, set: u32) -> Result<Arc<SetCore>, AllocError> {
         let core = self.shards[0].lock().sets[set as usize].core.clone();
         let core = core.ok_or(AllocError::SetClosed)?;
         if core.draw(1) == 1 {
@@ -358,32 +415,46 @@ impl<T, G: Shape> Shared<T, G> {
         })
     }
 
-    /// A free number of `min..=max` from wherever it is.
-    fn take_number(&self, min: u32, max: u32) -> Result<Option<u32>, AllocError> {
+    /// A free number of `min..=max` from wherever it is. For the holder of `slow`.
+    fn take_number(&self, min: u32, max: u32, how: Take) -> Result<Option<u32>, AllocError> {
         for _ in 0..MAX_LOOKS {
             let mut moving = self.numbers.moving();
-            let number = moving.take_one(min, max).map_err(|_| AllocError::NoMemory)?;
+            let number = how.uncached(&mut moving, min, max)?;
             if number.is_some() {
                 return Ok(number);
             }
             let moves = moving.end();
-            let cached = |shard: &crate::shard::Shard| {
+            let cached = |shard: &Shard| {
                 if !shard.may_have(min, max) {
                     return None;
                 }
-                let mut inside = shard.lock();
-                let number = inside.take_cached(min, max)?;
-                self.remove_member(&mut inside, number);
-                Some(number)
+                self.take_from(&mut shard.lock(), min, max, how)
             };
             if let Some(number) = self.shards.iter().find_map(cached) {
                 return Ok(Some(number));
             }
             if self.numbers.unmoved_since(moves) {
-                break;
+                return Ok(None);
             }
         }
-        Ok(None)
+        // Nothing moves while all shards are locked. Only the holder of `slow` has more than one.
+        let mut all = [const { None }; MAX_SHARDS];
+        for (place, shard) in all.iter_mut().zip(self.shards.iter()) {
+            *place = Some(shard.lock());
+        }
+        if let Some(number) = how.uncached(&mut self.numbers.moving(), min, max)? {
+            return Ok(Some(number));
+        }
+        Ok(all.iter_mut().flatten().find_map(|inside| self.take_from(inside, min, max, how)))
+    }
+
+    /// A free number of `min..=max` out of a shard's cache.
+    fn take_from(&self, inside: &mut Inside, min: u32, max: u32, how: Take) -> Option<u32> {
+        let number = how.cached(inside, min, max)?;
+        if matches!(how, Take::Out) {
+            self.remove_member(inside, number);
+        }
+        Some(number)
     }
 
     /// Whether there is certainly no free number in `min..=max`, nor one that may become free by

@@ -107,7 +107,7 @@ impl Names {
 pub(crate) struct Holders(HashMap<(u32, u16), u32>);
 
 impl Holders {
-    /// Counts one more.
+    /// Counts one more; the caller has seen to it that not even all together are too many.
     pub(crate) fn add(&mut self, number: u32, holder: u16) -> Result<(), NoMemory> {
         if let Some(count) = self.0.get_mut(&(number, holder)) {
             *count += 1;

@@ -6,8 +6,11 @@ use core::ptr::NonNull;
 
 use crate::geometry::{Geometry, Shape};
 use crate::holder::Holder;
+use crate::release::Part;
+use crate::shard::Inside;
 use crate::space::Shared;
-use crate::state::Status;
+use crate::state::{State, Status};
+use crate::sync::MutexGuard;
 use crate::{Ioasid, Tag};
 
 /// The right to an ID. Dropping it, or [`Lease::free`], ends the ID's life; its number comes back
@@ -204,9 +207,9 @@ impl<T, G: Shape> Ref<T, G> {
 impl<T, G: Shape> Drop for Ref<T, G> {
     fn drop(&mut self) {
         let Held { shared, tag, home } = self.held;
-        self.held.shared().unhold(tag.id.0, home as usize, Some(self.holder));
         // SAFETY: this reference's part, which goes with it.
-        unsafe { Shared::leave(shared, home as usize) };
+        let _part = unsafe { Part::new(shared, home as usize) };
+        self.held.shared().unhold(tag.id.0, home as usize, Some(self.holder));
     }
 }
 
@@ -225,7 +228,7 @@ pub enum HoldError {
     /// The holder was made by another space.
     #[error("the holder belongs to another space")]
     ForeignHolder,
-    /// There was no memory to count it.
+    /// There was no memory to count it, or the ID has as many references as can be counted.
     #[error("no memory to count the reference")]
     NoMemory,
 }
@@ -243,8 +246,7 @@ impl<T, G: Shape> Shared<T, G> {
         if !holder.belongs_to(&self.names) {
             return Err(HoldError::ForeignHolder);
         }
-        let (mut inside, home) = self.lock_home(id).ok_or(HoldError::NotFound(id))?;
-        let state = self.table.state(id.0);
+        let (mut inside, home, state) = self.lock_home(id).ok_or(HoldError::NotFound(id))?;
         if state.status() == Status::Vacant || generation.is_some_and(|g| g != state.generation()) {
             return Err(HoldError::NotFound(id));
         }
@@ -254,29 +256,30 @@ impl<T, G: Shape> Shared<T, G> {
         if state.status() == Status::Parked {
             return Err(HoldError::Parked(id));
         }
-        inside.holders.add(id.0, holder.index).map_err(|_| HoldError::NoMemory)?;
-        inside.out += 1;
         let record = self.table.record(id.0);
-        record.refs.set(record.refs.get() + 1);
+        let refs = record.refs.get().checked_add(1).ok_or(HoldError::NoMemory)?;
+        inside.holders.add(id.0, holder.index).map_err(|_| HoldError::NoMemory)?;
+        record.refs.set(refs);
+        self.join(&mut inside);
         self.table.set_state(id.0, state.busy());
         let tag = Tag { id, generation: state.generation() };
         Ok(Ref { held: Held::new(shared, tag, home), holder: holder.index })
     }
 
-    /// Locks the shard that the ID lives in, if it was ever out.
-    pub(crate) fn lock_home(
-        &self,
-        id: Ioasid,
-    ) -> Option<(crate::sync::MutexGuard<'_, crate::shard::Inside>, usize)> {
+    /// Locks the shard that the ID lives in, if it was ever out; gives its state there.
+    pub(crate) fn lock_home(&self, id: Ioasid) -> Option<(MutexGuard<'_, Inside>, usize, State)> {
         let record = self.table.find_record(id.0)?;
         loop {
             let home = record.home.get() as usize;
             let inside = self.shards[home].lock();
-            // It changes only with a new life, under the lock of the new home. Each turn means
-            // that one began meanwhile.
+            // The state first: a life that began in another shard meanwhile, under that one's lock,
+            // is published after its home is set. So a life that is seen and has its home here
+            // stays as long as this lock.
+            let state = self.table.state(id.0);
             if record.home.get() as usize == home {
-                return Some((inside, home));
+                return Some((inside, home, state));
             }
+            // Each turn means that a life began.
         }
     }
 

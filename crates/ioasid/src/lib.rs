@@ -59,6 +59,7 @@ mod local;
 mod memory;
 mod notify;
 mod numbers;
+mod pools;
 mod reader;
 mod record;
 mod registry;
@@ -90,6 +91,7 @@ pub use notify::{
     BindError, Binding, Event, Prepared, Priority, Refusal, SetChange, SetEvent, SubscribeError,
     Subscriber, Subscription,
 };
+pub use pools::{Pool, PoolError, PoolGuard, PoolReader, Pools, Requester, Scope};
 pub use reader::{FindError, Guard, Reader};
 pub use report::{
     Awaiting, Counts, HeldBy, Imbalance, ParkedReport, Report, ReportError, SetReport,

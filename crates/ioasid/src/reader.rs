@@ -15,8 +15,9 @@ use crate::{Ioasid, Tag};
 /// A reader's place in a space: one for each thread or processor that finds, kept for as long as
 /// it does. Making and dropping one takes a lock; pinning and finding do not.
 pub struct Reader<T, G: Shape = Geometry> {
-    shared: Arc<Handles<T, G>>,
+    /// Goes first: should this be the last handle of the space, nobody is reading any more.
     participant: Participant,
+    shared: Arc<Handles<T, G>>,
 }
 
 impl<T, G: Shape> Reader<T, G> {

@@ -18,9 +18,11 @@ impl<T, G: Shape> Shared<T, G> {
     /// The lease is one of this space's, with this tag and home, and is gone after this.
     #[inline]
     pub(crate) unsafe fn unlease(shared: NonNull<Self>, tag: Tag, home: usize) {
-        // SAFETY: the lease keeps the space until `leave`.
+        // SAFETY: the lease keeps the space until its part goes.
         let this = unsafe { shared.as_ref() };
         let number = tag.id.0;
+        // SAFETY: the lease is gone after this.
+        let part = unsafe { Part::new(shared, home) };
         let mut inside = this.shards[home].lock();
         let idle = this.table.park_idle(number, |set| {
             let local = &mut inside.sets[set as usize];
@@ -32,44 +34,20 @@ impl<T, G: Shape> Shared<T, G> {
         if !idle {
             drop(inside);
             this.unlease_busy(tag, home);
-            // SAFETY: the lease is gone after this.
-            return unsafe { Self::leave(shared, home) };
+            return;
         }
         this.shards.stock(home, number);
         let full = inside.push_parked(number, this.records());
         if !full && !Self::EAGER {
-            let orphaned = inside.leave();
-            drop(inside);
-            if orphaned {
-                // SAFETY: the lease's part, and nothing is touched after it.
-                unsafe { forsake(shared) };
-            }
-            return;
+            return part.leave_locked(inside);
         }
         drop(inside);
         this.collect(home);
-        // Not before all is done: from then on the space may go.
-        // SAFETY: the lease is gone after this.
-        unsafe { Self::leave(shared, home) };
     }
 
     /// Whether data is released as soon as may be: it may be what stands for the number elsewhere,
     /// and nobody likes to find it on an idle space. Data without a destructor waits for a batch.
     const EAGER: bool = core::mem::needs_drop::<T>();
-
-    /// Takes one lease or reference off the shard's count; the last of an orphaned space frees it.
-    ///
-    /// # Safety
-    ///
-    /// One was counted for the caller, who touches the space no more.
-    pub(crate) unsafe fn leave(shared: NonNull<Self>, home: usize) {
-        // SAFETY: what is counted keeps the space.
-        let orphaned = unsafe { shared.as_ref() }.shards[home].lock().leave();
-        if orphaned {
-            // SAFETY: by the contract.
-            unsafe { forsake(shared) };
-        }
-    }
 
     /// A free that concerns others besides the lease.
     #[cold]
@@ -129,6 +107,13 @@ impl<T, G: Shape> Shared<T, G> {
         (0..self.shards.len()).for_each(|at| self.collect(at));
     }
 
+    /// Releases what can be in every shard, if that does anything besides making numbers free.
+    pub(crate) fn collect_dear(&self) {
+        if Self::EAGER {
+            self.collect_all();
+        }
+    }
+
     /// Releases parked numbers of a shard that nothing can name any more.
     pub(crate) fn collect(&self, at: usize) {
         let now = self.hooks.now();
@@ -168,15 +153,15 @@ impl<T, G: Shape> Shared<T, G> {
             }
         }
         inside.cache.extend_from_slice(few);
-        self.spill(&mut inside);
+        self.spill(&mut inside, 2 * G::BATCH);
         self.shards.unstock(at, &inside);
         drop(inside);
         drained.iter().for_each(|&set| self.drained(set));
     }
 
-    /// Gives the space a batch of the shard's free numbers when they are more than two.
-    fn spill(&self, inside: &mut Inside) {
-        if inside.cache.len() > 2 * G::BATCH {
+    /// Gives the space all but a batch of the shard's free numbers when they are more than `limit`.
+    pub(crate) fn spill(&self, inside: &mut Inside, limit: usize) {
+        if inside.cache.len() > limit {
             let mut moving = self.numbers.moving();
             let most = inside.cache.len() - G::BATCH;
             for place in 0..most {
@@ -235,6 +220,48 @@ impl Inside {
     }
 }
 
+/// The part in its space of a lease or reference that is being dropped. It goes last, because
+/// then the space may go, and also when data panics in its own drop.
+pub(crate) struct Part<T, G: Shape> {
+    shared: NonNull<Shared<T, G>>,
+    home: usize,
+}
+
+impl<T, G: Shape> Part<T, G> {
+    /// # Safety
+    ///
+    /// A lease or reference was counted for the caller in the shard `home`. The caller touches the
+    /// space no more after this was dropped.
+    #[inline]
+    pub(crate) unsafe fn new(shared: NonNull<Shared<T, G>>, home: usize) -> Self {
+        Self { shared, home }
+    }
+
+    /// Gives it up with the shard's lock at hand.
+    #[inline]
+    fn leave_locked(self, mut inside: MutexGuard<'_, Inside>) {
+        let shared = self.shared;
+        core::mem::forget(self);
+        let orphaned = inside.leave();
+        drop(inside);
+        if orphaned {
+            // SAFETY: the part is counted, and with it gone the caller touches nothing.
+            unsafe { forsake(shared) };
+        }
+    }
+}
+
+impl<T, G: Shape> Drop for Part<T, G> {
+    fn drop(&mut self) {
+        // SAFETY: what is counted keeps the space.
+        let orphaned = unsafe { self.shared.as_ref() }.shards[self.home].lock().leave();
+        if orphaned {
+            // SAFETY: as above, and nothing is touched after it.
+            unsafe { forsake(self.shared) };
+        }
+    }
+}
+
 /// Numbers whose data is being dropped, which is the caller's code: with no lock held, and it may
 /// panic. Then the rest stays parked, for the next release.
 struct Going<'s, T, G: Shape> {
@@ -260,6 +287,8 @@ impl<T, G: Shape> Drop for Going<'_, T, G> {
         let (gone, rest) = self.few.split_at(self.gone);
         let mut inside = self.shared.shards[self.at].lock();
         rest.iter().for_each(|&number| inside.push_passed(number, self.shared.records()));
+        // While the lock was not held somebody may have found nothing here and said so.
+        self.few.iter().for_each(|&number| self.shared.shards.stock(self.at, number));
         self.shared.give_back(inside, self.at, gone);
     }
 }

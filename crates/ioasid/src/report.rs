@@ -231,7 +231,7 @@ impl<T, G: Shape> Space<T, G> {
     /// [`ReportError`].
     pub fn holders_of(&self, id: Ioasid) -> Result<Vec<HeldBy>, ReportError> {
         let some = match self.shared.lock_home(id) {
-            Some((inside, _)) => HolderCounts::of(&inside, id),
+            Some((inside, _, _)) => HolderCounts::of(&inside, id),
             None => HolderCounts::NONE,
         };
         Ok(self.shared.named(&some)?)
@@ -383,7 +383,7 @@ impl<T, G: Shape> Shared<T, G> {
         now: u64,
     ) -> Result<Option<ParkedReport>, NoMemory> {
         let id = Ioasid(aged.number);
-        let Some((inside, _)) = self.lock_home(id) else { return Ok(None) };
+        let Some((inside, _, _)) = self.lock_home(id) else { return Ok(None) };
         let (state, record) = (self.table.state(id.0), self.table.record(id.0));
         let returning = inside.sourced && state.status() == Status::Vacant && state.is_member();
         let parked = state.status() == Status::Parked || returning;

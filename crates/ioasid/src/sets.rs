@@ -375,7 +375,8 @@ impl<T, G: Shape> Shared<T, G> {
             }
             (credit, watched)
         };
-        let told = core.shards().fold(watched, |told, at| self.park_all(core, at) || told);
+        let mut told = watched;
+        core.shards().for_each(|at| told |= self.park_all(core, at));
         if told {
             self.hooks.schedule();
         }
@@ -459,8 +460,7 @@ impl<T, G: Shape> Shared<T, G> {
     }
 
     fn take_kept(&self, core: &SetCore, id: Ioasid) -> Result<Lease<T, G>, TakeError> {
-        let (mut inside, home) = self.lock_home(id).ok_or(TakeError::NotFound(id))?;
-        let state = self.table.state(id.0);
+        let (mut inside, home, state) = self.lock_home(id).ok_or(TakeError::NotFound(id))?;
         if state.status() == Status::Vacant {
             return Err(TakeError::NotFound(id));
         }
@@ -475,7 +475,7 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(TakeError::Leased(id));
         }
         record.remove(KEPT);
-        inside.out += 1;
+        self.join(&mut inside);
         let tag = Tag { id, generation: state.generation() };
         Ok(Lease::new(core::ptr::NonNull::from(self), tag, home))
     }

@@ -20,7 +20,7 @@ use crate::reader::Reader;
 use crate::record::{List, Record};
 use crate::registry::Registry;
 use crate::set::SetCore;
-use crate::shard::{Shard, Shards};
+use crate::shard::{Inside, Shards};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::table::Table;
 use crate::Ioasid;
@@ -60,13 +60,25 @@ impl<T, G: Shape> Handles<T, G> {
 
 impl<T, G: Shape> Drop for Handles<T, G> {
     fn drop(&mut self) {
-        let out = |shard: &Shard| {
+        let _orphan = Orphan(self.0);
+        // Nobody can read any more. Data that is parked may itself keep a lease of this space.
+        self.collect_dear();
+    }
+}
+
+/// Orphans the space when dropped, also when data panics in its own drop.
+struct Orphan<T, G: Shape>(NonNull<Shared<T, G>>);
+
+impl<T, G: Shape> Drop for Orphan<T, G> {
+    fn drop(&mut self) {
+        // SAFETY: the handles' part is given up below.
+        let shared = unsafe { self.0.as_ref() };
+        for shard in shared.shards.iter() {
             let mut inside = shard.lock();
             inside.orphaned = true;
             // Added under the lock: who gives one back later subtracts it.
-            self.remaining.fetch_add(inside.out as u64, Ordering::AcqRel);
-        };
-        self.shards.iter().for_each(out);
+            shared.remaining.fetch_add(inside.out as u64, Ordering::AcqRel);
+        }
         // SAFETY: the one that was there from the start stands for the handles.
         unsafe { forsake(self.0) };
     }
@@ -83,6 +95,18 @@ pub(crate) unsafe fn forsake<T, G: Shape>(shared: NonNull<Shared<T, G>>) {
     if remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
         // SAFETY: it came from a box; nobody else has a part in it any more.
         drop(unsafe { Box::from_raw(shared.as_ptr()) });
+    }
+}
+
+impl<T, G: Shape> Shared<T, G> {
+    /// Counts one more lease or reference, for a caller that has a part in the space.
+    #[inline]
+    pub(crate) fn join(&self, inside: &mut Inside) {
+        inside.out += 1;
+        if inside.orphaned {
+            // A lease shared when all handles were gone. What was out then has been added up.
+            self.remaining.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -130,6 +130,27 @@ fn data_may_hold_leases_of_its_own_space() {
     assert_eq!((space.usage().live, space.usage().parked), (0, 0));
 }
 
+/// Looks through its space while it is dropped, when its number is in no list of the space.
+struct Curious(Space<Curious>);
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        assert_eq!((self.0.usage().live, self.0.usage().parked), (0, 1));
+    }
+}
+
+#[test]
+fn a_number_is_free_after_a_look_through_the_space_during_its_release() {
+    let config = Config { width: 4, shards: 2, ..Config::default() };
+    let space: Space<Curious> = Space::new(config).unwrap();
+    for round in 0..3 {
+        for n in 1..16 {
+            let lease = space.alloc(n..=n, Curious(space.clone()));
+            assert_eq!(lease.map(|lease| lease.id()).ok(), Some(Ioasid(n)), "round {round}");
+        }
+    }
+}
+
 #[test]
 fn a_space_that_goes_drops_what_was_still_parked() {
     let drops = Arc::new(AtomicU32::new(0));

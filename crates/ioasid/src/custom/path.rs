@@ -187,7 +187,7 @@ impl<T, G: Shape> Shared<T, G> {
     /// Gives one number back to the source. With no lock held.
     pub(crate) fn return_one(&self) -> bool {
         let Some(number) = self.sources.returns.lock().pop(self.records()) else { return false };
-        if let Some((inside, _)) = self.lock_home(Ioasid(number)) {
+        if let Some((inside, _, _)) = self.lock_home(Ioasid(number)) {
             self.table.record(number).add(RETURNING);
             let generation = self.table.state(number).generation();
             drop(inside);
@@ -201,7 +201,7 @@ impl<T, G: Shape> Shared<T, G> {
     /// Frees a number that is just being given back, because the source, which may well have it
     /// already, has handed it out again. Whoever gives it back finds that this is done.
     fn overtake(&self, number: u32) -> bool {
-        let Some((inside, home)) = self.lock_home(Ioasid(number)) else { return false };
+        let Some((inside, home, _)) = self.lock_home(Ioasid(number)) else { return false };
         let returning = self.table.state(number).status() == Status::Vacant
             && self.table.record(number).has(RETURNING);
         if returning {
@@ -307,7 +307,7 @@ struct Returning<'s, T, G: Shape> {
 impl<T, G: Shape> Drop for Returning<'_, T, G> {
     fn drop(&mut self) {
         let Self { shared, number, generation } = *self;
-        let Some((inside, home)) = shared.lock_home(Ioasid(number)) else { return };
+        let Some((inside, home, _)) = shared.lock_home(Ioasid(number)) else { return };
         let state = shared.table.state(number);
         // Else the source has handed it out again, and it was freed for that.
         if state.generation() == generation && shared.table.record(number).has(RETURNING) {
