@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,9 @@ const BUDGET: usize = 64;
 /// to it.
 #[derive(Debug, Default)]
 pub struct Bell {
-    rung: Mutex<bool>,
+    /// How often it was rung. Every worker hears each: one that is held up by a handler must not
+    /// be the only one that knows of what else there is.
+    rings: Mutex<u64>,
     changed: Condvar,
 }
 
@@ -46,38 +49,41 @@ pub struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Whether the worker is to end; under the bell's lock.
+/// Whether the worker is to end. Set under the bell's lock, so that it cannot miss it and wait.
 #[derive(Debug, Default)]
-struct Stop(core::sync::atomic::AtomicBool);
+struct Stop(AtomicBool);
 
 impl Stop {
     fn is_set(&self) -> bool {
-        self.0.load(core::sync::atomic::Ordering::Acquire)
+        self.0.load(Ordering::Acquire)
     }
 }
 
 impl Bell {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.rung.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until it is rung; false if the worker is to stop.
-    fn wait(&self, stop: &Stop) -> bool {
-        let mut rung = self.lock();
+    /// Waits for a ring after the first `heard`; gives how many there are, or nothing if the
+    /// worker is to stop.
+    fn wait(&self, heard: u64, stop: &Stop) -> Option<u64> {
+        let mut rings = self.lock();
         while !stop.is_set() {
-            if core::mem::take(&mut *rung) {
-                return true;
+            if *rings != heard {
+                return Some(*rings);
             }
-            rung = self.changed.wait(rung).unwrap_or_else(PoisonError::into_inner);
+            rings = self.changed.wait(rings).unwrap_or_else(PoisonError::into_inner);
         }
-        false
+        None
     }
 }
 
 impl Executor for Bell {
     fn schedule(&self) {
-        *self.lock() = true;
-        self.changed.notify_one();
+        let mut rings = self.lock();
+        *rings = rings.wrapping_add(1);
+        drop(rings);
+        self.changed.notify_all();
     }
 }
 
@@ -91,18 +97,18 @@ impl Worker {
         T: Send + Sync + 'static,
         G: Shape,
     {
-        let stop = Arc::new(Stop::default());
-        let (space, theirs, heard) = (space.clone(), stop.clone(), bell.clone());
+        let (space, bell, stop) = (space.clone(), bell.clone(), Arc::new(Stop::default()));
+        let (rung, stopped) = (bell.clone(), stop.clone());
         let run = move || {
-            // What was queued before it began.
-            let mut rung = true;
-            while rung {
-                while !theirs.is_set() && work(&space) == Work::More {}
-                rung = heard.wait(&theirs);
+            // First what was queued before it began.
+            let mut heard = Some(*rung.lock());
+            while let Some(rings) = heard {
+                while !stopped.is_set() && work(&space) == Work::More {}
+                heard = rung.wait(rings, &stopped);
             }
         };
         let thread = thread::Builder::new().name("ioasid".into()).spawn(run)?;
-        Ok(Self { bell: bell.clone(), stop, thread: Some(thread) })
+        Ok(Self { bell, stop, thread: Some(thread) })
     }
 }
 
@@ -115,7 +121,7 @@ fn work<T, G: Shape>(space: &Space<T, G>) -> Work {
 impl Drop for Worker {
     fn drop(&mut self) {
         let lock = self.bell.lock();
-        self.stop.0.store(true, core::sync::atomic::Ordering::Release);
+        self.stop.0.store(true, Ordering::Release);
         drop(lock);
         self.bell.changed.notify_all();
         if let Some(thread) =
@@ -124,8 +130,6 @@ impl Drop for Worker {
             // It contains panics.
             let _ = thread.join();
         }
-        // A ring that it has taken, and left the work of, is for another.
-        self.bell.schedule();
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     // Guest memory is mapped and accessed through pointers.
     ("mem", &["src/", "tests/"]),
     // The lock-free table.
-    ("ioasid", &["src/", "tests/loom.rs"]),
+    ("ioasid", &["src/", "tests/loom.rs", "tests/notify_memory.rs"]),
     // The guest program maps portals and stores descriptors to them.
     ("guest", &["src/dma", "src/portal"]),
     // Supervision of QEMU: what a child process does between fork and exec.

@@ -57,7 +57,8 @@ pub enum BindError {
 /// An ID that everybody is ready to have bound. Whoever binds it makes his own table entry now,
 /// and then calls [`Prepared::commit`]; dropping this instead undoes it.
 ///
-/// Until then another bind of the ID is [`BindError::Busy`], and a FREE of it is put off.
+/// Until then another bind of the ID is [`BindError::Busy`], and a FREE of it is put off: so if it
+/// is forgotten the ID stays parked for ever, in its holder's name.
 #[must_use = "dropping it undoes the bind"]
 pub struct Prepared<T, G: Shape = Geometry> {
     /// Only the first bind of an ID is told.

@@ -1,7 +1,7 @@
 //! Telling: with no lock held, one after the other, whatever handlers do.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::event::{About, Event, SetChange, SetEvent, Subscriber};
 use super::lists::{Audience, Entry, Order, Place};
@@ -31,6 +31,7 @@ impl<T, G: Shape> Entry<T, G> {
         call: impl FnOnce(&dyn Subscriber<T, G>) -> R,
     ) -> Told<R> {
         let Some(subscriber) = self.subscriber() else { return Told::Gone };
+        let _running = Running::new(&self.running);
         // It may be dropped in there, too: its subscription may have ended meanwhile.
         let answer = contained(move || call(&*subscriber));
         if matches!(answer, Told::Panicked) {
@@ -38,6 +39,22 @@ impl<T, G: Shape> Entry<T, G> {
             panics.fetch_add(1, Relaxed);
         }
         answer
+    }
+}
+
+/// Counts a handler for as long as it runs.
+struct Running<'e>(&'e AtomicU32);
+
+impl<'e> Running<'e> {
+    fn new(count: &'e AtomicU32) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

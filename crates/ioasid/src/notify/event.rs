@@ -38,6 +38,47 @@ pub enum Priority {
 /// A panic is contained with the feature `std`: it is counted, and everybody else is told. Without
 /// it the panic goes on to the caller; what the event was about is put in order, but those who
 /// come later are not told.
+///
+/// ```
+/// use std::sync::Arc;
+/// use ioasid::{Config, Event, Priority, Refusal, Space, Subscriber};
+///
+/// /// Translates a guest's PASIDs when a processor submits work, for numbers below 64.
+/// struct CpuTable;
+///
+/// impl Subscriber<&'static str> for CpuTable {
+///     fn prepare_bind(&self, event: &Event<'_, &'static str>) -> Result<(), Refusal> {
+///         if event.id().0 < 64 { Ok(()) } else { Err(Refusal::NoSpace) }
+///     }
+///     fn commit_bind(&self, event: &Event<'_, &'static str>) {
+///         println!("{:?} is {}, {}", event.spid(), event.id(), **event);
+///     }
+///     fn unbind(&self, event: &Event<'_, &'static str>) {
+///         println!("{} is closed", event.id());
+///     }
+/// }
+///
+/// let space = Space::new(Config::default())?;
+/// let cpu = space.holder("cpu")?;
+/// let subscription = space.subscribe(&cpu, Priority::Cpu, Arc::new(CpuTable))?;
+///
+/// let iommu = space.holder("iommu")?;
+/// let lease = space.alloc(1..=99, "page tables of a guest's process")?;
+/// let prepared = lease.bind(&iommu)?;
+/// // Everybody is ready. The IOMMU makes its table entry here; if it cannot, it drops `prepared`.
+/// let binding = prepared.commit();
+/// binding.unbind();
+///
+/// let far = space.alloc(64..=99, "another")?;
+/// assert_eq!(far.bind(&iommu).unwrap_err().to_string(),
+///     "cpu does not let the ID be bound: no place for it");
+///
+/// // A free is told by the executor's call, wherever that is.
+/// drop(lease);
+/// space.work(100);
+/// # drop((far, subscription));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Subscriber<T, G: Shape = Geometry>: Send + Sync {
     /// The ID was allocated; its lease is not given out yet.
     fn alloc(&self, event: &Event<'_, T, G>) {

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use hashbrown::HashMap;
 
@@ -25,6 +25,8 @@ pub(super) struct Rank {
 pub(super) struct Entry<T, G: Shape> {
     pub(super) rank: Rank,
     pub(super) holder: Holder,
+    /// Handlers that run now.
+    pub(super) running: AtomicU32,
     pub(super) panics: AtomicU64,
     /// `None` once it is ended. It may still be in lists then.
     subscriber: Mutex<Option<Arc<dyn Subscriber<T, G>>>>,
@@ -35,6 +37,7 @@ impl<T, G: Shape> Entry<T, G> {
         Self {
             rank,
             holder: holder.clone(),
+            running: AtomicU32::new(0),
             panics: AtomicU64::new(0),
             subscriber: Mutex::new(Some(subscriber)),
         }
@@ -175,6 +178,12 @@ impl<T, G: Shape> Lists<T, G> {
         if self.of_owner(owner).is_empty() {
             self.owners.remove(&owner.id());
         }
+    }
+
+    /// Every entry, those that are in several lists as often.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Entry<T, G>>> {
+        let sets = self.sets.values().flat_map(|list| list.iter());
+        entries(&self.space).iter().chain(sets)
     }
 
     /// Who is to be told of what happens in the set now. Allocates nothing.

@@ -1,6 +1,7 @@
 //! Beginning and ending to be told.
 
 use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -9,6 +10,7 @@ use super::lists::{list, Entry};
 use crate::geometry::{Geometry, Shape};
 use crate::holder::Holder;
 use crate::memory::NoMemory;
+use crate::report::ReportError;
 use crate::set::{Owner, SetCore, SetType};
 use crate::sets::Set;
 use crate::space::{Handles, Shared, Space};
@@ -48,7 +50,8 @@ pub enum SubscribeError {
         /// How many.
         out: u32,
     },
-    /// There was no memory for it.
+    /// There was no memory for it: for what grows with the number of subscriptions. The few bytes
+    /// of a counted pointer cannot be asked for without aborting when there are none.
     #[error("no memory for the subscription")]
     NoMemory,
 }
@@ -92,6 +95,29 @@ impl<T, G: Shape> Space<T, G> {
         // What is freed and named by nothing is no ID any more.
         self.shared.collect_all();
         Shared::subscribe(&self.shared, scope, holder, priority, subscriber)
+    }
+
+    /// Whose handlers run now, and how many of each: who is to be asked when IDs stay parked
+    /// because their users are still being told. A subscription that has ended is not there any
+    /// more, even if a last handler of it is.
+    ///
+    /// # Errors
+    /// [`ReportError`].
+    pub fn running_handlers(&self) -> Result<Vec<(Holder, u32)>, ReportError> {
+        let mut running: Vec<(&Arc<Entry<T, G>>, u32)> = Vec::new();
+        let lists = self.shared.notify.lists.lock();
+        for entry in lists.all() {
+            let count = entry.running.load(Relaxed);
+            // The entry of an owner is in the list of each of his sets.
+            if count > 0 && !running.iter().any(|(known, _)| Arc::ptr_eq(known, entry)) {
+                running.try_reserve(1).map_err(NoMemory::from)?;
+                running.push((entry, count));
+            }
+        }
+        let mut named = Vec::new();
+        named.try_reserve_exact(running.len()).map_err(NoMemory::from)?;
+        named.extend(running.iter().map(|(entry, count)| (entry.holder.clone(), *count)));
+        Ok(named)
     }
 
     /// Panics of subscribers that were contained.

@@ -43,6 +43,8 @@ fn a_slow_handler_holds_up_its_own_worker_only() {
         drop(set);
         work(&space);
         assert_eq!(space.usage().parked, 1, "the one that is being told");
+        let holder = subscription.holder().clone();
+        assert_eq!(space.running_handlers().unwrap(), [(holder, 1)], "and who takes so long");
         drop(subscription);
         release.send(()).unwrap();
         worker.join().unwrap();
@@ -269,6 +271,35 @@ mod worker {
         assert_eq!(told.try_recv().unwrap().0, 1);
         drop(subscription);
         assert_idle(&space);
+    }
+
+    /// One ring for two IDs: the worker that is held up by the first leaves the second to another.
+    #[test]
+    fn a_worker_that_is_held_up_does_not_keep_the_rest_to_itself() {
+        let ((bell, space), log) = (served(), Log::default());
+        let _workers = [(); 2].map(|()| Worker::spawn(&bell, &space).unwrap());
+        let (tells, told) = channel();
+        let (release, waits) = channel::<()>();
+        let waits = Mutex::new(waits);
+        let one = Recorder::with("one", &log, move |what, _| {
+            if what == What::Free {
+                tells.send(()).unwrap();
+                waits.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        let set = space.create_set("set", SetType::Native, 4).unwrap();
+        let holder = space.holder("one").unwrap();
+        let subscription = set.subscribe(&holder, Cpu, one).unwrap();
+        let leases = [1, 2].map(|n| set.alloc(n..=n, 0).unwrap());
+        set.close();
+        // The second waits for the receiver, which the first has locked.
+        for _ in 0..2 {
+            told.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        drop((leases, subscription));
     }
 
     #[test]
