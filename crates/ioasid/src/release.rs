@@ -87,7 +87,8 @@ impl<T, G: Shape> Shared<T, G> {
     /// Puts a parked ID among those that only readers can name, if nothing holds it.
     pub(crate) fn push_if_unheld(&self, inside: &mut Inside, home: usize, number: u32) -> bool {
         let record = self.table.record(number);
-        let held = record.refs.get() != 0 || !record.has(UNLEASED | KEPT);
+        let referenced = record.refs.get() != 0 && !cfg!(sabotage = "ioasid-early-put");
+        let held = referenced || !record.has(UNLEASED | KEPT);
         if held || self.table.state(number).status() != Status::Parked {
             return false;
         }
