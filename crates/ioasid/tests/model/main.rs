@@ -6,6 +6,7 @@
 //! * a number that is handed out has no reference, no lease and no reader of an earlier life;
 //! * data is dropped once, and not while somebody may look at it.
 
+mod every;
 mod reference;
 mod run;
 
@@ -16,7 +17,6 @@ use std::sync::Arc;
 
 use ioasid::{Config, Geometry, Hooks, Shape, Space};
 use proptest::prelude::*;
-use proptest::sample::Index;
 use run::Run;
 
 const WIDTH: u32 = 5;
@@ -26,7 +26,10 @@ const READERS: usize = 3;
 const OWNERS: usize = 2;
 const HOLDERS: usize = 2;
 
-/// What may be asked of a space. An [`Index`] picks from what there is at that time.
+/// Picks from what there is at the time, modulo how much that is.
+type Index = usize;
+
+/// What may be asked of a space.
 #[derive(Clone, Debug)]
 enum Command {
     Alloc {

@@ -9,7 +9,7 @@ use ioasid::{AllocError, HoldError, Ioasid, SetError, TakeError};
 
 /// Where the lease of an ID is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Leased {
+pub(crate) enum Leased {
     Out,
     Kept,
     Gone,
@@ -17,14 +17,14 @@ pub enum Leased {
 
 /// What is known of a number that is out.
 #[derive(Debug)]
-pub struct Id {
-    pub set: usize,
-    pub which: usize,
-    pub live: bool,
-    pub leased: Leased,
-    pub refs: u32,
+pub(crate) struct Id {
+    pub(crate) set: usize,
+    pub(crate) which: usize,
+    pub(crate) live: bool,
+    pub(crate) leased: Leased,
+    pub(crate) refs: u32,
     /// Those who were reading when it was parked, and still are.
-    pub readers: BTreeSet<u64>,
+    pub(crate) readers: BTreeSet<u64>,
 }
 
 impl Id {
@@ -34,30 +34,30 @@ impl Id {
 }
 
 #[derive(Debug)]
-pub struct Set {
-    pub quota: u32,
-    pub open: bool,
-    pub handles: usize,
-    pub owner: Option<usize>,
+pub(crate) struct Set {
+    pub(crate) quota: u32,
+    pub(crate) open: bool,
+    pub(crate) handles: usize,
+    pub(crate) owner: Option<usize>,
 }
 
-pub struct Model {
-    pub last: u32,
-    pub reserved: BTreeSet<u32>,
-    pub capacity: u32,
+pub(crate) struct Model {
+    pub(crate) last: u32,
+    pub(crate) reserved: BTreeSet<u32>,
+    pub(crate) capacity: u32,
     /// By number.
-    pub ids: BTreeMap<u32, Id>,
+    pub(crate) ids: BTreeMap<u32, Id>,
     /// The first is of what belongs to no set.
-    pub sets: Vec<Set>,
+    pub(crate) sets: Vec<Set>,
     /// Sessions of readers that are open.
-    pub reading: BTreeSet<u64>,
+    pub(crate) reading: BTreeSet<u64>,
 }
 
 /// From the fewest to the most that it may be.
-pub type Bounds = (u32, u32);
+pub(crate) type Bounds = (u32, u32);
 
 impl Model {
-    pub fn new(last: u32, reserved: BTreeSet<u32>, capacity: u32) -> Self {
+    pub(crate) fn new(last: u32, reserved: BTreeSet<u32>, capacity: u32) -> Self {
         let root = Set { quota: capacity, open: true, handles: 1, owner: None };
         let (ids, reading) = (BTreeMap::new(), BTreeSet::new());
         Self { last, reserved, capacity, ids, sets: vec![root], reading }
@@ -77,16 +77,16 @@ impl Model {
         self.ids.values().filter(|id| id.set == set && out(id)).count() as u32
     }
 
-    pub fn out(&self, set: usize) -> Bounds {
+    pub(crate) fn out(&self, set: usize) -> Bounds {
         let least = self.count(set, |id| self.surely_out(id));
         (least, self.count(set, |id| self.maybe_out(id)))
     }
 
-    pub fn live(&self, set: usize) -> u32 {
+    pub(crate) fn live(&self, set: usize) -> u32 {
         self.count(set, |id| id.live)
     }
 
-    pub fn parked(&self, set: usize) -> Bounds {
+    pub(crate) fn parked(&self, set: usize) -> Bounds {
         let ((least, most), live) = (self.out(set), self.live(set));
         (least - live, most - live)
     }
@@ -101,7 +101,7 @@ impl Model {
     }
 
     /// What no set has reserved and nobody has out.
-    pub fn unreserved(&self) -> Bounds {
+    pub(crate) fn unreserved(&self) -> Bounds {
         let ((least, most), (few, many)) = (self.reserved_quota(), self.out(0));
         (self.capacity.saturating_sub(most + many), self.capacity - least - few)
     }
@@ -116,7 +116,7 @@ impl Model {
     }
 
     /// Whether an allocation may have this outcome; takes it over if so.
-    pub fn alloc(
+    pub(crate) fn alloc(
         &mut self,
         set: usize,
         (min, max): (u32, u32),
@@ -170,7 +170,7 @@ impl Model {
     }
 
     /// The lease goes. True if that is what ended the ID.
-    pub fn free(&mut self, number: u32) -> bool {
+    pub(crate) fn free(&mut self, number: u32) -> bool {
         let was_live = self.ids[&number].live;
         self.park(number);
         self.ids.get_mut(&number).expect("out").leased = Leased::Gone;
@@ -178,13 +178,13 @@ impl Model {
     }
 
     /// The lease is left with its set.
-    pub fn keep(&mut self, number: u32) {
+    pub(crate) fn keep(&mut self, number: u32) {
         let id = self.ids.get_mut(&number).expect("out");
         id.leased = if id.live { Leased::Kept } else { Leased::Gone };
     }
 
     /// Whether taking a kept lease may have this outcome.
-    pub fn take(&mut self, set: usize, number: u32, got: Result<u32, TakeError>) -> bool {
+    pub(crate) fn take(&mut self, set: usize, number: u32, got: Result<u32, TakeError>) -> bool {
         let n = Ioasid(number);
         let Some(id) = self.ids.get(&number) else { return got == Err(TakeError::NotFound(n)) };
         // It may still be parked when it need not be: nothing here releases.
@@ -205,7 +205,12 @@ impl Model {
     }
 
     /// Whether getting a reference may have this outcome; of this set only, if given.
-    pub fn hold(&mut self, set: Option<usize>, number: u32, got: Result<u32, HoldError>) -> bool {
+    pub(crate) fn hold(
+        &mut self,
+        set: Option<usize>,
+        number: u32,
+        got: Result<u32, HoldError>,
+    ) -> bool {
         let n = Ioasid(number);
         let Some(id) = self.ids.get(&number) else { return got == Err(HoldError::NotFound(n)) };
         let foreign = set.is_some_and(|set| set != id.set);
@@ -222,27 +227,32 @@ impl Model {
         }
     }
 
-    pub fn put(&mut self, number: u32) {
+    pub(crate) fn put(&mut self, number: u32) {
         self.ids.get_mut(&number).expect("held, so out").refs -= 1;
     }
 
-    pub fn begin(&mut self, session: u64) {
+    pub(crate) fn begin(&mut self, session: u64) {
         self.reading.insert(session);
     }
 
-    pub fn end(&mut self, session: u64) {
+    pub(crate) fn end(&mut self, session: u64) {
         self.reading.remove(&session);
         self.ids.values_mut().for_each(|id| {
             id.readers.remove(&session);
         });
     }
 
-    pub fn set_of(&self, owner: usize) -> Option<usize> {
+    pub(crate) fn set_of(&self, owner: usize) -> Option<usize> {
         self.sets.iter().position(|set| set.open && set.owner == Some(owner))
     }
 
     /// Whether making a set may have this outcome. A set that is made comes last.
-    pub fn create(&mut self, owner: Option<usize>, quota: u32, got: Result<(), SetError>) -> bool {
+    pub(crate) fn create(
+        &mut self,
+        owner: Option<usize>,
+        quota: u32,
+        got: Result<(), SetError>,
+    ) -> bool {
         let (least, most) = self.unreserved();
         if quota == 0 {
             return got == Err(SetError::ZeroQuota);
@@ -263,7 +273,7 @@ impl Model {
     }
 
     /// Whether changing a quota may have this outcome.
-    pub fn adjust(&mut self, set: usize, new: u32, got: Result<(), SetError>) -> bool {
+    pub(crate) fn adjust(&mut self, set: usize, new: u32, got: Result<(), SetError>) -> bool {
         let ((least, most), (few, many)) = (self.unreserved(), self.out(set));
         let Set { quota: old, open, .. } = self.sets[set];
         let fits = match got {
@@ -287,7 +297,7 @@ impl Model {
         fits && new != 0 && open
     }
 
-    pub fn close(&mut self, set: usize) {
+    pub(crate) fn close(&mut self, set: usize) {
         self.sets[set].open = false;
         let members: Vec<u32> =
             self.ids.iter().filter(|(_, id)| id.set == set).map(|(&n, _)| n).collect();
@@ -300,7 +310,7 @@ impl Model {
         }
     }
 
-    pub fn drop_handle(&mut self, set: usize) {
+    pub(crate) fn drop_handle(&mut self, set: usize) {
         self.sets[set].handles -= 1;
         if self.sets[set].handles == 0 && self.sets[set].open {
             self.close(set);
@@ -309,7 +319,7 @@ impl Model {
 
     /// Takes over which of the IDs are gone that may be; `gone` knows, or nobody does. False if one
     /// is gone that cannot be.
-    pub fn settle(&mut self, gone: impl Fn(usize) -> Option<bool>) -> bool {
+    pub(crate) fn settle(&mut self, gone: impl Fn(usize) -> Option<bool>) -> bool {
         let mut right = true;
         let ids = std::mem::take(&mut self.ids);
         let kept = ids.into_iter().filter(|(_, id)| {

@@ -7,12 +7,11 @@ use ioasid::{
     Space, Tag,
 };
 use proptest::prelude::*;
-use proptest::sample::Index;
 
 use crate::reference::Model;
-use crate::{Command, Data, Drops, HOLDERS, LAST, OWNERS};
+use crate::{Command, Data, Drops, Index, HOLDERS, OWNERS};
 
-pub struct Run<'s, D: Data, G: Shape> {
+pub(crate) struct Run<'s, D: Data, G: Shape> {
     space: &'s Space<D, G>,
     readers: &'s [Reader<D, G>],
     model: Model,
@@ -39,11 +38,11 @@ pub struct Run<'s, D: Data, G: Shape> {
 
 /// Picks one, if there is any.
 fn pick<V>(index: &Index, from: &[V]) -> Option<usize> {
-    (!from.is_empty()).then(|| index.index(from.len()))
+    index.checked_rem(from.len())
 }
 
 impl<'s, D: Data, G: Shape> Run<'s, D, G> {
-    pub fn new(
+    pub(crate) fn new(
         space: &'s Space<D, G>,
         readers: &'s [Reader<D, G>],
         model: Model,
@@ -79,13 +78,19 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
 
     /// A handle, or the space itself for what belongs to no set.
     fn pick_set(&self, index: &Index) -> (usize, Option<&Set<D, G>>) {
-        match index.index(self.sets.len() + 1) {
+        match index % (self.sets.len() + 1) {
             0 => (0, None),
             at => (self.sets[at - 1].0, Some(&self.sets[at - 1].1)),
         }
     }
 
-    pub fn step(&mut self, command: &Command) -> Result<(), TestCaseError> {
+    pub(crate) fn step(&mut self, command: &Command) -> Result<(), TestCaseError> {
+        self.run(command)?;
+        self.look_in_passing()
+    }
+
+    /// Runs a command, and compares its result alone.
+    pub(crate) fn run(&mut self, command: &Command) -> Result<(), TestCaseError> {
         match command {
             Command::Alloc { set, shard, range } => {
                 let data = self.data();
@@ -166,12 +171,12 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
             Command::Unpin(index) => self.unpin(index),
             Command::Foreign { id } => self.foreign(Ioasid(*id))?,
             Command::Look => self.look()?,
-            of_sets => self.step_sets(of_sets)?,
+            of_sets => self.run_of_sets(of_sets)?,
         }
-        self.look_in_passing()
+        Ok(())
     }
 
-    fn step_sets(&mut self, command: &Command) -> Result<(), TestCaseError> {
+    fn run_of_sets(&mut self, command: &Command) -> Result<(), TestCaseError> {
         match command {
             Command::Create { owner, quota } => {
                 let kind = owner.map(|at| SetType::Owned(self.owners[at].clone()));
@@ -324,11 +329,11 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
     }
 
     /// What can be seen without releasing anything.
-    fn look_in_passing(&mut self) -> Result<(), TestCaseError> {
+    pub(crate) fn look_in_passing(&mut self) -> Result<(), TestCaseError> {
         prop_assert!(self.settle_what_shows(), "gone while it was held");
         let reader = self.space.reader();
         let guard = reader.pin();
-        for number in 0..=LAST + 1 {
+        for number in 0..=self.model.last + 1 {
             let id = Ioasid(number);
             let live = self.model.ids.get(&number).filter(|known| known.live);
             let which = live.map(|known| known.which);
@@ -394,7 +399,7 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
     }
 
     /// Everything goes, in no tidy order.
-    pub fn end(mut self) -> Result<(), TestCaseError> {
+    pub(crate) fn end(mut self) -> Result<(), TestCaseError> {
         self.look()?;
         self.leases.clear();
         self.sets.clear();
@@ -407,7 +412,7 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
             prop_assert_eq!(D::gone(which, &self.drops).unwrap_or(true), true, "{} leaked", which);
         }
         // All numbers can be had again.
-        let all = (0..=LAST).filter(|number| !self.model.reserved.contains(number));
+        let all = (0..=self.model.last).filter(|number| !self.model.reserved.contains(number));
         for number in all.take(self.model.capacity as usize) {
             let data = D::new(self.drops.len() - 1, &self.drops);
             let lease = self.space.alloc_on(number as usize, number..=number, data);
