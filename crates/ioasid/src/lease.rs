@@ -35,26 +35,61 @@ pub(crate) struct Held<T, G: Shape> {
     home: u32,
 }
 
+/// A lease or a reference, lent. Either will do to say which ID is meant, because either keeps it:
+/// `&Lease` and `&Ref` become one by themselves.
+pub struct Keeper<'k, T, G: Shape = Geometry>(pub(crate) &'k Held<T, G>);
+
+impl<'k, T, G: Shape> From<&'k Lease<T, G>> for Keeper<'k, T, G> {
+    fn from(lease: &'k Lease<T, G>) -> Self {
+        Self(&lease.held)
+    }
+}
+
+impl<'k, T, G: Shape> From<&'k Ref<T, G>> for Keeper<'k, T, G> {
+    fn from(reference: &'k Ref<T, G>) -> Self {
+        Self(&reference.held)
+    }
+}
+
 // SAFETY: it is a counted pointer to a `Shared`, like an `Arc`; and it gives out `&T`.
 unsafe impl<T: Send + Sync, G: Shape> Send for Held<T, G> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync, G: Shape> Sync for Held<T, G> {}
 
 impl<T, G: Shape> Held<T, G> {
+    /// Of an ID that was counted for it, or that is held for as long as this is used.
     #[inline]
-    fn shared(&self) -> &Shared<T, G> {
+    pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
+        Self { shared, tag, home: home as u32 }
+    }
+
+    #[inline]
+    pub(crate) fn shared(&self) -> &Shared<T, G> {
         // SAFETY: it is counted in its shard, and what is counted keeps the space.
         unsafe { self.shared.as_ref() }
     }
 
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The shard that the ID lives in.
+    pub(crate) fn home(&self) -> usize {
+        self.home as usize
+    }
+
+    pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
+        self.shared == shared
+    }
+
     #[inline]
-    fn data(&self) -> &T {
+    pub(crate) fn data(&self) -> &T {
         // SAFETY: the ID is not released while a lease or a reference of it lives, and this was
         // made after the ID was published.
         unsafe { self.shared().table.held(self.tag.id.0) }
     }
 
-    fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
+    pub(crate) fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
         self.shared().hold(self.shared, self.tag.id, Some(self.tag.generation), None, holder)
     }
 
@@ -68,7 +103,11 @@ impl<T, G: Shape> Lease<T, G> {
     /// The lease of an ID that was counted for it.
     #[inline]
     pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
-        Self { held: Held { shared, tag, home: home as u32 } }
+        Self { held: Held::new(shared, tag, home) }
+    }
+
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
     }
 
     /// Takes it apart without freeing; the count stays.
@@ -79,7 +118,7 @@ impl<T, G: Shape> Lease<T, G> {
     }
 
     pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
-        self.held.shared == shared
+        self.held.is_of(shared)
     }
 
     /// The number.
@@ -137,6 +176,10 @@ impl<T, G: Shape> Drop for Lease<T, G> {
 }
 
 impl<T, G: Shape> Ref<T, G> {
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
+    }
+
     /// The number.
     pub fn id(&self) -> Ioasid {
         self.held.tag.id
@@ -220,7 +263,7 @@ impl<T, G: Shape> Shared<T, G> {
         self.join(&mut inside);
         self.table.set_state(id.0, state.busy());
         let tag = Tag { id, generation: state.generation() };
-        Ok(Ref { held: Held { shared, tag, home: home as u32 }, holder: holder.index })
+        Ok(Ref { held: Held::new(shared, tag, home), holder: holder.index })
     }
 
     /// Locks the shard that the ID lives in, if it was ever out; gives its state there.

@@ -48,39 +48,62 @@ extern crate std;
 
 mod alloc_path;
 mod config;
+mod custom;
 mod epoch;
 mod geometry;
 mod holder;
 mod hooks;
 mod lease;
+mod leaves;
 mod local;
 mod memory;
+mod notify;
 mod numbers;
+mod pools;
 mod reader;
 mod record;
 mod registry;
 mod release;
+mod report;
 mod set;
 mod sets;
 mod shard;
 mod space;
+mod spid;
 mod state;
 mod sync;
 mod table;
 mod work;
+#[cfg(feature = "std")]
+mod worker;
 
 pub use alloc_path::AllocError;
 pub use config::{Config, ConfigError, DEFAULT_SHARDS, DEFAULT_WIDTH, MAX_WIDTH};
+pub use custom::{
+    NumberSource, Operations, RegisterError, Registration, SourceCounts, SourceError, SourceFault,
+    StillInUse,
+};
 pub use geometry::{Geometry, Shape};
 pub use holder::{Holder, HolderError, MAX_HOLDERS};
 pub use hooks::{Clock, Executor, Hooks};
-pub use lease::{AlreadyFreed, HoldError, Lease, Ref};
+pub use lease::{AlreadyFreed, HoldError, Keeper, Lease, Ref};
+pub use notify::{
+    BindError, Binding, Event, Prepared, Priority, Refusal, SetChange, SetEvent, SubscribeError,
+    Subscriber, Subscription,
+};
+pub use pools::{Pool, PoolError, PoolGuard, PoolReader, Pools, Requester, Scope};
 pub use reader::{FindError, Guard, Reader};
+pub use report::{
+    Awaiting, Counts, HeldBy, Imbalance, ParkedReport, Report, ReportError, SetReport,
+};
 pub use set::{Owner, SetType};
 pub use sets::{Set, SetError, SetUsage, TakeError};
 pub use shard::MAX_SHARDS;
 pub use space::{Space, Usage};
+pub use spid::{Spid, SpidError, MAX_SPID_WIDTH};
 pub use work::Work;
+#[cfg(feature = "std")]
+pub use worker::{Bell, Worker};
 
 /// A number of the space: a name, never a permission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -65,7 +65,7 @@ impl<'r, T, G: Shape> Guard<'r, T, G> {
     #[inline]
     pub fn find_in(&self, set: &Set<T, G>, id: Ioasid) -> Result<&T, FindError> {
         let (data, state) = self.lookup(id).ok_or(FindError::NotFound(id))?;
-        if !core::ptr::eq(&**self.shared, &*set.shared) || state.set() != set.core.index {
+        if !self.is_of(set) || state.set() != set.core.index {
             return Err(FindError::ForeignSet(id));
         }
         Ok(data)
@@ -101,14 +101,19 @@ impl<'r, T, G: Shape> Guard<'r, T, G> {
         id: Ioasid,
         holder: &Holder,
     ) -> Result<Ref<T, G>, HoldError> {
-        if !core::ptr::eq(&**self.shared, &*set.shared) {
+        if !self.is_of(set) {
             return Err(HoldError::ForeignSet(id));
         }
         self.shared.hold(self.shared.pointer(), id, None, Some(set.core.index), holder)
     }
 
     #[inline]
-    fn lookup(&self, id: Ioasid) -> Option<(&T, State)> {
+    pub(crate) fn is_of(&self, set: &Set<T, G>) -> bool {
+        Arc::ptr_eq(self.shared, &set.shared)
+    }
+
+    #[inline]
+    pub(crate) fn lookup(&self, id: Ioasid) -> Option<(&T, State)> {
         // SAFETY: the pin is of a participant of this very space; both constructors see to it.
         unsafe { self.shared.table.find(id, &self.pin) }
     }

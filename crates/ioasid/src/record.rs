@@ -47,6 +47,12 @@ impl Home {
 pub(crate) const UNLEASED: u32 = 1 << 0;
 /// The lease is kept by the ID's set.
 pub(crate) const KEPT: u32 = 1 << 1;
+/// An event of the ID other than FREE is being told; there is one at a time.
+pub(crate) const PHASE: u32 = 1 << 2;
+/// Its FREE is put off to the end of that phase.
+pub(crate) const DEFERRED: u32 = 1 << 3;
+/// The source of the number is just being told that it is free.
+pub(crate) const RETURNING: u32 = 1 << 4;
 
 /// One number's record, valid while it is live or parked.
 #[derive(Debug)]
@@ -61,7 +67,7 @@ pub(crate) struct Record {
     pub(crate) place: Field,
     /// The next of the list that it is in: of parked numbers, or of work to do.
     pub(crate) next: Field,
-    /// [`UNLEASED`], [`KEPT`], and what `notify` adds.
+    /// [`UNLEASED`], [`KEPT`], [`PHASE`], [`DEFERRED`].
     pub(crate) flags: Field,
     /// When it was first seen to stay parked, by the space's clock; 0 before.
     parked_at: AtomicU64,
@@ -81,11 +87,16 @@ impl Record {
         }
     }
 
-    /// Begins a life.
+    /// Enters the number at `place` of the members that the shard `home` has of its set. What
+    /// else there is, is as [`Record::clear`] left it.
     #[inline]
-    pub(crate) fn begin(&self, home: usize, place: usize) {
+    pub(crate) fn enter(&self, home: usize, place: usize) {
         self.home.set(home as u32);
         self.place.set(place as u32);
+    }
+
+    /// Forgets a life in which it was written to, which the state tells: the number was busy.
+    pub(crate) fn clear(&self) {
         self.refs.set(0);
         self.spid.set(NONE);
         self.flags.set(0);
@@ -124,6 +135,7 @@ pub(crate) struct List {
 impl List {
     pub(crate) const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 
+    /// How many there are.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }

@@ -41,7 +41,8 @@ fn every_sequence(width: u32, length: u32) {
     let alphabet = alphabet(last);
     let count = alphabet.len().pow(length);
     for sequence in 0..count {
-        let config = Config { width, capacity: None, reserved: Vec::new(), shards: 2 };
+        let config =
+            Config { width, capacity: None, reserved: Vec::new(), shards: 2, ..Config::default() };
         let space =
             Space::<Token, Geometry<1, 1>>::with_geometry(config, Hooks::default()).unwrap();
         let readers: Vec<_> = (0..READERS).map(|_| space.reader()).collect();

@@ -210,7 +210,13 @@ fn check<D: Data, G: Shape>(
     let taken: BTreeSet<u32> =
         reserved.iter().cloned().flatten().filter(|&number| number <= LAST).collect();
     let capacity = capacity.min(LAST + 1 - taken.len() as u32);
-    let config = Config { width: WIDTH, capacity: Some(capacity), reserved, shards: SHARDS };
+    let config = Config {
+        width: WIDTH,
+        capacity: Some(capacity),
+        reserved,
+        shards: SHARDS,
+        ..Config::default()
+    };
     let space = Space::<D, G>::with_geometry(config, Hooks::default()).unwrap();
     let readers: Vec<_> = (0..READERS).map(|_| space.reader()).collect();
     let model = reference::Model::new(LAST, taken, capacity);
