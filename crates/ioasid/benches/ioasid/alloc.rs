@@ -52,7 +52,7 @@ fn set() -> (Space<u64>, Set<u64>) {
 }
 
 /// Pairs on one thread and on two, which allocate from the same set.
-pub fn pairs(table: &mut Table, live: usize, effort: Effort) {
+pub(crate) fn pairs(table: &mut Table, live: usize, effort: Effort) {
     let peers = crate::peers::pairs(live, effort);
     let (_space, one) = set();
     let ballast = fill(&one, live);
@@ -84,7 +84,7 @@ fn two_threads(name: &'static str, live: usize, both: f64, alone: f64) -> Row {
 }
 
 /// Allocation in a range of 64k that has one hole, and in one that has none.
-pub fn nearly_full(table: &mut Table, effort: Effort) {
+pub(crate) fn nearly_full(table: &mut Table, effort: Effort) {
     const RANGE: std::ops::RangeInclusive<u32> = 1..=65536;
     let (_space, set) = set();
     let mut leases: Vec<_> =
@@ -104,7 +104,7 @@ pub fn nearly_full(table: &mut Table, effort: Effort) {
 }
 
 /// Iterating a set of eight among 64k others.
-pub fn iterate(table: &mut Table, effort: Effort) {
+pub(crate) fn iterate(table: &mut Table, effort: Effort) {
     const MEMBERS: u64 = 8;
     let Ours { space, leases, .. } = Ours::new(65536);
     let set = space.create_set("eight", SetType::Native, 8).expect("room for eight");

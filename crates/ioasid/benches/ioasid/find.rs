@@ -39,14 +39,14 @@ fn scatter<'a>(
 }
 
 /// Our space, with place `i` as number `i + 1`.
-pub struct Ours {
-    pub space: Space<u64>,
-    pub leases: Vec<Lease<u64>>,
-    pub reader: Reader<u64>,
+pub(crate) struct Ours {
+    pub(crate) space: Space<u64>,
+    pub(crate) leases: Vec<Lease<u64>>,
+    pub(crate) reader: Reader<u64>,
 }
 
 impl Ours {
-    pub fn new(live: usize) -> Self {
+    pub(crate) fn new(live: usize) -> Self {
         let space = Space::new(Config::default()).expect("the default holds together");
         let leases: Vec<_> = cycle(live)
             .into_iter()
@@ -154,7 +154,7 @@ const PLAIN: &str = "plain array";
 
 /// Random finds of every subject at one population, alone and with another thread that allocates
 /// and frees.
-pub fn find(table: &mut Table, live: usize, effort: Effort) {
+pub(crate) fn find(table: &mut Table, live: usize, effort: Effort) {
     let subjects = Subjects::new(live);
     let places = places(live);
     for mode in [Mode::Latency, Mode::Throughput] {

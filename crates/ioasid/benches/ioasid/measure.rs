@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
+pub(crate) struct Effort {
     /// How long a round takes, about: less than what the operating system gives a thread at one
     /// time, so that on a busy machine too some rounds are undisturbed.
-    pub round: Duration,
+    pub(crate) round: Duration,
     /// Rounds of each subject.
-    pub rounds: usize,
+    pub(crate) rounds: usize,
 }
 
 impl Effort {
@@ -40,10 +40,10 @@ fn nanoseconds(ops: u64, round: &mut Round<'_>) -> f64 {
 }
 
 /// Something that does a number of operations and gives a sum that depends on all of them.
-pub type Round<'a> = Box<dyn FnMut(u64) -> u64 + 'a>;
+pub(crate) type Round<'a> = Box<dyn FnMut(u64) -> u64 + 'a>;
 
 /// Nanoseconds an operation of each subject.
-pub fn in_turn(effort: Effort, subjects: &mut [Round<'_>]) -> Vec<f64> {
+pub(crate) fn in_turn(effort: Effort, subjects: &mut [Round<'_>]) -> Vec<f64> {
     let ops: Vec<u64> = subjects.iter_mut().map(|round| effort.operations(round)).collect();
     let mut least = vec![f64::INFINITY; subjects.len()];
     for _ in 0..effort.rounds {
@@ -56,7 +56,7 @@ pub fn in_turn(effort: Effort, subjects: &mut [Round<'_>]) -> Vec<f64> {
 
 /// Nanoseconds an operation of a thread, when `threads` of them run what `make` gives each. A
 /// round counts with its slowest thread.
-pub fn together<'a>(
+pub(crate) fn together<'a>(
     effort: Effort,
     threads: usize,
     make: impl Fn(usize) -> Round<'a> + Sync,
@@ -83,7 +83,7 @@ pub fn together<'a>(
 }
 
 /// Runs `f` while another thread repeats `disturb`.
-pub fn disturbed<R>(mut disturb: impl FnMut() + Send, f: impl FnOnce() -> R) -> R {
+pub(crate) fn disturbed<R>(mut disturb: impl FnMut() + Send, f: impl FnOnce() -> R) -> R {
     let over = AtomicBool::new(false);
     let begun = Barrier::new(2);
     std::thread::scope(|scope| {
@@ -102,24 +102,24 @@ pub fn disturbed<R>(mut disturb: impl FnMut() + Send, f: impl FnOnce() -> R) -> 
 
 /// Numbers that look random, the same ones each time.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
     /// Below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        ((self.0 >> 32) * limit as u64 >> 32) as usize
+        (((self.0 >> 32) * limit as u64) >> 32) as usize
     }
 }
 
 /// For each of `len` places the next one of a single cycle through all of them (Sattolo).
-pub fn cycle(len: usize) -> Vec<u64> {
+pub(crate) fn cycle(len: usize) -> Vec<u64> {
     let mut next: Vec<u64> = (0..len as u64).collect();
     let mut random = Random::new(0x5eed);
     for at in (1..len).rev() {
@@ -129,10 +129,10 @@ pub fn cycle(len: usize) -> Vec<u64> {
 }
 
 /// Places to look at, independent of each other; a power of two of them.
-pub fn places(len: usize) -> Vec<u32> {
+pub(crate) fn places(len: usize) -> Vec<u32> {
     let mut random = Random::new(0xcafe);
     (0..PLACES).map(|_| random.below(len) as u32).collect()
 }
 
 /// Few enough to stay in the first-level cache, which the walk through them shares.
-pub const PLACES: usize = 1 << 12;
+pub(crate) const PLACES: usize = 1 << 12;

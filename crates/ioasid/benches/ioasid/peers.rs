@@ -5,9 +5,9 @@ use std::hint::black_box;
 use crate::measure::{in_turn, Effort, Random, Round};
 
 /// Nanoseconds of each peer, by name.
-pub struct Pairs {
-    pub hot: Vec<(&'static str, f64)>,
-    pub random: Vec<(&'static str, f64)>,
+pub(crate) struct Pairs {
+    pub(crate) hot: Vec<(&'static str, f64)>,
+    pub(crate) random: Vec<(&'static str, f64)>,
 }
 
 /// What a peer does: put one in, and take it out by its key.
@@ -57,7 +57,7 @@ fn random(peer: &dyn Peer, mut keys: Vec<usize>) -> Round<'_> {
 }
 
 /// Pairs of the peers that give out numbers themselves, with `live` of them out.
-pub fn pairs(live: usize, effort: Effort) -> Pairs {
+pub(crate) fn pairs(live: usize, effort: Effort) -> Pairs {
     let peers: [(&str, Box<dyn Peer>); 2] = [
         ("sharded-slab", Box::new(sharded_slab::Slab::new())),
         ("RwLock<slab>", Box::new(parking_lot::RwLock::new(slab::Slab::new()))),

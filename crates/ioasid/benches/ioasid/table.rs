@@ -5,14 +5,14 @@ use serde::Serialize;
 /// Whether an operation waits for the one before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub(crate) enum Mode {
     Latency,
     Throughput,
 }
 
 /// What a row is to reach.
 #[derive(Clone, Copy, Debug)]
-pub struct Goal {
+pub(crate) struct Goal {
     most: f64,
     of: Of,
 }
@@ -25,22 +25,22 @@ enum Of {
 }
 
 impl Goal {
-    pub const fn below(ns: f64) -> Self {
+    pub(crate) const fn below(ns: f64) -> Self {
         Self { most: ns, of: Of::Nanoseconds }
     }
 
-    pub const fn times_limit(times: f64) -> Self {
+    pub(crate) const fn times_limit(times: f64) -> Self {
         Self { most: times, of: Of::Limit }
     }
 
-    pub const fn times_peer(peer: &'static str, times: f64) -> Self {
+    pub(crate) const fn times_peer(peer: &'static str, times: f64) -> Self {
         Self { most: times, of: Of::Peer(peer) }
     }
 }
 
 /// One operation's time, with its peers'.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     name: &'static str,
     mode: Mode,
     size: usize,
@@ -52,23 +52,23 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(name: &'static str, mode: Mode, size: usize, ns: f64) -> Self {
+    pub(crate) fn new(name: &'static str, mode: Mode, size: usize, ns: f64) -> Self {
         Self { name, mode, size, threads: 1, ns, peers: Vec::new(), limit_ns: None, goal: None }
     }
 
-    pub fn threads(self, threads: usize) -> Self {
+    pub(crate) fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
     }
 
-    pub fn peers(self, peers: impl IntoIterator<Item = (&'static str, f64)>) -> Self {
+    pub(crate) fn peers(self, peers: impl IntoIterator<Item = (&'static str, f64)>) -> Self {
         Self { peers: peers.into_iter().collect(), ..self }
     }
 
-    pub fn limit(self, ns: f64) -> Self {
+    pub(crate) fn limit(self, ns: f64) -> Self {
         Self { limit_ns: Some(ns), ..self }
     }
 
-    pub fn goal(self, goal: Goal) -> Self {
+    pub(crate) fn goal(self, goal: Goal) -> Self {
         Self { goal: Some(goal), ..self }
     }
 
@@ -104,7 +104,7 @@ impl Row {
 
 /// All rows of a run.
 #[derive(Debug, Default)]
-pub struct Table(Vec<Row>);
+pub(crate) struct Table(Vec<Row>);
 
 /// One line of `--json`: a row beside one of its peers.
 #[derive(Serialize)]
@@ -120,16 +120,16 @@ struct Record {
 }
 
 impl Table {
-    pub fn add(&mut self, row: Row) {
+    pub(crate) fn add(&mut self, row: Row) {
         self.0.push(row);
     }
 
     /// Rows that missed what they were to reach.
-    pub fn missed(&self) -> usize {
+    pub(crate) fn missed(&self) -> usize {
         self.0.iter().filter(|row| row.misses()).count()
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let head = ("operation", "mode", "live", "threads", "ns", "limit");
         println!(
             "{:<30} {:<10} {:>8} {:>7} {:>8} {:>8}  goal",
@@ -154,7 +154,7 @@ impl Table {
         }
     }
 
-    pub fn print_json(&self) -> serde_json::Result<()> {
+    pub(crate) fn print_json(&self) -> serde_json::Result<()> {
         let record = |row: &Row, peer: Option<(&'static str, f64)>| Record {
             name: row.name,
             mode: row.mode,
