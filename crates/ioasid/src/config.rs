@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use crate::shard::MAX_SHARDS;
+use crate::spid::MAX_SPID_WIDTH;
 
 /// Width of a PASID on PCI Express, and of a space unless told otherwise, in bits.
 pub const DEFAULT_WIDTH: u32 = 20;
@@ -29,11 +30,20 @@ pub struct Config {
     /// Parts that allocate and free without sharing a cache line: about one for each processor
     /// that does both at the same time; 1 to [`MAX_SHARDS`].
     pub shards: usize,
+    /// SPIDs are below `1 << spid_width`; 1 to [`MAX_SPID_WIDTH`], or `None` for as wide as the
+    /// numbers are, up to that.
+    pub spid_width: Option<u32>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { width: DEFAULT_WIDTH, capacity: None, reserved: vec![0..=0], shards: DEFAULT_SHARDS }
+        Self {
+            width: DEFAULT_WIDTH,
+            capacity: None,
+            reserved: vec![0..=0],
+            shards: DEFAULT_SHARDS,
+            spid_width: None,
+        }
     }
 }
 
@@ -43,6 +53,12 @@ pub enum ConfigError {
     /// The width is not between 1 and [`MAX_WIDTH`].
     #[error("a width of {width} bits; 1 to {MAX_WIDTH} are possible")]
     Width {
+        /// What was asked for.
+        width: u32,
+    },
+    /// The SPIDs' width is not between 1 and [`MAX_SPID_WIDTH`].
+    #[error("SPIDs of {width} bits; 1 to {MAX_SPID_WIDTH} are possible")]
+    SpidWidth {
         /// What was asked for.
         width: u32,
     },
@@ -78,6 +94,8 @@ pub enum ConfigError {
 pub(crate) struct Checked {
     /// The largest number.
     pub(crate) last: u32,
+    /// The largest SPID.
+    pub(crate) last_spid: u32,
     pub(crate) capacity: u32,
     /// Sorted, disjoint, inside the space.
     pub(crate) reserved: Vec<(u32, u32)>,
@@ -92,7 +110,11 @@ impl Config {
         if !(1..=MAX_SHARDS).contains(&self.shards) {
             return Err(ConfigError::Shards { shards: self.shards });
         }
-        let last = (1 << self.width) - 1;
+        let spid_width = self.spid_width.unwrap_or(self.width.min(MAX_SPID_WIDTH));
+        if !(1..=MAX_SPID_WIDTH).contains(&spid_width) {
+            return Err(ConfigError::SpidWidth { width: spid_width });
+        }
+        let (last, last_spid) = ((1 << self.width) - 1, (1 << spid_width) - 1);
         let reserved = merge(self.reserved, last)?;
         let taken: u32 = reserved.iter().map(|&(min, max)| max - min + 1).sum();
         let available = last + 1 - taken; // 1 << 31 at most
@@ -100,7 +122,7 @@ impl Config {
         if capacity > available {
             return Err(ConfigError::Capacity { capacity, available });
         }
-        Ok(Checked { last, capacity, reserved, shards: self.shards })
+        Ok(Checked { last, last_spid, capacity, reserved, shards: self.shards })
     }
 }
 

@@ -35,6 +35,12 @@ impl Epochs {
         self.now.fetch_add(1, Ordering::AcqRel)
     }
 
+    /// How many readers are reading.
+    pub(crate) fn reading(&self) -> usize {
+        let reading = |reader: &&Arc<Published>| reader.0.load(Ordering::Relaxed) != IDLE;
+        self.readers.lock().iter().filter(reading).count()
+    }
+
     /// Whether no reader can still name what was unlinked before the caller and freed at `retired`.
     pub(crate) fn has_passed(&self, retired: u64) -> bool {
         if cfg!(sabotage = "ioasid-no-parking") {

@@ -7,7 +7,7 @@ use core::fmt;
 
 use hashbrown::HashMap;
 
-use crate::memory::NoMemory;
+use crate::memory::{copied, NoMemory};
 use crate::sync::Mutex;
 
 /// Most holders of one space.
@@ -25,14 +25,33 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.names.name(self.index)
+    }
+
     pub(crate) fn belongs_to(&self, names: &Arc<Names>) -> bool {
         Arc::ptr_eq(&self.names, names)
     }
 }
 
+impl PartialEq for Holder {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.names, &other.names)
+    }
+}
+
+impl Eq for Holder {}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
 impl fmt::Debug for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Holder").field(&self.names.name(self.index)).finish()
+        f.debug_tuple("Holder").field(&self.name()).finish()
     }
 }
 
@@ -57,9 +76,7 @@ impl Names {
     }
 
     pub(crate) fn add(self: &Arc<Self>, name: &str) -> Result<Holder, HolderError> {
-        let mut owned = String::new();
-        owned.try_reserve_exact(name.len()).map_err(|_| HolderError::NoMemory)?;
-        owned.push_str(name);
+        let owned = copied(name).map_err(|NoMemory| HolderError::NoMemory)?;
         let mut names = self.0.lock();
         if names.len() >= MAX_HOLDERS {
             return Err(HolderError::TooMany);
@@ -67,6 +84,17 @@ impl Names {
         names.try_reserve(1).map_err(|_| HolderError::NoMemory)?;
         names.push(owned);
         Ok(Holder { index: (names.len() - 1) as u16, names: self.clone() })
+    }
+
+    /// A copy of a name, for which there is memory before the lock is taken: a name never changes.
+    pub(crate) fn copy(&self, index: u16) -> Result<String, NoMemory> {
+        let mut copy = String::new();
+        let len = self.0.lock().get(usize::from(index)).map_or(0, String::len);
+        copy.try_reserve_exact(len)?;
+        if let Some(name) = self.0.lock().get(usize::from(index)) {
+            copy.push_str(name);
+        }
+        Ok(copy)
     }
 
     pub(crate) fn name(&self, index: u16) -> String {
@@ -79,7 +107,7 @@ impl Names {
 pub(crate) struct Holders(HashMap<(u32, u16), u32>);
 
 impl Holders {
-    /// Counts one more.
+    /// Counts one more; the caller has seen to it that not even all together are too many.
     pub(crate) fn add(&mut self, number: u32, holder: u16) -> Result<(), NoMemory> {
         if let Some(count) = self.0.get_mut(&(number, holder)) {
             *count += 1;
@@ -100,8 +128,10 @@ impl Holders {
         }
     }
 
-    /// Who holds `number`, with how many references.
+    /// Who holds `number`, with how many references. Asks for each holder that there can be: there
+    /// may be far more IDs.
     pub(crate) fn of(&self, number: u32) -> impl Iterator<Item = (u16, u32)> + '_ {
-        self.0.iter().filter(move |((held, _), _)| *held == number).map(|(&(_, by), &n)| (by, n))
+        let most = if self.0.is_empty() { 0 } else { MAX_HOLDERS as u16 };
+        (0..most).filter_map(move |by| Some((by, *self.0.get(&(number, by))?)))
     }
 }

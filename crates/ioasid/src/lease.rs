@@ -6,8 +6,11 @@ use core::ptr::NonNull;
 
 use crate::geometry::{Geometry, Shape};
 use crate::holder::Holder;
+use crate::release::Part;
+use crate::shard::Inside;
 use crate::space::Shared;
-use crate::state::Status;
+use crate::state::{State, Status};
+use crate::sync::MutexGuard;
 use crate::{Ioasid, Tag};
 
 /// The right to an ID. Dropping it, or [`Lease::free`], ends the ID's life; its number comes back
@@ -32,26 +35,61 @@ pub(crate) struct Held<T, G: Shape> {
     home: u32,
 }
 
+/// A lease or a reference, lent. Either will do to say which ID is meant, because either keeps it:
+/// `&Lease` and `&Ref` become one by themselves.
+pub struct Keeper<'k, T, G: Shape = Geometry>(pub(crate) &'k Held<T, G>);
+
+impl<'k, T, G: Shape> From<&'k Lease<T, G>> for Keeper<'k, T, G> {
+    fn from(lease: &'k Lease<T, G>) -> Self {
+        Self(&lease.held)
+    }
+}
+
+impl<'k, T, G: Shape> From<&'k Ref<T, G>> for Keeper<'k, T, G> {
+    fn from(reference: &'k Ref<T, G>) -> Self {
+        Self(&reference.held)
+    }
+}
+
 // SAFETY: it is a counted pointer to a `Shared`, like an `Arc`; and it gives out `&T`.
 unsafe impl<T: Send + Sync, G: Shape> Send for Held<T, G> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync, G: Shape> Sync for Held<T, G> {}
 
 impl<T, G: Shape> Held<T, G> {
+    /// Of an ID that was counted for it, or that is held for as long as this is used.
     #[inline]
-    fn shared(&self) -> &Shared<T, G> {
+    pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
+        Self { shared, tag, home: home as u32 }
+    }
+
+    #[inline]
+    pub(crate) fn shared(&self) -> &Shared<T, G> {
         // SAFETY: it is counted in its shard, and what is counted keeps the space.
         unsafe { self.shared.as_ref() }
     }
 
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The shard that the ID lives in.
+    pub(crate) fn home(&self) -> usize {
+        self.home as usize
+    }
+
+    pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
+        self.shared == shared
+    }
+
     #[inline]
-    fn data(&self) -> &T {
+    pub(crate) fn data(&self) -> &T {
         // SAFETY: the ID is not released while a lease or a reference of it lives, and this was
         // made after the ID was published.
         unsafe { self.shared().table.held(self.tag.id.0) }
     }
 
-    fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
+    pub(crate) fn share(&self, holder: &Holder) -> Result<Ref<T, G>, HoldError> {
         self.shared().hold(self.shared, self.tag.id, Some(self.tag.generation), None, holder)
     }
 
@@ -65,7 +103,11 @@ impl<T, G: Shape> Lease<T, G> {
     /// The lease of an ID that was counted for it.
     #[inline]
     pub(crate) fn new(shared: NonNull<Shared<T, G>>, tag: Tag, home: usize) -> Self {
-        Self { held: Held { shared, tag, home: home as u32 } }
+        Self { held: Held::new(shared, tag, home) }
+    }
+
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
     }
 
     /// Takes it apart without freeing; the count stays.
@@ -76,7 +118,7 @@ impl<T, G: Shape> Lease<T, G> {
     }
 
     pub(crate) fn is_of(&self, shared: NonNull<Shared<T, G>>) -> bool {
-        self.held.shared == shared
+        self.held.is_of(shared)
     }
 
     /// The number.
@@ -134,6 +176,10 @@ impl<T, G: Shape> Drop for Lease<T, G> {
 }
 
 impl<T, G: Shape> Ref<T, G> {
+    pub(crate) fn held(&self) -> &Held<T, G> {
+        &self.held
+    }
+
     /// The number.
     pub fn id(&self) -> Ioasid {
         self.held.tag.id
@@ -161,9 +207,9 @@ impl<T, G: Shape> Ref<T, G> {
 impl<T, G: Shape> Drop for Ref<T, G> {
     fn drop(&mut self) {
         let Held { shared, tag, home } = self.held;
-        self.held.shared().unhold(tag.id.0, home as usize, Some(self.holder));
         // SAFETY: this reference's part, which goes with it.
-        unsafe { Shared::leave(shared, home as usize) };
+        let _part = unsafe { Part::new(shared, home as usize) };
+        self.held.shared().unhold(tag.id.0, home as usize, Some(self.holder));
     }
 }
 
@@ -182,7 +228,7 @@ pub enum HoldError {
     /// The holder was made by another space.
     #[error("the holder belongs to another space")]
     ForeignHolder,
-    /// There was no memory to count it.
+    /// There was no memory to count it, or the ID has as many references as can be counted.
     #[error("no memory to count the reference")]
     NoMemory,
 }
@@ -200,8 +246,7 @@ impl<T, G: Shape> Shared<T, G> {
         if !holder.belongs_to(&self.names) {
             return Err(HoldError::ForeignHolder);
         }
-        let (mut inside, home) = self.lock_home(id).ok_or(HoldError::NotFound(id))?;
-        let state = self.table.state(id.0);
+        let (mut inside, home, state) = self.lock_home(id).ok_or(HoldError::NotFound(id))?;
         if state.status() == Status::Vacant || generation.is_some_and(|g| g != state.generation()) {
             return Err(HoldError::NotFound(id));
         }
@@ -211,29 +256,33 @@ impl<T, G: Shape> Shared<T, G> {
         if state.status() == Status::Parked {
             return Err(HoldError::Parked(id));
         }
-        inside.holders.add(id.0, holder.index).map_err(|_| HoldError::NoMemory)?;
-        inside.out += 1;
         let record = self.table.record(id.0);
-        record.refs.set(record.refs.get() + 1);
+        let refs = record.refs.get().checked_add(1).ok_or(HoldError::NoMemory)?;
+        inside.holders.add(id.0, holder.index).map_err(|_| HoldError::NoMemory)?;
+        record.refs.set(refs);
+        self.join(&mut inside);
         self.table.set_state(id.0, state.busy());
         let tag = Tag { id, generation: state.generation() };
-        Ok(Ref { held: Held { shared, tag, home: home as u32 }, holder: holder.index })
+        Ok(Ref { held: Held::new(shared, tag, home), holder: holder.index })
     }
 
-    /// Locks the shard that the ID lives in, if it was ever out.
-    pub(crate) fn lock_home(
-        &self,
-        id: Ioasid,
-    ) -> Option<(crate::sync::MutexGuard<'_, crate::shard::Inside>, usize)> {
+    /// Locks the shard that the ID lives in, if it was ever out; gives its state there.
+    pub(crate) fn lock_home(&self, id: Ioasid) -> Option<(MutexGuard<'_, Inside>, usize, State)> {
         let record = self.table.find_record(id.0)?;
         loop {
             let home = record.home.get() as usize;
             let inside = self.shards[home].lock();
-            // It changes only with a new life, under the lock of the new home. Each turn means
-            // that one began meanwhile.
-            if record.home.get() as usize == home {
-                return Some((inside, home));
+            if cfg!(sabotage = "ioasid-stale-home") && record.home.get() as usize == home {
+                return Some((inside, home, self.table.state(id.0)));
             }
+            // The state first: a life that began in another shard meanwhile, under that one's lock,
+            // is published after its home is set. So a life that is seen and has its home here
+            // stays as long as this lock.
+            let state = self.table.state(id.0);
+            if record.home.get() as usize == home {
+                return Some((inside, home, state));
+            }
+            // Each turn means that a life began.
         }
     }
 

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::TryReserveError;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// There was no memory. Each public error has a variant for it.
@@ -18,6 +19,14 @@ impl From<hashbrown::TryReserveError> for NoMemory {
     fn from(_: hashbrown::TryReserveError) -> Self {
         Self
     }
+}
+
+/// A copy of `text`.
+pub(crate) fn copied(text: &str) -> Result<String, NoMemory> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len())?;
+    copy.push_str(text);
+    Ok(copy)
 }
 
 /// `len` values, or an error where a plain `collect` would abort.

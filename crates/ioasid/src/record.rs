@@ -6,8 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// A field of a record. Atomic so that it needs no `unsafe`; what orders accesses is the lock of
-/// the shard that the ID lives in. Only `home` is read without that lock, as a hint which lock to
-/// take.
+/// the shard that the ID lives in.
 #[derive(Debug)]
 pub(crate) struct Field(AtomicU32);
 
@@ -27,16 +26,39 @@ impl Field {
     }
 }
 
+/// The shard that a number lives in, or lived in last. The one field that is read without that
+/// shard's lock, as a hint which lock to take; so loom has to know of it.
+#[derive(Debug)]
+pub(crate) struct Home(crate::sync::AtomicU32);
+
+impl Home {
+    #[inline]
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, value: u32) {
+        self.0.store(value, Relaxed);
+    }
+}
+
 /// The lease is gone: what holds the ID now is references alone.
 pub(crate) const UNLEASED: u32 = 1 << 0;
 /// The lease is kept by the ID's set.
 pub(crate) const KEPT: u32 = 1 << 1;
+/// An event of the ID other than FREE is being told; there is one at a time.
+pub(crate) const PHASE: u32 = 1 << 2;
+/// Its FREE is put off to the end of that phase.
+pub(crate) const DEFERRED: u32 = 1 << 3;
+/// The source of the number is just being told that it is free.
+pub(crate) const RETURNING: u32 = 1 << 4;
 
 /// One number's record, valid while it is live or parked.
 #[derive(Debug)]
 pub(crate) struct Record {
     /// The shard that it lives in.
-    pub(crate) home: Field,
+    pub(crate) home: Home,
     /// References besides the lease.
     pub(crate) refs: Field,
     /// Its number in its set, or [`NONE`].
@@ -45,7 +67,7 @@ pub(crate) struct Record {
     pub(crate) place: Field,
     /// The next of the list that it is in: of parked numbers, or of work to do.
     pub(crate) next: Field,
-    /// [`UNLEASED`], [`KEPT`], and what `notify` adds.
+    /// [`UNLEASED`], [`KEPT`], [`PHASE`], [`DEFERRED`].
     pub(crate) flags: Field,
     /// When it was first seen to stay parked, by the space's clock; 0 before.
     parked_at: AtomicU64,
@@ -55,7 +77,7 @@ impl Record {
     pub(crate) fn new() -> Self {
         let none = || Field::new(NONE);
         Self {
-            home: Field::new(0),
+            home: Home(crate::sync::AtomicU32::new(0)),
             refs: Field::new(0),
             spid: none(),
             place: none(),
@@ -65,11 +87,16 @@ impl Record {
         }
     }
 
-    /// Begins a life.
+    /// Enters the number at `place` of the members that the shard `home` has of its set. What
+    /// else there is, is as [`Record::clear`] left it.
     #[inline]
-    pub(crate) fn begin(&self, home: usize, place: usize) {
+    pub(crate) fn enter(&self, home: usize, place: usize) {
         self.home.set(home as u32);
         self.place.set(place as u32);
+    }
+
+    /// Forgets a life in which it was written to, which the state tells: the number was busy.
+    pub(crate) fn clear(&self) {
         self.refs.set(0);
         self.spid.set(NONE);
         self.flags.set(0);
@@ -108,6 +135,7 @@ pub(crate) struct List {
 impl List {
     pub(crate) const EMPTY: Self = Self { first: NONE, last: NONE, len: 0 };
 
+    /// How many there are.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }

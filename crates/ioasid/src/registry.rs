@@ -23,6 +23,11 @@ impl Registry {
         Self { sets: Vec::new(), free: Vec::new(), owners: HashMap::new() }
     }
 
+    /// At least as many as there are sets.
+    pub(crate) fn len(&self) -> usize {
+        self.sets.len()
+    }
+
     /// A free index, which stays free until [`Registry::insert`]; makes room for that.
     pub(crate) fn reserve(&mut self) -> Result<u32, NoMemory> {
         self.owners.try_reserve(1)?;

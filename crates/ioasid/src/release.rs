@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::geometry::Shape;
-use crate::record::{KEPT, UNLEASED};
+use crate::record::{Record, KEPT, UNLEASED};
 use crate::shard::{Few, Inside, Local};
 use crate::space::{forsake, Shared};
 use crate::state::Status;
@@ -18,55 +18,36 @@ impl<T, G: Shape> Shared<T, G> {
     /// The lease is one of this space's, with this tag and home, and is gone after this.
     #[inline]
     pub(crate) unsafe fn unlease(shared: NonNull<Self>, tag: Tag, home: usize) {
-        // SAFETY: the lease keeps the space until `leave`.
+        // SAFETY: the lease keeps the space until its part goes.
         let this = unsafe { shared.as_ref() };
         let number = tag.id.0;
+        // SAFETY: the lease is gone after this.
+        let part = unsafe { Part::new(shared, home) };
         let mut inside = this.shards[home].lock();
-        let state = this.table.state(number);
-        let local = &mut inside.sets[state.set() as usize];
-        if state.status() != Status::Live || state.is_busy() || local.watched {
+        let idle = this.table.park_idle(number, |set| {
+            let local = &mut inside.sets[set as usize];
+            let told = local.watched;
+            local.live -= u32::from(!told);
+            local.parked += u32::from(!told);
+            !told
+        });
+        if !idle {
             drop(inside);
             this.unlease_busy(tag, home);
-        } else {
-            local.live -= 1;
-            local.parked += 1;
-            this.table.set_state(number, state.parked());
-            this.shards[home].widen(number);
-            let full = inside.push_parked(number, this.records());
-            if !full && !Self::EAGER {
-                let orphaned = inside.leave();
-                drop(inside);
-                if orphaned {
-                    // SAFETY: the lease's part, and nothing is touched after it.
-                    unsafe { forsake(shared) };
-                }
-                return;
-            }
-            drop(inside);
-            this.collect(home);
+            return;
         }
-        // Not before all is done: from then on the space may go.
-        // SAFETY: the lease is gone after this.
-        unsafe { Self::leave(shared, home) };
+        this.shards.stock(home, number);
+        let full = inside.push_parked(number, this.records());
+        if !full && !Self::EAGER {
+            return part.leave_locked(inside);
+        }
+        drop(inside);
+        this.collect(home);
     }
 
     /// Whether data is released as soon as may be: it may be what stands for the number elsewhere,
     /// and nobody likes to find it on an idle space. Data without a destructor waits for a batch.
     const EAGER: bool = core::mem::needs_drop::<T>();
-
-    /// Takes one lease or reference off the shard's count; the last of an orphaned space frees it.
-    ///
-    /// # Safety
-    ///
-    /// One was counted for the caller, who touches the space no more.
-    pub(crate) unsafe fn leave(shared: NonNull<Self>, home: usize) {
-        // SAFETY: what is counted keeps the space.
-        let orphaned = unsafe { shared.as_ref() }.shards[home].lock().leave();
-        if orphaned {
-            // SAFETY: by the contract.
-            unsafe { forsake(shared) };
-        }
-    }
 
     /// A free that concerns others besides the lease.
     #[cold]
@@ -98,27 +79,40 @@ impl<T, G: Shape> Shared<T, G> {
         let local = &mut inside.sets[state.set() as usize];
         local.live -= 1;
         local.parked += 1;
-        self.table.set_state(number, state.parked());
-        self.shards[home].widen(number);
+        // Busy, so that its release looks at the record.
+        self.table.set_state(number, state.parked().busy());
+        self.shards.stock(home, number);
         let record = self.table.record(number);
         record.set_parked_at(now);
         self.queue_telling(local.watched, record, number)
     }
 
-    /// Puts a parked ID among those that only readers can name, if nothing holds it.
+    /// Puts a parked ID among those that only readers can name, if nothing holds it. True if what
+    /// is parked is to be released if it can be.
     pub(crate) fn push_if_unheld(&self, inside: &mut Inside, home: usize, number: u32) -> bool {
         let record = self.table.record(number);
-        let held = record.refs.get() != 0 || !record.has(UNLEASED | KEPT);
-        if held || self.table.state(number).status() != Status::Parked {
+        let referenced = record.refs.get() != 0 && !cfg!(sabotage = "ioasid-early-put");
+        let held = referenced || !record.has(UNLEASED | KEPT);
+        let state = self.table.state(number);
+        if held || state.status() != Status::Parked {
             return false;
         }
-        self.shards[home].widen(number);
-        inside.push_parked(number, self.records()) || Self::EAGER
+        self.shards.stock(home, number);
+        let full = inside.push_parked(number, self.records());
+        // The last of a closed set is waited for: its quota is to return.
+        full || Self::EAGER || !inside.sets[state.set() as usize].open
     }
 
     /// Releases what can be in every shard.
     pub(crate) fn collect_all(&self) {
         (0..self.shards.len()).for_each(|at| self.collect(at));
+    }
+
+    /// Releases what can be in every shard, if that does anything besides making numbers free.
+    pub(crate) fn collect_dear(&self) {
+        if Self::EAGER {
+            self.collect_all();
+        }
     }
 
     /// Releases parked numbers of a shard that nothing can name any more.
@@ -131,16 +125,12 @@ impl<T, G: Shape> Shared<T, G> {
             inside.ripen(&self.epochs, now, self.records(), &mut few);
             more = !few.has_room();
             if few.is_empty() {
-                self.shards[at].narrow(&inside);
+                self.shards.unstock(at, &inside);
             } else if Self::EAGER {
                 drop(inside);
                 // Its drop gives the numbers back.
                 Going { shared: self, at, few: &few, gone: 0 }.drop_data();
             } else {
-                for &number in few.iter() {
-                    // SAFETY: `ripen` made the number ours: nobody can name it any more.
-                    drop(unsafe { self.table.take(number) });
-                }
                 self.give_back(inside, at, &few);
             }
         }
@@ -148,47 +138,69 @@ impl<T, G: Shape> Shared<T, G> {
 
     /// Makes numbers free whose data is gone.
     fn give_back(&self, mut inside: MutexGuard<'_, Inside>, at: usize, few: &[u32]) {
+        if inside.sourced {
+            return self.send_back(inside, few);
+        }
         let mut drained = Few::new();
         for &number in few {
-            let record = self.table.record(number);
-            let set = self.table.state(number).set();
-            let local = &mut inside.sets[set as usize];
-            local.parked -= 1;
-            local.remove_member(record.place.get(), |moved, place| {
-                self.table.record(moved).place.set(place);
-            });
-            if local.give_back() {
-                drained.push(set);
+            let state = self.table.vacate(number);
+            let local = &mut inside.sets[state.set() as usize];
+            if state.is_busy() {
+                local.forget(self.table.record(number));
             }
-            inside.cache.push(number);
+            local.parked -= 1;
+            if local.give_back() {
+                drained.push(state.set());
+            }
         }
-        self.spill(&mut inside);
-        self.shards[at].narrow(&inside);
+        inside.cache.extend_from_slice(few);
+        self.spill(&mut inside, 2 * G::BATCH);
+        self.shards.unstock(at, &inside);
         drop(inside);
         drained.iter().for_each(|&set| self.drained(set));
     }
 
-    /// Gives the space a batch of the shard's free numbers when they are more than two.
-    fn spill(&self, inside: &mut Inside) {
-        if inside.cache.len() > 2 * G::BATCH {
+    /// Gives the space all but a batch of the shard's free numbers when they are more than `limit`.
+    pub(crate) fn spill(&self, inside: &mut Inside, limit: usize) {
+        if inside.cache.len() > limit {
             let mut moving = self.numbers.moving();
             let most = inside.cache.len() - G::BATCH;
-            inside.cache.drain(..most).for_each(|number| moving.put(number));
+            for place in 0..most {
+                self.remove_member(inside, inside.cache[place]);
+                moving.put(inside.cache[place]);
+            }
+            inside.cache.drain(..most);
+        }
+    }
+
+    /// Takes a free number that leaves the shard off the members of the set that it was of.
+    pub(crate) fn remove_member(&self, inside: &mut Inside, number: u32) {
+        let state = self.table.state(number);
+        if state.is_member() {
+            let place = self.table.record(number).place.get() as usize;
+            let members = &mut inside.sets[state.set() as usize].members;
+            members.swap_remove(place);
+            if let Some(&moved) = members.get(place) {
+                self.table.record(moved).place.set(place as u32);
+            }
+            self.table.set_state(number, state.no_member());
         }
     }
 }
 
 impl Local {
-    /// Takes the member at `place` out; `moved` is told which one takes its place.
-    fn remove_member(&mut self, place: u32, moved: impl FnOnce(u32, u32)) {
-        self.members.swap_remove(place as usize);
-        if let Some(&member) = self.members.get(place as usize) {
-            moved(member, place);
+    /// Forgets a life in which the record was written to; its SPID is free.
+    #[inline]
+    pub(crate) fn forget(&self, record: &Record) {
+        if let Some(core) = &self.core {
+            core.forget_spid(record);
         }
+        record.clear();
     }
 
     /// Gives back what one number cost of the quota. True if that drains a closed set.
     #[must_use]
+    #[inline]
     pub(crate) fn give_back(&mut self) -> bool {
         match &self.core {
             Some(core) if !self.open => core.give(1),
@@ -206,6 +218,48 @@ impl Inside {
     fn leave(&mut self) -> bool {
         self.out -= 1;
         self.orphaned
+    }
+}
+
+/// The part in its space of a lease or reference that is being dropped. It goes last, because
+/// then the space may go, and also when data panics in its own drop.
+pub(crate) struct Part<T, G: Shape> {
+    shared: NonNull<Shared<T, G>>,
+    home: usize,
+}
+
+impl<T, G: Shape> Part<T, G> {
+    /// # Safety
+    ///
+    /// A lease or reference was counted for the caller in the shard `home`. The caller touches the
+    /// space no more after this was dropped.
+    #[inline]
+    pub(crate) unsafe fn new(shared: NonNull<Shared<T, G>>, home: usize) -> Self {
+        Self { shared, home }
+    }
+
+    /// Gives it up with the shard's lock at hand.
+    #[inline]
+    fn leave_locked(self, mut inside: MutexGuard<'_, Inside>) {
+        let shared = self.shared;
+        core::mem::forget(self);
+        let orphaned = inside.leave();
+        drop(inside);
+        if orphaned {
+            // SAFETY: the part is counted, and with it gone the caller touches nothing.
+            unsafe { forsake(shared) };
+        }
+    }
+}
+
+impl<T, G: Shape> Drop for Part<T, G> {
+    fn drop(&mut self) {
+        // SAFETY: what is counted keeps the space.
+        let orphaned = unsafe { self.shared.as_ref() }.shards[self.home].lock().leave();
+        if orphaned {
+            // SAFETY: as above, and nothing is touched after it.
+            unsafe { forsake(self.shared) };
+        }
     }
 }
 
@@ -234,6 +288,8 @@ impl<T, G: Shape> Drop for Going<'_, T, G> {
         let (gone, rest) = self.few.split_at(self.gone);
         let mut inside = self.shared.shards[self.at].lock();
         rest.iter().for_each(|&number| inside.push_passed(number, self.shared.records()));
+        // While the lock was not held somebody may have found nothing here and said so.
+        self.few.iter().for_each(|&number| self.shared.shards.stock(self.at, number));
         self.shared.give_back(inside, self.at, gone);
     }
 }

@@ -4,6 +4,8 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
 
+use crate::shard::bits;
+use crate::spid::Spids;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Who owns a set: a value that is compared by identity, so that it can neither be guessed nor
@@ -64,6 +66,7 @@ pub(crate) struct SetCore {
     /// The shards that it ever had something in, a bit each.
     used: AtomicU64,
     center: Mutex<Center>,
+    pub(crate) spids: Spids,
 }
 
 /// What of a set's quota no shard has.
@@ -74,6 +77,10 @@ struct Center {
     open: bool,
     /// Handles of it; the last one closes it.
     handles: usize,
+    /// Its users have been told that it was made; before, its owner does not find it.
+    announced: bool,
+    /// Closed, and its users are still to be told so: it is not drained before.
+    telling: bool,
     /// Closed, and all credit was back.
     drained: bool,
 }
@@ -87,14 +94,22 @@ pub(crate) struct Quota {
 }
 
 impl SetCore {
-    pub(crate) fn new(index: u32, name: String, kind: SetType, quota: u32) -> Self {
-        let center = Center { quota, credit: quota, open: true, handles: 1, drained: false };
-        Self { index, name, kind, used: AtomicU64::new(0), center: Mutex::new(center) }
+    pub(crate) fn new(index: u32, name: String, kind: SetType, quota: u32, spids: Spids) -> Self {
+        let center = Center {
+            quota,
+            credit: quota,
+            open: true,
+            handles: 1,
+            announced: false,
+            telling: false,
+            drained: false,
+        };
+        Self { index, name, kind, used: AtomicU64::new(0), center: Mutex::new(center), spids }
     }
 
     /// Of what belongs to no set.
     pub(crate) fn root(capacity: u32) -> Self {
-        Self::new(0, String::new(), SetType::Native, capacity)
+        Self::new(0, String::new(), SetType::Native, capacity, Spids::new(0, 0))
     }
 
     /// Takes up to `most` of the credit; nothing of a closed set's.
@@ -111,7 +126,20 @@ impl SetCore {
         let mut center = self.center.lock();
         center.credit += credit;
         debug_assert!(self.index == 0 || center.credit <= center.quota, "more came back than went");
-        !center.open && credit > 0 && center.credit == center.quota
+        !(center.open || center.telling) && credit > 0 && center.credit == center.quota
+    }
+
+    /// Its users know that it was made.
+    pub(crate) fn announce(&self) {
+        self.center.lock().announced = true;
+    }
+
+    /// Its users know that it was closed. True if with that it is drained.
+    #[must_use]
+    pub(crate) fn told(&self) -> bool {
+        let mut center = self.center.lock();
+        center.telling = false;
+        center.credit == center.quota
     }
 
     /// Makes the quota larger; the caller has taken it from the space.
@@ -131,17 +159,20 @@ impl SetCore {
     }
 
     /// No more allocations. Gives the credit that was here, for the caller to give back with what
-    /// the shards have; `None` if it was closed already.
-    pub(crate) fn close(&self) -> Option<u32> {
+    /// the shards have; `None` if it was closed already. If its users are to be told, it is not
+    /// drained before [`SetCore::told`].
+    pub(crate) fn close(&self, telling: bool) -> Option<u32> {
         let mut center = self.center.lock();
+        center.telling |= center.open && telling;
         let first = core::mem::replace(&mut center.open, false);
         first.then(|| core::mem::take(&mut center.credit))
     }
 
-    /// Counts one more handle, unless it is closed or the last one is just going.
+    /// Counts one more handle, unless it is closed, the last one is just going, or the first is
+    /// not given out yet.
     pub(crate) fn acquire(&self) -> bool {
         let mut center = self.center.lock();
-        let open = center.open && center.handles > 0;
+        let open = center.open && center.handles > 0 && center.announced;
         center.handles += usize::from(open);
         open
     }
@@ -181,12 +212,7 @@ impl SetCore {
 
     /// The shards that may have something of it.
     pub(crate) fn shards(&self) -> impl Iterator<Item = usize> {
-        let mut bits = self.used.load(Ordering::Acquire);
-        core::iter::from_fn(move || {
-            let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-            bits &= bits - 1;
-            Some(at)
-        })
+        bits(self.used.load(Ordering::Acquire))
     }
 
     pub(crate) fn quota(&self) -> Quota {

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use crate::alloc_path::AllocError;
 use crate::geometry::{Geometry, Shape};
 use crate::lease::Lease;
-use crate::memory::NoMemory;
+use crate::memory::{copied, NoMemory};
 use crate::record::{KEPT, UNLEASED};
 use crate::set::{Last, Owner, SetCore, SetType};
 use crate::shard::{Few, Local};
@@ -106,12 +106,13 @@ impl<T, G: Shape> Space<T, G> {
         if quota == 0 {
             return Err(SetError::ZeroQuota);
         }
-        let mut owned = String::new();
-        owned.try_reserve_exact(name.len()).map_err(NoMemory::from)?;
-        owned.push_str(name);
+        let owned = copied(name)?;
         self.shared.collect_all();
         let core = self.shared.create_set(owned, kind, quota)?;
-        Ok(Set { shared: self.shared.clone(), core })
+        let set = Set { shared: self.shared.clone(), core };
+        self.shared.tell_created(&set.core);
+        set.core.announce();
+        Ok(set)
     }
 
     /// The set of an owner, as another handle of it; `None` if there is none, or it is closed.
@@ -217,19 +218,17 @@ impl<T, G: Shape> Set<T, G> {
         for at in self.core.shards() {
             let mut from = usize::MAX;
             while from > 0 {
-                let (mut tags, mut some) = ([Tag::NONE; ITERATE], 0);
-                from = self.shared.members(at, self.core.index, from, |tag| {
-                    tags[some] = tag;
-                    some += 1;
-                });
-                tags[..some].iter().copied().for_each(&mut f);
+                let mut tags = [Tag::NONE; ITERATE];
+                from = self.shared.members(at, self.core.index, from, &mut tags);
+                // The first life is 1: what has none was not live.
+                tags.into_iter().filter(|tag| tag.generation > 0).for_each(&mut f);
             }
         }
     }
 }
 
 /// Members that iterating copies out at one time.
-const ITERATE: usize = 32;
+const ITERATE: usize = 16;
 
 impl<T, G: Shape> Clone for Set<T, G> {
     fn clone(&self) -> Self {
@@ -273,8 +272,9 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(SetError::TooMany { limit: MAX_SETS - 1 });
         }
         self.reserve_quota(quota)?;
-        let core = Arc::new(SetCore::new(index, name, kind, quota));
-        if let Err(error) = self.enter_set(&core) {
+        let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
+        if let Err(error) = self.enlist(index, &core.kind).and_then(|()| self.enter_set(&core)) {
+            self.dismiss(index);
             let _ = self.root.give(quota);
             return Err(error.into());
         }
@@ -285,7 +285,7 @@ impl<T, G: Shape> Shared<T, G> {
     /// Takes quota from the space's unreserved part. For the holder of `slow`.
     fn reserve_quota(&self, quota: u32) -> Result<(), SetError> {
         let mut drawn = self.root.draw(quota);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &mut shard.lock().sets[0];
             let more = local.credit.min(quota - drawn);
             local.credit -= more;
@@ -302,16 +302,19 @@ impl<T, G: Shape> Shared<T, G> {
     pub(crate) fn enter_set(&self, core: &Arc<SetCore>) -> Result<(), NoMemory> {
         let index = core.index as usize;
         // All room first, so that failing leaves nothing to undo.
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let mut inside = shard.lock();
             let missing = (index + 1).saturating_sub(inside.sets.len());
             inside.sets.try_reserve(missing)?;
             let len = inside.sets.len() + missing;
             inside.sets.resize_with(len, Local::default);
         }
-        for shard in &self.shards {
-            let local = &mut shard.lock().sets[index];
-            *local = Local { core: Some(core.clone()), open: true, ..Local::default() };
+        let watched = self.is_watched(core.index);
+        for shard in self.shards.iter() {
+            let mut inside = shard.lock();
+            let open = !inside.sourced;
+            inside.sets[index] =
+                Local { core: Some(core.clone()), open, watched, ..Local::default() };
         }
         Ok(())
     }
@@ -320,7 +323,7 @@ impl<T, G: Shape> Shared<T, G> {
         let _slow = self.slow.lock();
         let index = core.index as usize;
         let mut usage = SetUsage { quota: core.quota().quota, live: 0, parked: 0 };
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let local = &shard.lock().sets[index];
             usage.live += local.live;
             usage.parked += local.parked;
@@ -341,7 +344,7 @@ impl<T, G: Shape> Shared<T, G> {
         }
         let less = old.quota - new;
         let mut got = core.shrink(less);
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             // What a shard has goes through the center, where it can be taken off the quota.
             let local = &mut shard.lock().sets[core.index as usize];
             let credit = core::mem::take(&mut local.credit);
@@ -356,19 +359,24 @@ impl<T, G: Shape> Shared<T, G> {
         Ok(())
     }
 
-    pub(crate) fn close_set(&self, core: &SetCore) {
-        let credit = {
+    pub(crate) fn close_set(&self, core: &Arc<SetCore>) {
+        let (credit, watched) = {
             let _slow = self.slow.lock();
-            let Some(mut credit) = core.close() else { return };
+            let watched = self.is_watched(core.index);
+            let Some(mut credit) = core.close(watched) else { return };
             self.registry.lock().disown(core);
-            for shard in &self.shards {
+            for shard in self.shards.iter() {
                 let local = &mut shard.lock().sets[core.index as usize];
                 local.open = false;
                 credit += core::mem::take(&mut local.credit);
             }
-            credit
+            if watched {
+                self.queue_closed(core);
+            }
+            (credit, watched)
         };
-        let told = core.shards().fold(false, |told, at| self.park_all(core, at) || told);
+        let mut told = watched;
+        core.shards().for_each(|at| told |= self.park_all(core, at));
         if told {
             self.hooks.schedule();
         }
@@ -408,12 +416,21 @@ impl<T, G: Shape> Shared<T, G> {
     /// A closed set has all its quota back.
     pub(crate) fn drained(&self, index: u32) {
         let Some(core) = self.registry.lock().remove(index) else { return };
-        for shard in &self.shards {
-            shard.lock().sets[index as usize] = Local::default();
+        for shard in self.shards.iter() {
+            let mut inside = shard.lock();
+            // Released numbers that the cache still has.
+            while let Some(&number) = inside.sets[index as usize].members.last() {
+                self.remove_member(&mut inside, number);
+            }
+            inside.sets[index as usize] = Local::default();
         }
         let _ = self.root.give(core.quota().quota);
+        let told = self.queue_drained(&core);
         if core.set_drained() {
             self.registry.lock().release(index);
+        }
+        if told {
+            self.hooks.schedule();
         }
     }
 
@@ -443,8 +460,7 @@ impl<T, G: Shape> Shared<T, G> {
     }
 
     fn take_kept(&self, core: &SetCore, id: Ioasid) -> Result<Lease<T, G>, TakeError> {
-        let (mut inside, home) = self.lock_home(id).ok_or(TakeError::NotFound(id))?;
-        let state = self.table.state(id.0);
+        let (mut inside, home, state) = self.lock_home(id).ok_or(TakeError::NotFound(id))?;
         if state.status() == Status::Vacant {
             return Err(TakeError::NotFound(id));
         }
@@ -459,21 +475,22 @@ impl<T, G: Shape> Shared<T, G> {
             return Err(TakeError::Leased(id));
         }
         record.remove(KEPT);
-        inside.out += 1;
+        self.join(&mut inside);
         let tag = Tag { id, generation: state.generation() };
         Ok(Lease::new(core::ptr::NonNull::from(self), tag, home))
     }
 
-    /// Gives the tags of some live members below place `from`; says where they began.
-    fn members(&self, at: usize, set: u32, from: usize, mut to: impl FnMut(Tag)) -> usize {
+    /// Writes the tags of the live ones of some members below place `from`; says where they begin.
+    #[inline]
+    fn members(&self, at: usize, set: u32, from: usize, tags: &mut [Tag; ITERATE]) -> usize {
         let inside = self.shards[at].lock();
         let local = &inside.sets[set as usize];
         let from = from.min(local.members.len());
         let start = from.saturating_sub(ITERATE);
-        for &number in &local.members[start..from] {
+        for (tag, &number) in tags.iter_mut().zip(&local.members[start..from]) {
             let state = self.table.state(number);
             if state.status() == Status::Live {
-                to(Tag { id: Ioasid(number), generation: state.generation() });
+                *tag = Tag { id: Ioasid(number), generation: state.generation() };
             }
         }
         start

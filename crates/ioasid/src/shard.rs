@@ -11,13 +11,17 @@
 //! allocation or a free writes besides the ID's own slot and record. An ID lives in the shard that
 //! allocated it until it is released, whoever frees it.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+use hashbrown::HashMap;
 
 use crate::epoch::Epochs;
 use crate::geometry::Shape;
 use crate::holder::Holders;
 use crate::memory::NoMemory;
+use crate::notify::Bound;
 use crate::record::{List, Record};
 use crate::set::SetCore;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -54,23 +58,78 @@ impl Shard {
         low <= max && min <= high
     }
 
-    /// Says that `number` is here and not live; for the holder of the lock.
+    /// Says that `number` is here and not live; for the holder of the lock. True if nothing was.
     #[inline]
-    pub(crate) fn widen(&self, number: u32) {
+    #[must_use]
+    fn widen(&self, number: u32) -> bool {
         let bounds = self.bounds.load(Ordering::Relaxed);
         let (low, high) = ((bounds >> 32) as u32, bounds as u32);
         if number < low || number > high {
             let wider = u64::from(number.min(low)) << 32 | u64::from(number.max(high));
             self.bounds.store(wider, Ordering::Release);
         }
+        bounds == NOTHING
+    }
+}
+
+/// The shards of a space.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    shards: Box<[Shard]>,
+    /// Those that may have a number that is not live, a bit each.
+    stocked: AtomicU64,
+}
+
+impl Shards {
+    pub(crate) fn new<G: Shape>(count: usize) -> Result<Self, NoMemory> {
+        let mut shards = Vec::new();
+        shards.try_reserve_exact(count)?;
+        for _ in 0..count {
+            shards.push(Shard::new::<G>()?);
+        }
+        Ok(Self { shards: shards.into_boxed_slice(), stocked: AtomicU64::new(0) })
     }
 
-    /// Says that nothing is here; for the holder of the lock.
-    pub(crate) fn narrow(&self, inside: &Inside) {
-        if inside.cache.is_empty() && !inside.has_parked() {
-            self.bounds.store(NOTHING, Ordering::Release);
+    /// Says that the shard `at`, whose lock the caller holds, has `number`, and that not live.
+    #[inline]
+    pub(crate) fn stock(&self, at: usize, number: u32) {
+        if self.shards[at].widen(number) {
+            self.stocked.fetch_or(1 << at, Ordering::AcqRel);
         }
     }
+
+    /// Says so if the shard `at`, whose lock the caller holds, has nothing.
+    pub(crate) fn unstock(&self, at: usize, inside: &Inside) {
+        if inside.cache.is_empty() && !inside.has_parked() {
+            self.stocked.fetch_and(!(1 << at), Ordering::AcqRel);
+            self.shards[at].bounds.store(NOTHING, Ordering::Release);
+        }
+    }
+
+    /// Whether any may have a number of `min..=max` that is not live.
+    #[inline]
+    pub(crate) fn may_have(&self, min: u32, max: u32) -> bool {
+        bits(self.stocked.load(Ordering::Acquire)).any(|at| self.shards[at].may_have(min, max))
+    }
+}
+
+impl core::ops::Deref for Shards {
+    type Target = [Shard];
+
+    #[inline]
+    fn deref(&self) -> &[Shard] {
+        &self.shards
+    }
+}
+
+/// The places of the bits that are set, lowest first.
+#[inline]
+pub(crate) fn bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(at)
+    })
 }
 
 /// What a shard's lock protects.
@@ -91,8 +150,14 @@ pub(crate) struct Inside {
     pub(crate) sets: Vec<Local>,
     /// Who holds which ID of this shard, beside the leases.
     pub(crate) holders: Holders,
+    /// Which IDs of this shard are bound.
+    pub(crate) bound: HashMap<u32, Bound>,
     /// Leases and references to IDs of this shard.
     pub(crate) out: usize,
+    /// The numbers come from a source: none is cached, and no set is open here.
+    pub(crate) sourced: bool,
+    /// Parked numbers that wait for the source.
+    pub(crate) returning: usize,
     /// All handles of the space are gone; the last lease or reference frees it.
     pub(crate) orphaned: bool,
 }
@@ -103,14 +168,14 @@ pub(crate) struct Local {
     pub(crate) core: Option<Arc<SetCore>>,
     /// How many more may be allocated without asking the set.
     pub(crate) credit: u32,
-    /// Whether the set takes allocations.
+    /// Whether the set takes allocations out of the shard's cache.
     pub(crate) open: bool,
     /// Whether somebody wants to be told of what happens to its IDs.
     pub(crate) watched: bool,
     /// With a lease, or being allocated.
     pub(crate) live: u32,
     pub(crate) parked: u32,
-    /// Live and parked IDs, in no order.
+    /// Live and parked IDs, and released ones that the cache still has; in no order.
     pub(crate) members: Vec<u32>,
 }
 
@@ -129,7 +194,10 @@ impl Inside {
             passed: List::EMPTY,
             sets: Vec::new(),
             holders: Holders::default(),
+            bound: HashMap::new(),
             out: 0,
+            sourced: false,
+            returning: 0,
             orphaned: false,
         })
     }
@@ -145,11 +213,17 @@ impl Inside {
         Some(self.cache.remove(at))
     }
 
+    /// Whether the cache has a number of `min..=max`.
+    pub(crate) fn has_cached(&self, min: u32, max: u32) -> bool {
+        self.cache.iter().any(|number| (min..=max).contains(number))
+    }
+
     pub(crate) fn has_parked(&self) -> bool {
         !(self.fresh.is_empty()
             && self.queued.is_empty()
             && self.waiting.is_empty()
-            && self.passed.is_empty())
+            && self.passed.is_empty()
+            && self.returning == 0)
     }
 
     /// Takes a parked number in that only readers can still name. Allocates nothing. Says whether
@@ -182,6 +256,7 @@ impl Inside {
             self.ask(epochs, now, record, few);
         }
         while let Some(number) = few.has_room().then(|| self.passed.pop(record)).flatten() {
+            record(number).set_parked_at(0);
             few.push(number);
         }
     }
@@ -196,7 +271,8 @@ impl Inside {
         let this_moment = epochs.retire();
         if epochs.has_passed(this_moment) {
             // Nobody reads who began before this moment: all that is here can go.
-            self.fresh.drain(..).for_each(|number| few.push(number));
+            few.fill(&self.fresh);
+            self.fresh.clear();
             self.passed.append(self.waiting.take(), record);
             self.passed.append(self.queued.take(), record);
             return;
@@ -242,6 +318,12 @@ impl Few {
 
     pub(crate) fn has_room(&self) -> bool {
         self.len < MAX_FEW
+    }
+
+    /// Fills an empty one.
+    fn fill(&mut self, numbers: &[u32]) {
+        self.len = numbers.len();
+        self.numbers[..self.len].copy_from_slice(numbers);
     }
 
     /// Adds a number; the caller has asked for room.

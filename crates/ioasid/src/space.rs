@@ -2,24 +2,25 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
 use crate::alloc_path::AllocError;
 use crate::config::{Config, ConfigError};
+use crate::custom::Sources;
 use crate::epoch::Epochs;
 use crate::geometry::{Geometry, Shape};
 use crate::holder::{Holder, HolderError, Names};
 use crate::hooks::Hooks;
 use crate::lease::Lease;
+use crate::notify::Notify;
 use crate::numbers::Numbers;
 use crate::reader::Reader;
 use crate::record::{List, Record};
 use crate::registry::Registry;
 use crate::set::SetCore;
-use crate::shard::Shard;
+use crate::shard::{Inside, Shards};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::table::Table;
 use crate::Ioasid;
@@ -59,13 +60,28 @@ impl<T, G: Shape> Handles<T, G> {
 
 impl<T, G: Shape> Drop for Handles<T, G> {
     fn drop(&mut self) {
-        let out = |shard: &Shard| {
+        let _orphan = Orphan(self.0);
+        // Nobody can read any more. Data that is parked may itself keep a lease of this space.
+        self.collect_dear();
+    }
+}
+
+/// Orphans the space when dropped, also when data panics in its own drop.
+struct Orphan<T, G: Shape>(NonNull<Shared<T, G>>);
+
+impl<T, G: Shape> Drop for Orphan<T, G> {
+    fn drop(&mut self) {
+        // SAFETY: the handles' part is given up below.
+        let shared = unsafe { self.0.as_ref() };
+        for shard in shared.shards.iter() {
             let mut inside = shard.lock();
             inside.orphaned = true;
+            if cfg!(sabotage = "ioasid-no-orphan-count") {
+                continue;
+            }
             // Added under the lock: who gives one back later subtracts it.
-            self.remaining.fetch_add(inside.out as u64, Ordering::AcqRel);
-        };
-        self.shards.iter().for_each(out);
+            shared.remaining.fetch_add(inside.out as u64, Ordering::AcqRel);
+        }
         // SAFETY: the one that was there from the start stands for the handles.
         unsafe { forsake(self.0) };
     }
@@ -85,15 +101,28 @@ pub(crate) unsafe fn forsake<T, G: Shape>(shared: NonNull<Shared<T, G>>) {
     }
 }
 
+impl<T, G: Shape> Shared<T, G> {
+    /// Counts one more lease or reference, for a caller that has a part in the space.
+    #[inline]
+    pub(crate) fn join(&self, inside: &mut Inside) {
+        inside.out += 1;
+        if inside.orphaned {
+            // A lease shared when all handles were gone. What was out then has been added up.
+            self.remaining.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What all parts of a space share.
 ///
 /// Locks, in the order in which they may be taken: `slow`, a shard, then any one of the rest
-/// (a set's center, the numbers, the registry, the work list, the names).
+/// (a set's center, the numbers, the registry, the work list, the subscribers, the names). A single
+/// subscription's lock comes last, also after that of the subscribers.
 pub(crate) struct Shared<T, G: Shape> {
     pub(crate) table: Table<T, G>,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) numbers: Numbers,
-    pub(crate) shards: Box<[Shard]>,
+    pub(crate) shards: Shards,
     /// Of what belongs to no set: the space's unreserved part is its credit.
     pub(crate) root: Arc<SetCore>,
     pub(crate) registry: Mutex<Registry>,
@@ -101,13 +130,22 @@ pub(crate) struct Shared<T, G: Shape> {
     pub(crate) slow: Mutex<()>,
     /// Parked IDs whose users are to be told.
     pub(crate) work: Mutex<List>,
+    pub(crate) notify: Notify<T, G>,
+    pub(crate) sources: Sources,
     pub(crate) names: Arc<Names>,
     pub(crate) hooks: Hooks,
     pub(crate) last: u32,
+    pub(crate) last_spid: u32,
     pub(crate) capacity: u32,
     /// What keeps the space: one for all handles together; and, once those are gone, one for each
     /// lease and reference.
     remaining: AtomicU64,
+}
+
+impl<T, G: Shape> Drop for Shared<T, G> {
+    fn drop(&mut self) {
+        self.end_sourced();
+    }
 }
 
 impl<T> Space<T> {
@@ -134,23 +172,21 @@ impl<T, G: Shape> Space<T, G> {
         let checked = config.check()?;
         let (last, capacity) = (checked.last, checked.capacity);
         let no_memory = |_| ConfigError::NoMemory;
-        let mut shards = Vec::new();
-        shards.try_reserve_exact(checked.shards).map_err(|_| ConfigError::NoMemory)?;
-        for _ in 0..checked.shards {
-            shards.push(Shard::new::<G>().map_err(no_memory)?);
-        }
         let shared = Shared {
             table: Table::new(last).map_err(no_memory)?,
             epochs: Arc::new(Epochs::new()),
             numbers: Numbers::new(last, checked.reserved).map_err(no_memory)?,
-            shards: shards.into_boxed_slice(),
+            shards: Shards::new::<G>(checked.shards).map_err(no_memory)?,
             root: Arc::new(SetCore::root(capacity)),
             registry: Mutex::new(Registry::new()),
             slow: Mutex::new(()),
             work: Mutex::new(List::EMPTY),
+            notify: Notify::new(),
+            sources: Sources::new(),
             names: Names::new(),
             hooks,
             last,
+            last_spid: checked.last_spid,
             capacity,
             remaining: AtomicU64::new(1),
         };
@@ -249,7 +285,7 @@ impl<T, G: Shape> Shared<T, G> {
     fn usage(&self) -> Usage {
         let _slow = self.slow.lock();
         let mut usage = Usage { live: 0, parked: 0, capacity: self.capacity, unreserved: 0 };
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             let inside = shard.lock();
             for local in &inside.sets {
                 usage.live += local.live;

@@ -1,22 +1,23 @@
 //! The word that a find reads: everything about an ID that decides whether it is found.
 //!
 //! ```text
-//!   63                    23 22          3  2      1    0
-//!  ┌────────────────────────┬─────────────┬──────┬────────┐
-//!  │ generation             │ set         │ busy │ status │
-//!  └────────────────────────┴─────────────┴──────┴────────┘
+//!   63                  24 23          4    3       2     1    0
+//!  ┌──────────────────────┬─────────────┬────────┬──────┬────────┐
+//!  │ generation           │ set         │ member │ busy │ status │
+//!  └──────────────────────┴─────────────┴────────┴──────┴────────┘
 //! ```
 //!
-//! A generation counts the lives of a number. It has 41 bits: at a hundred million lives of the
-//! same number a second it comes round after six hours, and a [`Tag`](crate::Tag) of then would be
-//! taken for one of now. A tag is a name that grants nothing.
+//! A generation counts the lives of a number. It has 40 bits: at a hundred million lives of the
+//! same number a second it comes round after three hours, and a [`Tag`](crate::Tag) of then would
+//! be taken for one of now. A tag is a name that grants nothing.
 
 /// Most sets of a space, the one of what belongs to no set included.
 pub(crate) const MAX_SETS: u32 = 1 << SET_BITS;
 
 const STATUS_BITS: u32 = 2;
 const BUSY: u64 = 1 << STATUS_BITS;
-const SET_SHIFT: u32 = STATUS_BITS + 1;
+const MEMBER: u64 = 1 << (STATUS_BITS + 1);
+const SET_SHIFT: u32 = STATUS_BITS + 2;
 const SET_BITS: u32 = 20;
 const GENERATION_SHIFT: u32 = SET_SHIFT + SET_BITS;
 
@@ -43,7 +44,26 @@ impl State {
     #[inline]
     pub(crate) const fn born(set: u32, generation: u64) -> Self {
         let next = generation.wrapping_add(1) << GENERATION_SHIFT;
-        Self(next | (set as u64) << SET_SHIFT | Status::Live as u64)
+        Self(next | (set as u64) << SET_SHIFT | MEMBER | Status::Live as u64)
+    }
+
+    /// Whether its shard lists the number among the members of its set. That stays so after its
+    /// release as long as the number stays in the shard, so that allocating it again for the same
+    /// set need not enter it: what iterates looks at the status.
+    #[inline]
+    pub(crate) const fn is_member(self) -> bool {
+        self.0 & MEMBER != 0
+    }
+
+    /// Whether the number is listed among the members of the set, with a record as at a life's
+    /// beginning.
+    #[inline]
+    pub(crate) const fn is_ready_for(self, set: u32) -> bool {
+        self.0 & ((1u64 << GENERATION_SHIFT) - 1) == (set as u64) << SET_SHIFT | MEMBER
+    }
+
+    pub(crate) const fn no_member(self) -> Self {
+        Self(self.0 & !MEMBER)
     }
 
     #[inline]
@@ -73,6 +93,13 @@ impl State {
         self.0 & BUSY != 0
     }
 
+    /// Live, and not busy.
+    #[inline]
+    pub(crate) const fn is_idle(self) -> bool {
+        self.0 & (BUSY | ((1 << STATUS_BITS) - 1)) == Status::Live as u64
+    }
+
+    #[inline]
     pub(crate) const fn busy(self) -> Self {
         Self(self.0 | BUSY)
     }
@@ -82,8 +109,8 @@ impl State {
         Self(self.0 & !((1 << STATUS_BITS) - 1) | Status::Parked as u64)
     }
 
-    /// Vacant; the set is still the one of the life that is over, and the generation the one that
-    /// the next life counts from.
+    /// Vacant, and as after a birth otherwise: the set is still the one of the life that is over,
+    /// and the generation the one that the next life counts from.
     #[inline]
     pub(crate) const fn vacated(self) -> Self {
         Self(self.0 & !(BUSY | ((1 << STATUS_BITS) - 1)))

@@ -5,11 +5,11 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     cell::UnsafeCell,
-    sync::atomic::{fence, AtomicPtr, AtomicU64, Ordering},
+    sync::atomic::{fence, AtomicPtr, AtomicU32, AtomicU64, Ordering},
 };
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{fence, AtomicPtr, AtomicU64, Ordering};
+pub(crate) use core::sync::atomic::{fence, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// A lock whose holder never waits for anything but other locks of this crate, and runs nothing
 /// of the caller's: it is held for a few stores, so waiting for it is spinning.

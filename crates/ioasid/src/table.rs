@@ -13,17 +13,15 @@
 //! its state at any time. The data may be looked at only by a pinned reader that found the state
 //! live, or by who holds the ID.
 
-use alloc::boxed::Box;
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
-use core::ptr;
 
 use crate::epoch::Pin;
-use crate::geometry::{index_of, leaf_len, leaf_of, Shape};
-use crate::memory::{filled, NoMemory};
+use crate::geometry::Shape;
+use crate::leaves::Leaves;
+use crate::memory::NoMemory;
 use crate::record::Record;
 use crate::state::{State, Status};
-use crate::sync::{AtomicPtr, AtomicU64, Mutex, Ordering, UnsafeCell};
+use crate::sync::{AtomicU64, Mutex, Ordering, UnsafeCell};
 use crate::{Ioasid, Tag};
 
 #[derive(Debug)]
@@ -41,69 +39,6 @@ unsafe impl<T: Send + Sync> Sync for Slot<T> {}
 impl<T> Slot<T> {
     fn vacant() -> Self {
         Self { state: AtomicU64::new(0), data: UnsafeCell::new(MaybeUninit::uninit()) }
-    }
-}
-
-/// A directory of leaves that are made when first needed.
-#[derive(Debug)]
-struct Leaves<E, G> {
-    directory: Box<[AtomicPtr<E>]>,
-    /// The pointers own entries, so the directory is `Send` and `Sync` when they are.
-    owned: PhantomData<(Box<[E]>, G)>,
-}
-
-impl<E, G: Shape> Leaves<E, G> {
-    fn new(last: u32) -> Result<Self, NoMemory> {
-        let directory = filled(leaf_of::<G>(last) + 1, || AtomicPtr::new(ptr::null_mut()))?;
-        Ok(Self { directory, owned: PhantomData })
-    }
-
-    /// Makes the leaf of `number` unless it is there. One caller at a time; readers may be about.
-    fn prepare(&self, number: u32, entry: impl FnMut() -> E) -> Result<(), NoMemory> {
-        let leaf = &self.directory[leaf_of::<G>(number)];
-        if leaf.load(Ordering::Acquire).is_null() {
-            let entries: Box<[E]> = filled(leaf_len::<G>(), entry)?;
-            leaf.store(Box::into_raw(entries).cast(), Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn has(&self, number: u32) -> bool {
-        !self.directory[leaf_of::<G>(number)].load(Ordering::Acquire).is_null()
-    }
-
-    #[inline]
-    fn get(&self, number: u32) -> Option<&E> {
-        let leaf = self.directory.get(leaf_of::<G>(number))?.load(Ordering::Acquire);
-        if leaf.is_null() {
-            return None;
-        }
-        // SAFETY: a leaf that is not null came from a box of `leaf_len` entries, and `index_of` is
-        // below that.
-        let entry = unsafe { leaf.add(index_of::<G>(number)) };
-        // SAFETY: leaves are freed only with the directory, and entries never moved or replaced.
-        Some(unsafe { &*entry })
-    }
-
-    /// Every leaf that was made, for the end.
-    fn take_leaves(&mut self) -> impl Iterator<Item = Box<[E]>> + '_ {
-        self.directory.iter().filter_map(|entry| {
-            let leaf = entry.load(Ordering::Acquire);
-            entry.store(ptr::null_mut(), Ordering::Relaxed);
-            let entries = ptr::slice_from_raw_parts_mut(leaf, leaf_len::<G>());
-            // SAFETY: a pointer that is not null came from a box of that many entries; it was
-            // cleared above, and `&mut self` says that nothing borrows an entry.
-            (!leaf.is_null()).then(|| unsafe { Box::from_raw(entries) })
-        })
-    }
-}
-
-impl<E, G> Drop for Leaves<E, G> {
-    fn drop(&mut self) {
-        debug_assert!(
-            self.directory.iter().all(|leaf| leaf.load(Ordering::Relaxed).is_null()),
-            "the table takes its leaves out"
-        );
     }
 }
 
@@ -173,6 +108,19 @@ impl<T, G: Shape> Table<T, G> {
         self.slot(number).state.store(state.into(), Ordering::Release);
     }
 
+    /// Parks a number that is live and not busy, if `agree` says so to its set; else nothing
+    /// changes. For its owner, like [`Table::set_state`].
+    #[inline]
+    pub(crate) fn park_idle(&self, number: u32, agree: impl FnOnce(u32) -> bool) -> bool {
+        let slot = self.slot(number);
+        let state = State::from(slot.state.load(Ordering::Relaxed));
+        let agreed = state.is_idle() && agree(state.set());
+        if agreed {
+            slot.state.store(state.parked().into(), Ordering::Release);
+        }
+        agreed
+    }
+
     /// Makes `number` findable with `data`, as a new life of the number in the set `set`.
     ///
     /// # Safety
@@ -180,7 +128,32 @@ impl<T, G: Shape> Table<T, G> {
     /// The caller owns the number, has called [`Table::prepare`] for it, and its slot is vacant.
     #[inline]
     pub(crate) unsafe fn publish(&self, number: u32, set: u32, data: T) -> Tag {
-        let slot = self.slot(number);
+        // SAFETY: by the contract.
+        unsafe { Self::publish_in(self.slot(number), number, set, data) }
+    }
+
+    /// Like [`Table::publish`] without [`Table::prepare`], when the number is a member of that set
+    /// and needs nothing else; else gives the data back.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the number, and its slot is vacant if it has one.
+    #[inline]
+    pub(crate) unsafe fn publish_ready(&self, number: u32, set: u32, data: T) -> Result<Tag, T> {
+        match self.slots.get(number) {
+            Some(slot) if State::from(slot.state.load(Ordering::Relaxed)).is_ready_for(set) => {
+                // SAFETY: by the contract.
+                Ok(unsafe { Self::publish_in(slot, number, set, data) })
+            }
+            _ => Err(data),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The caller owns the number, and its slot is vacant.
+    #[inline]
+    unsafe fn publish_in(slot: &Slot<T>, number: u32, set: u32, data: T) -> Tag {
         let old = State::from(slot.state.load(Ordering::Relaxed));
         debug_assert_eq!(old.status(), Status::Vacant);
         let state = State::born(set, old.generation());
@@ -193,23 +166,28 @@ impl<T, G: Shape> Table<T, G> {
         Tag { id: Ioasid(number), generation: state.generation() }
     }
 
-    /// Takes the data of a parked number out and leaves its slot vacant.
+    /// Takes the data of a parked number out; its slot has to be vacated next.
     ///
     /// # Safety
     ///
-    /// The caller owns the number, its slot is parked, and no reader that was pinned before it
-    /// was parked is still pinned.
+    /// The caller owns the number, its slot is parked, no reader that was pinned before it was
+    /// parked is still pinned, and nobody has taken the data.
     #[inline]
     pub(crate) unsafe fn take(&self, number: u32) -> T {
+        // SAFETY: a parked slot is initialised; no reader holds a reference to the data (those
+        // that might have are gone) and none can find it again; by the contract it is read once.
+        self.slot(number).data.with_mut(|cell| unsafe { cell.cast::<T>().read() })
+    }
+
+    /// Leaves the slot of a parked number vacant, whose data was taken or needs no drop. Gives the
+    /// state before.
+    #[inline]
+    pub(crate) fn vacate(&self, number: u32) -> State {
         let slot = self.slot(number);
         let state = State::from(slot.state.load(Ordering::Relaxed));
         debug_assert_eq!(state.status(), Status::Parked);
-        // SAFETY: a parked slot is initialised; no reader holds a reference to the data (those
-        // that might have are gone) and none can find it again; once the state is vacant nobody
-        // reads it a second time.
-        let data = slot.data.with_mut(|cell| unsafe { cell.cast::<T>().read() });
         slot.state.store(state.vacated().into(), Ordering::Release);
-        data
+        state
     }
 
     /// The data of the live ID `id`, and its state.

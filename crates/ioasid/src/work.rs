@@ -1,7 +1,7 @@
-//! Work that frees cause: telling an ID's users that it has ended.
+//! Work that frees cause: telling an ID's users that it has ended, telling a set's users what
+//! became of it, giving a number back to its source.
 
 use crate::geometry::Shape;
-use crate::record::Record;
 use crate::space::{Shared, Space};
 
 /// Whether there is more to do.
@@ -13,27 +13,21 @@ pub enum Work {
     Idle,
 }
 
-impl<T, G: Shape> Shared<T, G> {
-    /// Queues a parked ID for its users to be told, if there may be some. For the holder of its
-    /// shard's lock. What tells them holds a reference until it has.
-    pub(crate) fn queue_telling(&self, watched: bool, record: &Record, number: u32) -> bool {
-        if watched {
-            record.refs.set(record.refs.get() + 1);
-            self.work.lock().push(number, self.records());
-        }
-        watched
-    }
-}
-
 impl<T, G: Shape> Space<T, G> {
-    /// Does up to `budget` pieces of the work that frees caused.
+    /// Does up to `budget` pieces of the work that frees caused: each tells of one ID or
+    /// one set, or gives one number back to its source.
+    ///
+    /// Any number of threads may call it at the same time. A handler that takes long holds up the
+    /// one that it was called by. What is queued when the last handle of the space goes is not
+    /// told any more.
     pub fn work(&self, budget: usize) -> Work {
         for _ in 0..budget {
-            let Some(number) = self.shared.work.lock().pop(self.shared.records()) else {
+            let did = self.shared.tell_news()
+                || Shared::tell_free(&self.shared)
+                || self.shared.return_one();
+            if !did {
                 return Work::Idle;
-            };
-            let home = self.shared.table.record(number).home.get() as usize;
-            self.shared.unhold(number, home, None);
+            }
         }
         Work::More
     }

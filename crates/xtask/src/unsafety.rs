@@ -10,8 +10,8 @@ use crate::{Error, File, Tree, Verdict};
 pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     // Guest memory is mapped and accessed through pointers.
     ("mem", &["src/", "tests/"]),
-    // The lock-free table.
-    ("ioasid", &["src/", "tests/loom.rs"]),
+    // The lock-free table; what its tests count and explore, and the array that its bench compares with.
+    ("ioasid", &["src/", "tests/loom", "tests/notify_memory.rs", "benches/ioasid/find.rs"]),
     // The guest program maps portals and stores descriptors to them.
     ("guest", &["src/dma", "src/portal"]),
     // Supervision of QEMU: what a child process does between fork and exec.
