@@ -7,7 +7,7 @@
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use ioasid::{Config, Ioasid, Lease, Reader, Space};
+use ioasid::{Config, Ioasid, Lease, Reader, SetType, Space, Spid};
 
 use crate::measure::{cycle, disturbed, in_turn, places, Effort, Random, Round, PLACES};
 use crate::table::{Goal, Mode, Row, Table};
@@ -166,6 +166,7 @@ pub(crate) fn find(table: &mut Table, live: usize, effort: Effort) {
         table.add(Row::new("find", mode, live, times[0]).peers(peers()).limit(times[1]).goal(goal));
     }
     each_pinned(table, &subjects.ours, live, effort, &places);
+    by_spid(table, &subjects.ours, live, effort, &places);
     churn(table, &subjects, effort, &places);
 }
 
@@ -176,6 +177,35 @@ fn each_pinned(table: &mut Table, ours: &Ours, live: usize, effort: Effort, plac
     };
     let times = in_turn(effort, &mut [Box::new(scatter(places, find))]);
     table.add(Row::new("find, a guard for each", Mode::Throughput, live, times[0]));
+}
+
+/// The same by the numbers that a set gave them, beside finds by the space's.
+fn by_spid(table: &mut Table, ours: &Ours, live: usize, effort: Effort, places: &[u32]) {
+    let space = Space::new(Config::default()).expect("the default holds together");
+    let set = space.create_set("guest", SetType::Native, live as u32).expect("room for all");
+    let member = |(at, next): (usize, u64)| {
+        let lease = set.alloc(1..=u32::MAX, next).expect("the set has room");
+        set.attach_spid(&lease, Spid(at as u32)).expect("a new SPID");
+        lease
+    };
+    let _members: Vec<Lease<u64>> = cycle(live).into_iter().enumerate().map(member).collect();
+    let reader = space.reader();
+    let (guard, ids) = (reader.pin(), ours.reader.pin());
+    let by_spid = |at: u64| {
+        guard.find_by_spid(&set, Spid(at as u32)).map(|(next, _)| *next).expect("all are there")
+    };
+    let by_id = |at: u64| ids.find(Ioasid(at as u32 + 1)).copied().expect("all are there");
+    for mode in [Mode::Latency, Mode::Throughput] {
+        let mut rounds: [Round<'_>; 2] = match mode {
+            Mode::Latency => [Box::new(chase(by_spid)), Box::new(chase(by_id))],
+            Mode::Throughput => {
+                [Box::new(scatter(places, by_spid)), Box::new(scatter(places, by_id))]
+            }
+        };
+        let times = in_turn(effort, &mut rounds);
+        let row = Row::new("find by SPID", mode, live, times[0]).peers([("find", times[1])]);
+        table.add(row.goal(Goal::times_peer("find", 2.0)));
+    }
 }
 
 /// The same finds while another thread allocates and frees, or inserts and removes.

@@ -17,6 +17,8 @@ pub(crate) struct Effort {
     pub(crate) round: Duration,
     /// Rounds of each subject.
     pub(crate) rounds: usize,
+    /// Operations before each round that are not timed: what ran in between has the caches.
+    pub(crate) warm: u64,
 }
 
 impl Effort {
@@ -48,6 +50,7 @@ pub(crate) fn in_turn(effort: Effort, subjects: &mut [Round<'_>]) -> Vec<f64> {
     let mut least = vec![f64::INFINITY; subjects.len()];
     for _ in 0..effort.rounds {
         for ((least, round), &ops) in least.iter_mut().zip(subjects.iter_mut()).zip(&ops) {
+            black_box(round(effort.warm));
             *least = least.min(nanoseconds(ops, round));
         }
     }
