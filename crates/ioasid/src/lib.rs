@@ -37,9 +37,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Numbers are handed out lowest first within the range asked for. The data of an ID is shared
-//! with readers from the moment it is published, so to change it in place give it interior
-//! mutability.
+//! Which number of the range comes: of those that the shard has, the one that was freed last; else
+//! the lowest that no shard has, of which the shard takes a batch at a time. So a fresh space gives
+//! its numbers lowest first to one shard. The data of an ID is shared with readers from the moment
+//! it is published, so to change it in place give it interior mutability.
 #![no_std]
 
 extern crate alloc;
