@@ -129,8 +129,9 @@ impl Config {
 /// The ranges cut at `last`, sorted, with overlapping and touching ones made one.
 fn merge(ranges: Vec<RangeInclusive<u32>>, last: u32) -> Result<Vec<(u32, u32)>, ConfigError> {
     let mut merged: Vec<(u32, u32)> = Vec::new();
+    merged.try_reserve_exact(ranges.len()).map_err(|_| ConfigError::NoMemory)?;
     let mut sorted = ranges;
-    sorted.sort_by_key(|range| *range.start());
+    sorted.sort_unstable_by_key(|range| *range.start());
     for (min, max) in sorted.into_iter().map(RangeInclusive::into_inner) {
         if min > max {
             return Err(ConfigError::EmptyReservation { min, max });

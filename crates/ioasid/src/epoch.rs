@@ -8,6 +8,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::cell::Cell;
 
+use crate::memory;
 use crate::sync::{fence, AtomicU64, Mutex, Ordering};
 
 /// What a reader that is not reading publishes: later than every free.
@@ -63,8 +64,10 @@ pub(crate) struct Participant {
 }
 
 impl Participant {
+    /// Ends the program if there is no memory, as the making of an [`Arc`] does.
+    #[inline(never)]
     pub(crate) fn new(epochs: &Arc<Epochs>) -> Self {
-        let published = Arc::new(Published(AtomicU64::new(IDLE)));
+        let published = memory::shared(Published(AtomicU64::new(IDLE)));
         epochs.readers.lock().push(published.clone());
         Self { epochs: Arc::downgrade(epochs), published, depth: Cell::new(0) }
     }

@@ -7,7 +7,7 @@ use core::fmt;
 
 use hashbrown::HashMap;
 
-use crate::memory::{copied, NoMemory};
+use crate::memory::{self, copied, NoMemory};
 use crate::sync::Mutex;
 
 /// Most holders of one space.
@@ -72,7 +72,7 @@ pub(crate) struct Names(Mutex<Vec<String>>);
 
 impl Names {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Vec::new())))
+        memory::shared(Self(Mutex::new(Vec::new())))
     }
 
     pub(crate) fn add(self: &Arc<Self>, name: &str) -> Result<Holder, HolderError> {

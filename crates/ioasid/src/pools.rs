@@ -24,7 +24,7 @@ use crate::config::{Config, ConfigError};
 use crate::geometry::{Geometry, Shape};
 use crate::hooks::Hooks;
 use crate::lease::Lease;
-use crate::memory::NoMemory;
+use crate::memory::{self, NoMemory};
 use crate::reader::{Guard, Reader};
 use crate::set::SetType;
 use crate::sets::{Set, SetError};
@@ -193,7 +193,7 @@ impl<K: Requester, T, G: Shape> Pools<K, T, G> {
         }
         some(&local)?;
         let pools = Mutex::new(HashMap::new());
-        let inner = Arc::new(Inner { local, hooks, shared, pools });
+        let inner = memory::shared(Inner { local, hooks, shared, pools });
         Ok(Self { inner, requesters: PhantomData })
     }
 
@@ -221,7 +221,7 @@ impl<K: Requester, T, G: Shape> Pools<K, T, G> {
             debug_assert_eq!(error, SetError::NoMemory, "an empty space has all its capacity");
             PoolError::NoMemory
         })?;
-        let core = Arc::new(Core { own, set, shared, closed: AtomicBool::new(false) });
+        let core = memory::shared(Core { own, set, shared, closed: AtomicBool::new(false) });
         // Of two who add the same requester at the same time, one was quicker.
         let quicker = {
             let mut pools = self.inner.pools.lock();

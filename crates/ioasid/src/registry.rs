@@ -28,15 +28,24 @@ impl Registry {
         self.sets.len()
     }
 
-    /// A free index, which stays free until [`Registry::insert`]; makes room for that.
+    /// A free index, and room for [`Registry::insert`]. What is not inserted has to be given back
+    /// with [`Registry::cancel`]. One caller at a time; others may release indices meanwhile.
     pub(crate) fn reserve(&mut self) -> Result<u32, NoMemory> {
         self.owners.try_reserve(1)?;
-        if let Some(&index) = self.free.last() {
+        if let Some(index) = self.free.pop() {
             return Ok(index);
         }
         self.sets.try_reserve(1)?;
         self.free.try_reserve(self.sets.len() + 1)?;
         Ok(self.sets.len() as u32 + 1)
+    }
+
+    /// Undoes [`Registry::reserve`].
+    pub(crate) fn cancel(&mut self, index: u32) {
+        // A new one is not there before it is inserted.
+        if index as usize <= self.sets.len() {
+            self.release(index);
+        }
     }
 
     /// Enters a set at the index that was reserved just before.
@@ -48,7 +57,6 @@ impl Registry {
         if place == self.sets.len() {
             self.sets.push(Some(core));
         } else {
-            self.free.pop();
             self.sets[place] = Some(core);
         }
     }

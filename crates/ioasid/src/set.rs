@@ -75,8 +75,10 @@ struct Center {
     quota: u32,
     credit: u32,
     open: bool,
-    /// Handles of it; the last one closes it.
+    /// Handles of it; the last one closes it, and counts until that is done.
     handles: usize,
+    /// The last handle is going.
+    ending: bool,
     /// Its users have been told that it was made; before, its owner does not find it.
     announced: bool,
     /// Closed, and its users are still to be told so: it is not drained before.
@@ -100,6 +102,7 @@ impl SetCore {
             credit: quota,
             open: true,
             handles: 1,
+            ending: false,
             announced: false,
             telling: false,
             drained: false,
@@ -172,7 +175,7 @@ impl SetCore {
     /// not given out yet.
     pub(crate) fn acquire(&self) -> bool {
         let mut center = self.center.lock();
-        let open = center.open && center.handles > 0 && center.announced;
+        let open = center.open && !center.ending && center.announced;
         center.handles += usize::from(open);
         open
     }
@@ -182,15 +185,18 @@ impl SetCore {
         self.center.lock().handles += 1;
     }
 
-    /// Counts one handle less; says what is left to do if it was the last.
+    /// Counts one handle less. If it is the last, it is to close the set and then to release again.
     pub(crate) fn release(&self) -> Last {
         let mut center = self.center.lock();
-        center.handles -= 1;
-        match (center.handles, center.drained) {
-            (0, true) => Last::FreeIndex,
-            (0, false) => Last::Close,
-            _ => Last::Nothing,
+        if center.handles == 1 && !center.ending {
+            center.ending = true;
+            return Last::Close;
         }
+        center.handles -= 1;
+        if center.handles == 0 && center.drained {
+            return Last::FreeIndex;
+        }
+        Last::Nothing
     }
 
     /// It is closed and its quota has returned. True if there is no handle any more: then its

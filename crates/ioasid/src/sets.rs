@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use crate::alloc_path::AllocError;
 use crate::geometry::{Geometry, Shape};
 use crate::lease::Lease;
-use crate::memory::{copied, NoMemory};
+use crate::memory::{self, copied, NoMemory};
 use crate::record::{KEPT, UNLEASED};
 use crate::set::{Last, Owner, SetCore, SetType};
 use crate::shard::{Few, Local};
@@ -239,10 +239,23 @@ impl<T, G: Shape> Clone for Set<T, G> {
 
 impl<T, G: Shape> Drop for Set<T, G> {
     fn drop(&mut self) {
-        match self.core.release() {
-            Last::Nothing => {}
-            Last::Close => self.close(),
-            Last::FreeIndex => self.shared.registry.lock().release(self.core.index),
+        if self.core.release() == Last::Close {
+            // Still a handle while it is being closed, also if data panics in its drop: or the index
+            // could be another set's before the last member is parked.
+            let _handle = LastHandle(self);
+            self.close();
+        }
+    }
+}
+
+/// The last handle of a set, once that is closed.
+struct LastHandle<'s, T, G: Shape>(&'s Set<T, G>);
+
+impl<T, G: Shape> Drop for LastHandle<'_, T, G> {
+    fn drop(&mut self) {
+        let Set { shared, core } = self.0;
+        if core.release() == Last::FreeIndex {
+            shared.registry.lock().release(core.index);
         }
     }
 }
@@ -268,17 +281,33 @@ impl<T, G: Shape> Shared<T, G> {
             }
             registry.reserve()?
         };
+        let made = self.make_set(index, name, kind, quota);
+        let mut registry = self.registry.lock();
+        match &made {
+            Ok(core) => registry.insert(core.clone()),
+            Err(_) => registry.cancel(index),
+        }
+        made
+    }
+
+    /// A set with the index `index`, which nobody else has. For the holder of `slow`.
+    fn make_set(
+        &self,
+        index: u32,
+        name: String,
+        kind: SetType,
+        quota: u32,
+    ) -> Result<Arc<SetCore>, SetError> {
         if index >= MAX_SETS {
             return Err(SetError::TooMany { limit: MAX_SETS - 1 });
         }
         self.reserve_quota(quota)?;
-        let core = Arc::new(SetCore::new(index, name, kind, quota, self.new_spids()));
+        let core = memory::shared(SetCore::new(index, name, kind, quota, self.new_spids()));
         if let Err(error) = self.enlist(index, &core.kind).and_then(|()| self.enter_set(&core)) {
             self.dismiss(index);
             let _ = self.root.give(quota);
             return Err(error.into());
         }
-        self.registry.lock().insert(core.clone());
         Ok(core)
     }
 

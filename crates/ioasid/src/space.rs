@@ -14,6 +14,7 @@ use crate::geometry::{Geometry, Shape};
 use crate::holder::{Holder, HolderError, Names};
 use crate::hooks::Hooks;
 use crate::lease::Lease;
+use crate::memory;
 use crate::notify::Notify;
 use crate::numbers::Numbers;
 use crate::reader::Reader;
@@ -174,10 +175,10 @@ impl<T, G: Shape> Space<T, G> {
         let no_memory = |_| ConfigError::NoMemory;
         let shared = Shared {
             table: Table::new(last).map_err(no_memory)?,
-            epochs: Arc::new(Epochs::new()),
+            epochs: memory::shared(Epochs::new()),
             numbers: Numbers::new(last, checked.reserved).map_err(no_memory)?,
             shards: Shards::new::<G>(checked.shards).map_err(no_memory)?,
-            root: Arc::new(SetCore::root(capacity)),
+            root: memory::shared(SetCore::root(capacity)),
             registry: Mutex::new(Registry::new()),
             slow: Mutex::new(()),
             work: Mutex::new(List::EMPTY),
@@ -191,8 +192,8 @@ impl<T, G: Shape> Space<T, G> {
             remaining: AtomicU64::new(1),
         };
         shared.enter_set(&shared.root).map_err(no_memory)?;
-        let shared = NonNull::from(Box::leak(Box::new(shared)));
-        Ok(Self { shared: Arc::new(Handles(shared)) })
+        let shared = NonNull::from(Box::leak(memory::boxed(shared).map_err(no_memory)?));
+        Ok(Self { shared: memory::shared(Handles(shared)) })
     }
 
     /// Hands out a free number of `range` (cut at the end of the space) with its data, to no set.
@@ -226,7 +227,8 @@ impl<T, G: Shape> Space<T, G> {
         Shared::alloc_with(&self.shared, crate::local::shard(), 0, range, data)
     }
 
-    /// A reader of this space, for one thread or processor at a time.
+    /// A reader of this space, for one thread or processor at a time. To be made while there is
+    /// memory: its place is shared as an [`Arc`] is, whose making cannot fail.
     pub fn reader(&self) -> Reader<T, G> {
         Reader::new(self.shared.clone())
     }

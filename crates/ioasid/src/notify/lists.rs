@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::event::{Priority, Subscriber};
 use crate::geometry::Shape;
 use crate::holder::Holder;
-use crate::memory::NoMemory;
+use crate::memory::{self, NoMemory};
 use crate::set::{Owner, OwnerId};
 use crate::sync::Mutex;
 
@@ -76,7 +76,7 @@ pub(super) fn list<T, G: Shape>(
     new.try_reserve_exact(old.len() + more.len())?;
     new.extend(old.iter().chain(more).filter(|entry| entry.is_on()).cloned());
     new.sort_unstable_by_key(|entry| entry.rank);
-    Ok(if new.is_empty() { None } else { Some(Arc::new(new)) })
+    Ok(if new.is_empty() { None } else { Some(memory::shared(new)) })
 }
 
 /// The subscriptions of an owner.

@@ -9,7 +9,7 @@ use super::event::{Priority, Subscriber};
 use super::lists::{list, Entry};
 use crate::geometry::{Geometry, Shape};
 use crate::holder::Holder;
-use crate::memory::NoMemory;
+use crate::memory::{self, NoMemory};
 use crate::report::ReportError;
 use crate::set::{Owner, SetCore, SetType};
 use crate::sets::Set;
@@ -189,7 +189,7 @@ impl<T, G: Shape> Shared<T, G> {
         {
             let _slow = handles.slow.lock();
             let rank = handles.notify.lists.lock().next_rank(priority);
-            entry = Arc::new(Entry::new(rank, holder, subscriber.clone()));
+            entry = memory::shared(Entry::new(rank, holder, subscriber.clone()));
             match &scope {
                 Scope::Space => handles.admit_to_space(&entry)?,
                 Scope::Set(core) if core.quota().open => handles.admit_to_set(core, &entry)?,

@@ -5,12 +5,12 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 
-use super::{all, assert_idle, bounded, space, Tiny};
+use super::{assert_idle, bounded, space, Tiny};
 
 /// Two threads that allocate from a space with one number for them: at most one has it.
 #[test]
 fn alloc_against_alloc() {
-    all(|| {
+    bounded(|| {
         let space = space(1, 2);
         let held = Arc::new(AtomicBool::new(false));
         let take = {
@@ -58,7 +58,7 @@ fn a_free_number_is_never_missed() {
 /// What was freed before is not missed either while another shard takes what it does not need.
 #[test]
 fn alloc_takes_from_another_shards_cache() {
-    all(|| {
+    bounded(|| {
         let space = space::<u32>(2, 2);
         drop(space.alloc_on(1, 1..=1, 1).unwrap());
         let other = space.clone();

@@ -3,7 +3,7 @@
 use ioasid::{AllocError, Owner, Set, SetType, Space, TakeError};
 use loom::thread;
 
-use super::{all, assert_idle, space, Life, Tiny};
+use super::{all, assert_idle, bounded, space, Life, Tiny};
 
 fn with_set(quota: u32, shards: usize) -> (Space<Life, Tiny>, Set<Life, Tiny>) {
     let space = space(2, shards);
@@ -169,5 +169,45 @@ fn adjust_against_alloc() {
         assert_eq!(space.usage().unreserved, 2);
         set.close();
         assert_gone(&space, set);
+    });
+}
+
+/// A set is made while the index of another becomes free: no two sets have the same.
+#[test]
+fn create_against_drained() {
+    bounded(|| {
+        let space = space::<Life>(2, 1);
+        let create = || space.create_set("guest", SetType::Native, 1).unwrap();
+        let (first, second) = (create(), create());
+        let lease = first.alloc(1..=1, Life::new(1)).unwrap();
+        drop((first, second));
+        let thread = thread::spawn(move || drop(lease));
+        let third = create();
+        thread.join().unwrap();
+        let fourth = create();
+        let (mine, yours) = (third.alloc(2..=2, Life::new(2)), fourth.alloc(3..=3, Life::new(3)));
+        let (mine, yours) = (mine.ok().unwrap(), yours.ok().unwrap());
+        let reader = space.reader();
+        let guard = reader.pin();
+        assert!(guard.find_in(&third, mine.id()).is_ok());
+        assert!(guard.find_in(&third, yours.id()).is_err(), "two sets with one index");
+    });
+}
+
+/// The last handle closes its set, while the set drains and another takes its place: nothing of that
+/// is touched.
+#[test]
+fn last_handle_against_the_next_set() {
+    bounded(|| {
+        let (space, set) = with_set(1, 1);
+        let lease = set.alloc(1..=1, Life::new(1)).unwrap();
+        let thread = thread::spawn(move || drop(set));
+        drop(lease);
+        let next = space.create_set("next", SetType::Native, 1).unwrap();
+        let lease = next.alloc(2..=2, Life::new(2)).unwrap_or_else(|error| panic!("{error}"));
+        thread.join().unwrap();
+        assert!(lease.is_live(), "parked by another set's end");
+        drop((lease, next));
+        assert_idle(&space);
     });
 }

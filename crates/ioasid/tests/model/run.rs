@@ -371,6 +371,7 @@ impl<'s, D: Data, G: Shape> Run<'s, D, G> {
     /// All books, after a release of what can be released.
     fn look(&mut self) -> Result<(), TestCaseError> {
         let usage = self.space.usage();
+        prop_assert_eq!(self.space.report(0).unwrap().balance(), Ok(()));
         prop_assert!(self.settle(), "gone while it was held");
         let within = |value: u32, (least, most): (u32, u32)| least <= value && value <= most;
         let all = 0..self.model.sets.len();
