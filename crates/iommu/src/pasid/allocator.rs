@@ -4,11 +4,10 @@ use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use core::fmt;
 
-use ioasid::Lease;
 use pci::RequesterId;
 
 use super::{AllocError, CommandError, Pasid, PasidCommands, PasidRange};
-use crate::software::{Cut, HostPasids};
+use crate::software::{HostPasids, Lease};
 use crate::sync::Mutex;
 use crate::AllocPasidError;
 
@@ -89,7 +88,7 @@ enum Source {
 pub(super) struct Held {
     pub(super) pasid: Pasid,
     /// On bare metal.
-    _own: Option<Lease<(), Cut>>,
+    _own: Option<Lease>,
 }
 
 impl PasidAllocator {
