@@ -32,6 +32,7 @@
 //! ```
 
 mod allocator;
+mod asked;
 mod commands;
 mod consumer;
 mod grant;
