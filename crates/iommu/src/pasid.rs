@@ -32,6 +32,7 @@
 //! ```
 
 mod allocator;
+mod asked;
 mod commands;
 mod consumer;
 mod grant;
@@ -43,4 +44,4 @@ pub use commands::{CommandError, PasidCommands};
 pub use consumer::{AllocError, Consumer, Exited, FreeError, InitError};
 pub use grant::{AllocPasidError, FreePasidError, Numbering, PasidUsage, DEFAULT_QUOTA};
 pub use number::{DomainId, GuestPasid, HostPasid, Pasid, PasidRange};
-pub use report::{GrantState, PasidEntry, PasidReport, VmPasids};
+pub use report::{BooksError, GrantState, PasidEntry, PasidReport, VmPasids};

@@ -13,12 +13,12 @@ pub use faults::FAULT_QUEUE_LIMIT;
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError};
 use pasids::Clock;
-pub(crate) use pasids::{Cut, HostPasids};
+pub(crate) use pasids::{HostPasids, Lease};
 use spin::mutex::SpinMutex;
 pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
 
-use crate::pasid::{PasidAllocator, PasidReport};
+use crate::pasid::{BooksError, PasidAllocator, PasidReport};
 use crate::{Host, HostError, VmConfig};
 
 /// VMs that one host takes at most.
@@ -71,10 +71,22 @@ impl SoftwareHost {
     /// Who has which PASIDs. Looks once more whether parked ones can be released.
     pub fn pasid_report(&self) -> PasidReport {
         let all: Vec<_> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
-        let vms = all.iter().filter_map(|vm| vm.pasid_report()).collect();
+        all.iter().for_each(|vm| vm.release_parked());
+        let parked = self.pasids.parked_ages();
+        let vms = all.iter().filter_map(|vm| vm.pasid_report(&parked)).collect();
         // After the VMs: each may have released some.
         let ioasid::Usage { live, parked, capacity, unreserved } = self.pasids.usage();
         PasidReport { capacity, promised: capacity - unreserved, live, parked, vms }
+    }
+
+    /// Checks the books of the PASID space: every PASID is out, promised or free, and just one of
+    /// these. To be asked while nobody allocates or frees.
+    ///
+    /// # Errors
+    ///
+    /// What does not add up.
+    pub fn check_books(&self) -> Result<(), BooksError> {
+        self.pasids.check()
     }
 }
 

@@ -235,6 +235,7 @@ impl World<'_> {
     }
 
     fn check_books(&self) {
+        assert_eq!(self.host.check_books(), Ok(()));
         let report = self.host.pasid_report();
         assert_eq!(report.capacity, NUMBERS);
         assert_eq!(report.promised, self.promised(), "sum of quotas");

@@ -41,7 +41,11 @@ fn usage(quota: u32, live: u32, parked: u32) -> PasidUsage {
 
 /// A VM whose grants are enforced, with PASIDs 1 to 9 mapped in its tables.
 fn enforced(host: &SoftwareHost, numbering: Numbering) -> Guest {
-    let config = VmConfig { numbering, enforce_grants: true, ..VmConfig::named("enforced") };
+    enforced_with(host, DEFAULT_QUOTA, numbering)
+}
+
+fn enforced_with(host: &SoftwareHost, quota: u32, numbering: Numbering) -> Guest {
+    let config = VmConfig { quota, numbering, enforce_grants: true, ..VmConfig::named("enforced") };
     let mut guest = Guest::with(host, config);
     let root = guest.table();
     guest.set_first(root, VA, 1, PAGE | PRESENT | WRITABLE | USER);
@@ -228,6 +232,30 @@ fn where_grants_are_enforced_others_are_refused_and_counted() {
 }
 
 #[test]
+fn a_vm_s_own_numbers_are_the_lowest_that_are_free() {
+    let config = ioasid::Config { width: 3, ..ioasid::Config::default() };
+    let host = SoftwareHost::with_pasids(config, None).unwrap();
+    let guest_of = enforced_with(&host, 7, Numbering::Private);
+    let (_endpoint, channel) = guest_of.attach();
+    let vm = &guest_of.vm;
+    let alloc = |range| vm.alloc_pasid(range);
+    for number in 1..=3 {
+        assert_eq!(alloc(PasidRange::ALL), Ok(guest(number)));
+    }
+    assert_eq!(alloc(range(2, 0xf_ffff)), Ok(guest(4)));
+    assert_eq!(alloc(range(0xf_ffff, 0xf_ffff)), Ok(guest(0xf_ffff)), "wider than the host's");
+    assert_eq!(alloc(range(0xf_ffff, 0xf_ffff)), Err(AllocPasidError::NoneAvailable));
+    let access = channel.enter();
+    vm.free_pasid(guest(2)).unwrap();
+    assert_eq!(alloc(PasidRange::ALL), Ok(guest(5)), "2 is parked, and not named anew");
+    assert_eq!(alloc(range(2, 2)), Err(AllocPasidError::NoneAvailable));
+    drop(access);
+    assert_eq!(alloc(PasidRange::ALL), Ok(guest(2)));
+    assert_eq!(vm.pasid_usage(), usage(7, 6, 0), "what was refused is given back");
+    host.check_books().unwrap();
+}
+
+#[test]
 fn another_vm_s_pasid_is_not_granted() {
     let host = SoftwareHost::new();
     let (mine, other) =
@@ -313,7 +341,8 @@ fn a_report_says_who_has_what_and_since_when() {
     assert_eq!((vm.enforced, vm.closed), (true, false));
     let entry = &vm.entries[0];
     assert_eq!((entry.guest, entry.host.0), (guest(4), pasid(1)));
-    assert_eq!((entry.state, entry.holders.as_slice()), (GrantState::Live, &["guest"][..]));
+    assert_eq!(entry.state, GrantState::Live);
+    assert_eq!(entry.holders, ["guest", "iotlb"], "a cache may have it already");
     assert_eq!((entry.domain, entry.age), (Some(DomainId(4)), Some(Duration::from_secs(5))));
     let access = channel.enter();
     guest_of.vm.free_pasid(guest(4)).unwrap();

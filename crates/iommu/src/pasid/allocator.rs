@@ -1,15 +1,13 @@
 //! Where the PASIDs of a kernel's own users come from: decided once, for the whole machine.
 
-use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use core::fmt;
 
-use ioasid::Lease;
 use pci::RequesterId;
 
+use super::asked::Asked;
 use super::{AllocError, CommandError, Pasid, PasidCommands, PasidRange};
-use crate::software::{Cut, HostPasids};
-use crate::sync::Mutex;
+use crate::software::{HostPasids, Lease};
 use crate::AllocPasidError;
 
 /// What an IOMMU driver says about the PASIDs that its hardware can use. A device gets what its
@@ -78,18 +76,24 @@ pub struct PasidAllocator {
 
 enum Source {
     Host(Arc<HostPasids>),
-    Commands {
-        commands: Arc<dyn PasidCommands>,
-        /// What the host gave and did not take back, whichever consumer has it.
-        out: Mutex<BTreeSet<Pasid>>,
-    },
+    Asked(Asked),
 }
 
 /// A PASID that is out, and the right to give it back.
-pub(super) struct Held {
-    pub(super) pasid: Pasid,
+pub(super) enum Held {
     /// On bare metal.
-    _own: Option<Lease<(), Cut>>,
+    Own(Lease),
+    /// In a guest.
+    Asked(ioasid::Lease<()>),
+}
+
+impl Held {
+    pub(super) fn pasid(&self) -> Pasid {
+        Pasid::from_field(match self {
+            Self::Own(lease) => lease.id().0,
+            Self::Asked(lease) => lease.id().0,
+        })
+    }
 }
 
 impl PasidAllocator {
@@ -100,9 +104,12 @@ impl PasidAllocator {
     }
 
     /// For the kernel of a guest, whose IOMMU driver found a way to ask the host.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory for it.
     pub fn guest(commands: Arc<dyn PasidCommands>) -> Self {
-        let source = Source::Commands { commands, out: Mutex::new(BTreeSet::new()) };
-        Self { source: Arc::new(source), ops: None }
+        Self { source: Arc::new(Source::Asked(Asked::new(commands))), ops: None }
     }
 
     /// The same, for consumers whose range `ops` narrows.
@@ -114,7 +121,7 @@ impl PasidAllocator {
     pub fn route(&self) -> Route {
         match &*self.source {
             Source::Host(_) => Route::BareMetal,
-            Source::Commands { commands, .. } => Route::Guest { interface: commands.interface() },
+            Source::Asked(asked) => Route::Guest { interface: asked.interface() },
         }
     }
 
@@ -135,44 +142,29 @@ impl PasidAllocator {
     /// Gets a PASID in `range`.
     pub(super) fn alloc(&self, range: PasidRange) -> Result<Held, AllocError> {
         match &*self.source {
-            Source::Host(host) => {
-                let lease = host.alloc(range).map_err(|error| match error {
-                    AllocPasidError::NoMemory => AllocError::NoMemory,
-                    _ => AllocError::NoneAvailable,
-                })?;
-                let pasid = Pasid::from_field(lease.id().0);
-                Ok(Held { pasid, _own: Some(lease) })
-            }
-            Source::Commands { commands, out } => {
-                let pasid = commands.alloc(range)?;
-                // Nobody may trust a host: two users of one number would see each other's memory.
-                // The first one's stays as it is, so the number is not given back.
-                if !out.lock().insert(pasid) {
-                    return Err(AllocError::InUse { pasid });
-                }
-                let held = Held { pasid, _own: None };
-                if range.contains(pasid) {
-                    return Ok(held);
-                }
-                // If it is not taken back, it stays out for good.
-                let _ = self.free(held);
-                Err(AllocError::Unasked { pasid, range })
-            }
+            Source::Host(host) => host.alloc(range).map(Held::Own).map_err(|error| match error {
+                AllocPasidError::NoMemory => AllocError::NoMemory,
+                _ => AllocError::NoneAvailable,
+            }),
+            Source::Asked(asked) => asked.alloc(range).map(Held::Asked),
         }
     }
 
     /// Gives a PASID back; if the host does not take it, it is still held.
     pub(super) fn free(&self, held: Held) -> Result<(), (Option<Held>, CommandError)> {
-        let Source::Commands { commands, out } = &*self.source else { return Ok(()) };
-        // First: the host may hand it out again before its answer to this is seen here.
-        out.lock().remove(&held.pasid);
-        match commands.free(held.pasid) {
-            Ok(()) => Ok(()),
-            // Nothing to hold on to.
-            Err(CommandError::NotGranted) => Err((None, CommandError::NotGranted)),
-            // Unless the host has handed it out after all.
-            Err(error) if out.lock().insert(held.pasid) => Err((Some(held), error)),
-            Err(error) => Err((None, error)),
+        match (&*self.source, held) {
+            (Source::Asked(asked), Held::Asked(lease)) => {
+                asked.free(lease).map_err(|(lease, error)| (lease.map(Held::Asked), error))
+            }
+            // Dropping the lease is all that there is to it.
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves a PASID out for good that the host did not take back and nobody has any more.
+    pub(super) fn lose(&self, held: Held) {
+        if let (Source::Asked(asked), Held::Asked(lease)) = (&*self.source, held) {
+            asked.lose(lease);
         }
     }
 }

@@ -144,7 +144,7 @@ impl<T> Consumer<T> {
         let range = self.range;
         let outside = AllocError::OutsideRange { wanted, range };
         let held = self.allocator.alloc(range.intersection(&wanted).ok_or(outside)?)?;
-        let pasid = held.pasid;
+        let pasid = held.pasid();
         // What is there, if anything, is on its way back.
         self.pasids.lock().insert(pasid, Entry::Live(held, Arc::new(private)));
         Ok(pasid)
@@ -216,7 +216,10 @@ impl<T> Consumer<T> {
             let Entry::Live(held, _private) = entry else { continue };
             match self.allocator.free(held) {
                 Ok(()) => exited.freed += 1,
-                Err((_, error)) => exited.lost.push((pasid, error)),
+                Err((held, error)) => {
+                    held.into_iter().for_each(|held| self.allocator.lose(held));
+                    exited.lost.push((pasid, error));
+                }
             }
         }
         exited

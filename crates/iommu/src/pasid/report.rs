@@ -50,8 +50,8 @@ pub struct PasidEntry {
     pub host: HostPasid,
     /// What it may be used for.
     pub state: GrantState,
-    /// What keeps its number from being granted again, by name.
-    pub holders: Vec<&'static str>,
+    /// What keeps its number from being granted again, by name, as the space counts it.
+    pub holders: Vec<String>,
     /// The domain in which a device uses it, if one has its table entry cached and is not in the
     /// middle of an access.
     pub domain: Option<DomainId>,
@@ -66,4 +66,15 @@ pub enum GrantState {
     Live,
     /// Given back, but something may still name it.
     Parked,
+}
+
+/// What is wrong with a host's books.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BooksError {
+    /// They could not be read.
+    #[error(transparent)]
+    Unreadable(#[from] ioasid::ReportError),
+    /// They do not add up.
+    #[error(transparent)]
+    Imbalance(#[from] ioasid::Imbalance),
 }

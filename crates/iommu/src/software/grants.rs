@@ -2,24 +2,21 @@
 //!
 //! ```text
 //!   claim ──► take (no lock held) ──► grant ──► park ──► release
-//!             host number, and in     live      freed:   its ticket is complete: no DMA in
-//!             private numbering one             nobody   flight, PASID cache or IOTLB can
-//!             of the VM's own                   finds it name it; the last reference goes
+//!             host number; in         live      freed:   its ticket is complete: no DMA in
+//!             private numbering its             nobody   flight, PASID cache or IOTLB can
+//!             SPID in the set                   finds it name it; the last reference goes
 //! ```
 //!
-//! Quotas, states and references are the space's business. What is here is the VM's numbering, and
-//! when the reference that stands for what may be cached goes.
+//! Quotas, states, references and SPIDs are the space's business. What is here is which SPID a VM
+//! gets, and when the reference that stands for what may be cached goes.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::time::Duration;
 
-use ioasid::{
-    Config, Geometry, HoldError, Holder, Ioasid, Lease, Ref, Set, SetUsage, Shape, Space,
-};
+use ioasid::{Ioasid, SetUsage, Spid, SpidError, Tag};
 
-use super::pasids::{iotlb, numbers, refusal, Cut, HostPasids, IOTLB};
+use super::pasids::{HostPasids, Lease, Member, ParkedAges, Reader, Ref, Set, Since};
 use crate::pasid::{GrantState, PasidEntry};
 use crate::sabotage::{self, Sabotage};
 use crate::{
@@ -27,85 +24,31 @@ use crate::{
     PasidRange, PasidUsage, Ticket,
 };
 
-/// What keeps a live PASID's number from being granted again.
-const GUEST: &str = "guest";
-
 /// The PASIDs of one VM; under its lock. The default has none and grants none.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
     host: Option<Arc<HostPasids>>,
     /// `None` if its quota is zero.
-    set: Option<Set<(), Cut>>,
-    numbers: Numbers,
+    set: Option<Set>,
+    numbering: Numbering,
     live: BTreeMap<Pasid, Grant>,
     /// In the order of their tickets.
     parked: VecDeque<Parked>,
     closed: bool,
 }
 
-/// Where a VM's own numbers come from.
-#[derive(Clone, Debug, Default)]
-enum Numbers {
-    /// From the host.
-    #[default]
-    Identity,
-    /// From a space that the VM has for itself.
-    Private(Space<(), One>, Holder),
-}
-
-/// One number at a time: so the lowest that is free.
-type One = Geometry<10, 1>;
-
-/// A number that is out, and the reference that keeps it from being handed out anew.
-#[derive(Debug)]
-struct Number<G: Shape> {
-    lease: Lease<(), G>,
-    held: Ref<(), G>,
-}
-
-impl<G: Shape> Number<G> {
-    fn new(lease: Lease<(), G>, holder: &Holder) -> Result<Self, AllocPasidError> {
-        match lease.share(holder) {
-            Ok(held) => Ok(Self { lease, held }),
-            Err(HoldError::NoMemory) => Err(AllocPasidError::NoMemory),
-            // Its set was closed meanwhile.
-            Err(_) => Err(AllocPasidError::Closed),
-        }
-    }
-
-    fn pasid(&self) -> Pasid {
-        Pasid::from_field(self.lease.id().0)
-    }
-
-    /// Takes it back: no find that begins later returns it.
-    fn free(self) -> Ref<(), G> {
-        // If it is freed already, its set was closed: the very same.
-        let _ = self.lease.free();
-        self.held
-    }
-}
-
-/// The right to a PASID of the host, and to the number that the VM has for it.
+/// The right to a PASID of the host, and the number that the VM has for it.
 #[derive(Debug)]
 struct Grant {
-    host: Number<Cut>,
-    private: Option<Number<One>>,
-    since: Option<Duration>,
-}
-
-impl Grant {
-    fn guest(&self) -> Pasid {
-        self.private.as_ref().map_or_else(|| self.host.pasid(), Number::pasid)
-    }
+    guest: Pasid,
+    member: Member,
 }
 
 /// A PASID that was given back.
 #[derive(Debug)]
 struct Parked {
     guest: Pasid,
-    host: Ref<(), Cut>,
-    _private: Option<Ref<(), One>>,
-    since: Option<Duration>,
+    cached: Ref,
     /// When this is complete, nothing can name it any more.
     drained: Ticket,
 }
@@ -114,8 +57,8 @@ struct Parked {
 #[derive(Debug)]
 pub(crate) struct Claim {
     host: Arc<HostPasids>,
-    set: Set<(), Cut>,
-    numbers: Numbers,
+    set: Set,
+    numbering: Numbering,
 }
 
 /// What came of a claim.
@@ -141,17 +84,40 @@ impl Claim {
     }
 
     fn try_take(&self, range: PasidRange) -> Result<Grant, AllocPasidError> {
-        let since = self.host.now();
-        let (range, private) = match &self.numbers {
-            Numbers::Identity => (range, None),
-            Numbers::Private(own, holder) => {
-                let lease = own.alloc(numbers(range), ()).map_err(refusal)?;
-                (PasidRange::ALL, Some(Number::new(lease, holder)?))
-            }
+        let of_host = match self.numbering {
+            Numbering::Identity => range,
+            Numbering::Private => PasidRange::ALL,
         };
-        let lease = self.set.alloc(numbers(range), ()).map_err(refusal)?;
-        let host = Number::new(lease, self.host.iotlb())?;
-        Ok(Grant { host, private, since })
+        let member = self.host.alloc_in(&self.set, of_host)?;
+        let guest = match self.numbering {
+            Numbering::Identity => Pasid::from_field(member.lease.id().0),
+            Numbering::Private => self.number(&member.lease, range)?,
+        };
+        Ok(Grant { guest, member })
+    }
+
+    /// Gives a member the lowest number of the VM's that is free in `range`. Passes over those
+    /// below that are taken: as many as the VM's quota at most.
+    fn number(&self, lease: &Lease, range: PasidRange) -> Result<Pasid, AllocPasidError> {
+        let none = AllocPasidError::NoneAvailable;
+        let range = range.intersection(&PasidRange::ALL).ok_or(none)?;
+        let reader = self.host.reader();
+        let mut rest = range.first.get()..=range.last.get();
+        loop {
+            let guard = reader.pin();
+            let is_free = |number: &u32| guard.find_by_spid(&self.set, Spid(*number)).is_none();
+            let number = rest.find(is_free).ok_or(none)?;
+            drop(guard);
+            return match self.set.attach_spid(lease, Spid(number)) {
+                Ok(()) => Ok(Pasid::from_field(number)),
+                // Parked, or somebody was faster.
+                Err(SpidError::InUse { .. }) => continue,
+                Err(SpidError::NoMemory) => Err(AllocPasidError::NoMemory),
+                Err(SpidError::Invalid { .. }) => Err(none),
+                // The set was closed meanwhile.
+                Err(_) => Err(AllocPasidError::Closed),
+            };
+        }
     }
 }
 
@@ -163,11 +129,7 @@ impl Grants {
         numbering: Numbering,
     ) -> Result<Self, HostError> {
         let set = host.set(name, quota)?;
-        let numbers = match numbering {
-            Numbering::Identity => Numbers::Identity,
-            Numbering::Private => own_numbers().map_err(|_| HostError::NoMemory)?,
-        };
-        Ok(Self { host: Some(host.clone()), set, numbers, ..Self::default() })
+        Ok(Self { host: Some(host.clone()), set, numbering, ..Self::default() })
     }
 
     /// What is out, and what may be.
@@ -187,7 +149,7 @@ impl Grants {
         let (Some(host), Some(set)) = (&self.host, &self.set) else {
             return Err(AllocPasidError::QuotaExceeded { quota: 0 });
         };
-        Ok(Claim { host: host.clone(), set: set.clone(), numbers: self.numbers.clone() })
+        Ok(Claim { host: host.clone(), set: set.clone(), numbering: self.numbering })
     }
 
     /// Ends a claim: what was taken is the VM's. If the VM was closed meanwhile it is parked
@@ -199,10 +161,10 @@ impl Grants {
     ) -> Result<GuestPasid, AllocPasidError> {
         let grant = taken.0?;
         if self.closed {
-            self.park_grant(grant, closing);
+            self.parked.push_back(Parked { drained: closing, ..grant.revoked() });
             return Err(AllocPasidError::Closed);
         }
-        let guest = grant.guest();
+        let guest = grant.guest;
         self.live.insert(guest, grant);
         Ok(GuestPasid(guest))
     }
@@ -214,13 +176,13 @@ impl Grants {
             return Err(FreePasidError::Closed);
         }
         let grant = self.live.remove(&pasid.0).ok_or(FreePasidError::NotGranted(pasid))?;
-        Ok(Revoked(Vec::from([self.revoked(grant)])))
+        Ok(Revoked(Vec::from([grant.revoked()])))
     }
 
     /// Takes all PASIDs from the VM.
     pub(crate) fn revoke_all(&mut self) -> Revoked {
         let all = core::mem::take(&mut self.live).into_values();
-        Revoked(all.map(|grant| self.revoked(grant)).collect())
+        Revoked(all.map(Grant::revoked).collect())
     }
 
     /// Parks what was revoked before `drained` was asked for.
@@ -228,23 +190,8 @@ impl Grants {
         self.parked.extend(revoked.0.into_iter().map(|parked| Parked { drained, ..parked }));
     }
 
-    fn park_grant(&mut self, grant: Grant, drained: Ticket) {
-        let parked = self.revoked(grant);
-        self.parked.push_back(Parked { drained, ..parked });
-    }
-
-    fn revoked(&self, grant: Grant) -> Parked {
-        Parked {
-            guest: grant.guest(),
-            host: grant.host.free(),
-            _private: grant.private.map(Number::free),
-            since: self.now(),
-            drained: Ticket(u64::MAX),
-        }
-    }
-
     /// Grants nothing any more. Gives the set, to be closed after the lock is released.
-    pub(crate) fn close(&mut self) -> Option<Set<(), Cut>> {
+    pub(crate) fn close(&mut self) -> Option<Set> {
         self.closed = true;
         self.set.clone()
     }
@@ -262,60 +209,82 @@ impl Grants {
         while self.parked.front().is_some_and(over) {
             released.extend(self.parked.pop_front());
         }
-        Released { _parked: released }
+        let private = self.numbering == Numbering::Private && !released.is_empty();
+        Released { parked: released, set: self.set.clone().filter(|_| private) }
     }
 
     /// Whether the VM is closed, what is out, and each of that; `None` if nothing ever will be.
-    pub(crate) fn report(&self) -> Option<(bool, PasidUsage, Vec<PasidEntry>)> {
+    pub(crate) fn report(&self) -> Option<GrantsReport> {
         let gone = self.set.as_ref().is_none_or(Set::is_drained);
         if self.closed && gone {
             return None;
         }
-        let live = self.live.values().map(|grant| PasidEntry {
-            guest: GuestPasid(grant.guest()),
-            host: HostPasid(grant.host.pasid()),
-            state: GrantState::Live,
-            holders: Vec::from([GUEST]),
-            domain: None,
-            age: self.age(grant.since),
-        });
-        let parked = self.parked.iter().map(|parked| PasidEntry {
-            guest: GuestPasid(parked.guest),
-            host: HostPasid(Pasid::from_field(parked.host.id().0)),
-            state: GrantState::Parked,
-            holders: Vec::from([IOTLB]),
-            domain: None,
-            age: self.age(parked.since),
-        });
-        Some((self.closed, self.usage(), live.chain(parked).collect()))
+        let out = |guest, reference: &Ref, state| {
+            let (guest, since) = (GuestPasid(guest), **reference);
+            Out { guest, tag: reference.tag(), state, since }
+        };
+        let live = self
+            .live
+            .values()
+            .map(|grant| out(grant.guest, &grant.member.cached, GrantState::Live));
+        let parked = self.parked.iter().map(|one| out(one.guest, &one.cached, GrantState::Parked));
+        let host = self.host.clone()?;
+        let out = live.chain(parked).collect();
+        Some(GrantsReport { host, closed: self.closed, usage: self.usage(), out })
     }
 
     /// What tells a device's accesses which PASIDs are granted.
     pub(crate) fn check(&self) -> GrantCheck {
-        match (&self.host, &self.set, &self.numbers) {
-            (Some(host), Some(set), Numbers::Identity) => {
-                GrantCheck::Identity(host.reader(), set.clone())
-            }
-            (Some(_), Some(_), Numbers::Private(own, _)) => GrantCheck::Private(own.reader()),
-            _ => GrantCheck::Nothing,
-        }
-    }
-
-    fn now(&self) -> Option<Duration> {
-        self.host.as_ref().and_then(|host| host.now())
-    }
-
-    fn age(&self, since: Option<Duration>) -> Option<Duration> {
-        self.now().zip(since).map(|(now, since)| now.saturating_sub(since))
+        let (Some(host), Some(set)) = (&self.host, &self.set) else { return GrantCheck::Nothing };
+        GrantCheck::Members { reader: host.reader(), set: set.clone(), numbering: self.numbering }
     }
 }
 
-/// A space for one VM's numbers: of one shard, so that the lowest free number is found.
-fn own_numbers() -> Result<Numbers, ioasid::ConfigError> {
-    let config = Config { shards: 1, ..Config::default() };
-    let space = Space::with_geometry(config, ioasid::Hooks::default())?;
-    let holder = iotlb(&space)?;
-    Ok(Numbers::Private(space, holder))
+impl Grant {
+    /// Takes it back: no find that begins later returns it.
+    fn revoked(self) -> Parked {
+        let Self { guest, member: Member { lease, granted, cached } } = self;
+        // If it is freed already, its set was closed: the very same.
+        let _ = lease.free();
+        drop(granted);
+        Parked { guest, cached, drained: Ticket(u64::MAX) }
+    }
+}
+
+/// What is out, noted under the VM's lock.
+#[derive(Debug)]
+pub(crate) struct GrantsReport {
+    host: Arc<HostPasids>,
+    pub(crate) closed: bool,
+    pub(crate) usage: PasidUsage,
+    out: Vec<Out>,
+}
+
+/// A PASID of the VM.
+#[derive(Debug)]
+struct Out {
+    guest: GuestPasid,
+    tag: Tag,
+    state: GrantState,
+    since: Since,
+}
+
+impl GrantsReport {
+    /// What the space says of each; to be called with no lock held.
+    pub(crate) fn entries(&self, parked: &ParkedAges) -> Vec<PasidEntry> {
+        let entry = |out: &Out| PasidEntry {
+            guest: out.guest,
+            host: HostPasid(Pasid::from_field(out.tag.id().0)),
+            state: out.state,
+            holders: self.host.holders(out.tag.id()),
+            domain: None,
+            age: match out.state {
+                GrantState::Live => self.host.age(out.since),
+                GrantState::Parked => parked.of(out.tag),
+            },
+        };
+        self.out.iter().map(entry).collect()
+    }
 }
 
 /// Which PASIDs are granted, for the accesses of one channel: without a lock.
@@ -323,10 +292,8 @@ fn own_numbers() -> Result<Numbers, ioasid::ConfigError> {
 pub(crate) enum GrantCheck {
     /// None.
     Nothing,
-    /// The members of the VM's set.
-    Identity(ioasid::Reader<(), Cut>, Set<(), Cut>),
-    /// Those in the VM's own space.
-    Private(ioasid::Reader<(), One>),
+    /// The members of the VM's set, by the VM's numbers.
+    Members { reader: Reader, set: Set, numbering: Numbering },
 }
 
 impl GrantCheck {
@@ -335,11 +302,11 @@ impl GrantCheck {
         if sabotage::is(Sabotage::IgnoreGrants) {
             return true;
         }
-        let id = Ioasid(pasid.get());
-        match self {
-            Self::Nothing => false,
-            Self::Identity(host, set) => host.pin().find_in(set, id).is_ok(),
-            Self::Private(own) => own.pin().find(id).is_some(),
+        let Self::Members { reader, set, numbering } = self else { return false };
+        let (guard, number) = (reader.pin(), pasid.get());
+        match numbering {
+            Numbering::Identity => guard.find_in(set, Ioasid(number)).is_ok(),
+            Numbering::Private => guard.find_by_spid(set, Spid(number)).is_some(),
         }
     }
 }
@@ -352,5 +319,17 @@ pub(crate) struct Revoked(Vec<Parked>);
 /// References that are over; to be dropped after the lock is released.
 #[derive(Debug, Default)]
 pub(crate) struct Released {
-    _parked: Vec<Parked>,
+    parked: Vec<Parked>,
+    /// If they have SPIDs.
+    set: Option<Set>,
+}
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        let Some(set) = &self.set else { return };
+        for parked in &self.parked {
+            // So that the number is free at once, not when the space next looks.
+            let _ = set.detach_spid(&parked.cached);
+        }
+    }
 }

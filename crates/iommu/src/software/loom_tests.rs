@@ -11,7 +11,7 @@ use super::*;
 use crate::pasid::PasidReport;
 use crate::{
     AddressSpace, AllocPasidError, ContextFault, ContextSource, DeviceContext, FreePasidError,
-    GuestPasid, Pasid, PasidRange, PasidTable, TableCaps, Vm,
+    GuestPasid, Numbering, Pasid, PasidRange, PasidTable, TableCaps, Vm,
 };
 
 /// PASIDs 1 to 3.
@@ -26,11 +26,16 @@ fn explore(f: impl Fn() + Send + Sync + 'static) {
 }
 
 fn host() -> SoftwareHost {
-    SoftwareHost::with_pasids(Config { width: 2, shards: 1, ..Config::default() }, None).unwrap()
+    let config = Config { width: 2, spid_width: Some(2), shards: 1, ..Config::default() };
+    SoftwareHost::with_pasids(config, None).unwrap()
 }
 
 fn vm(host: &SoftwareHost, quota: u32) -> SoftwareVm {
-    let config = VmConfig { quota, enforce_grants: true, ..VmConfig::named("vm") };
+    numbered(host, quota, Numbering::Identity)
+}
+
+fn numbered(host: &SoftwareHost, quota: u32, numbering: Numbering) -> SoftwareVm {
+    let config = VmConfig { quota, numbering, enforce_grants: true, ..VmConfig::named("vm") };
     host.create_vm(config).unwrap()
 }
 
@@ -103,6 +108,41 @@ fn loom_two_allocations_within_a_quota_of_one() {
         let first = vm.alloc_pasid(PasidRange::ALL).is_ok();
         assert!(first ^ other.join().unwrap(), "one of them is within the quota");
         assert_eq!(host.pasid_report().live, 1);
+    });
+}
+
+/// In private numbering, where the number is attached after the allocation.
+#[test]
+fn loom_two_allocations_of_one_number() {
+    explore(|| {
+        let host = host();
+        let vm = numbered(&host, 2, Numbering::Private);
+        let other = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.alloc_pasid(ONE).is_ok())
+        };
+        let first = vm.alloc_pasid(ONE).is_ok();
+        assert!(first ^ other.join().unwrap(), "one of them has it");
+        assert_eq!(vm.pasid_usage().live, 1);
+        assert_eq!(vm.alloc_pasid(PasidRange::ALL).unwrap().0.get(), 2);
+    });
+}
+
+#[test]
+fn loom_a_vm_with_its_own_numbers_dies_while_it_allocates() {
+    explore(|| {
+        let host = host();
+        let vm = numbered(&host, NUMBERS, Numbering::Private);
+        let allocating = {
+            let vm = vm.clone();
+            thread::spawn(move || vm.alloc_pasid(PasidRange::ALL))
+        };
+        let _ = vm.close();
+        match allocating.join().unwrap() {
+            Ok(granted) => assert_eq!(granted.0, ONE.first),
+            Err(error) => assert_eq!(error, AllocPasidError::Closed),
+        }
+        assert_nothing_is_out(&host);
     });
 }
 

@@ -1,18 +1,28 @@
 //! The PASID space of a software host: a set in it for each VM.
 
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use core::time::Duration;
 
-use ioasid::{AllocError, Config, ConfigError, Holder, HolderError, Lease, Set, SetError, SetType};
-use ioasid::{Hooks, Space, Usage};
+use ioasid::{
+    AllocError, Config, ConfigError, HoldError, Holder, HolderError, Hooks, Ioasid, SetError,
+    SetType, Space, Tag, Usage,
+};
 
-use crate::{AllocPasidError, HostError, PasidRange};
+use crate::pasid::BooksError;
+use crate::{AllocPasidError, HostError, Pasid, PasidRange};
 
 /// Tells the time since some moment: for the age of what a report lists.
 pub(crate) type Clock = fn() -> Duration;
 
+/// Under whose name a VM holds what it was granted.
+const GUEST: &str = "guest";
+
 /// Under whose name a PASID is held until no DMA in flight and no cache can name it.
-pub(crate) const IOTLB: &str = "iotlb";
+const IOTLB: &str = "iotlb";
 
 /// How the space is cut: for the model checker, into pieces that it can look at.
 #[cfg(not(loom))]
@@ -20,23 +30,63 @@ pub(crate) type Cut = ioasid::Geometry;
 #[cfg(loom)]
 pub(crate) type Cut = ioasid::Geometry<1, 1>;
 
+/// What the space keeps with a PASID: when it was handed out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since(Option<Duration>);
+
+pub(crate) type Lease = ioasid::Lease<Since, Cut>;
+pub(crate) type Reader = ioasid::Reader<Since, Cut>;
+pub(crate) type Ref = ioasid::Ref<Since, Cut>;
+pub(crate) type Set = ioasid::Set<Since, Cut>;
+
 /// The host's PASID space.
 #[derive(Debug)]
 pub(crate) struct HostPasids {
-    space: Space<(), Cut>,
+    space: Space<Since, Cut>,
+    guest: Holder,
     iotlb: Holder,
     clock: Option<Clock>,
 }
 
+/// The caller's clock as the space wants it.
+struct Nanoseconds(Clock);
+
+impl ioasid::Clock for Nanoseconds {
+    fn now_ns(&self) -> u64 {
+        u64::try_from((self.0)().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A PASID of a VM's set, with what holds it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) lease: Lease,
+    /// The VM's, as long as it is granted.
+    pub(crate) granted: Ref,
+    /// For what may be cached: taken now, because what is freed takes no references.
+    pub(crate) cached: Ref,
+}
+
 impl HostPasids {
     pub(crate) fn new(config: Config, clock: Option<Clock>) -> Result<Self, ConfigError> {
-        let space = Space::with_geometry(config, Hooks::default())?;
-        let iotlb = iotlb(&space)?;
-        Ok(Self { space, iotlb, clock })
+        // Guests number within the bus's width, however narrow the hardware's own is.
+        let spid_width = config.spid_width.or(Some(Pasid::BITS));
+        let hooks = Hooks {
+            clock: clock.map(|clock| Arc::new(Nanoseconds(clock)) as Arc<dyn ioasid::Clock>),
+            ..Hooks::default()
+        };
+        let space = Space::with_geometry(Config { spid_width, ..config }, hooks)?;
+        let holder = |name| {
+            space.holder(name).map_err(|error| match error {
+                HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
+            })
+        };
+        let (guest, iotlb) = (holder(GUEST)?, holder(IOTLB)?);
+        Ok(Self { space, guest, iotlb, clock })
     }
 
     /// Sets `quota` PASIDs aside for a VM; `None` if it may have none.
-    pub(crate) fn set(&self, name: &str, quota: u32) -> Result<Option<Set<(), Cut>>, HostError> {
+    pub(crate) fn set(&self, name: &str, quota: u32) -> Result<Option<Set>, HostError> {
         if quota == 0 {
             return Ok(None);
         }
@@ -50,39 +100,82 @@ impl HostPasids {
     }
 
     /// A PASID for the host's own use: of those that are not promised to anyone.
-    pub(crate) fn alloc(&self, range: PasidRange) -> Result<Lease<(), Cut>, AllocPasidError> {
-        self.space.alloc(numbers(range), ()).map_err(refusal)
+    pub(crate) fn alloc(&self, range: PasidRange) -> Result<Lease, AllocPasidError> {
+        self.space.alloc(numbers(range), Since(self.now())).map_err(refusal)
+    }
+
+    /// A PASID for the VM whose set that is.
+    pub(crate) fn alloc_in(&self, set: &Set, range: PasidRange) -> Result<Member, AllocPasidError> {
+        let lease = set.alloc(numbers(range), Since(self.now())).map_err(refusal)?;
+        let share = |holder| {
+            lease.share(holder).map_err(|error| match error {
+                HoldError::NoMemory => AllocPasidError::NoMemory,
+                // Its set was closed meanwhile.
+                _ => AllocPasidError::Closed,
+            })
+        };
+        let (granted, cached) = (share(&self.guest)?, share(&self.iotlb)?);
+        Ok(Member { lease, granted, cached })
     }
 
     pub(crate) fn usage(&self) -> Usage {
         self.space.usage()
     }
 
-    pub(crate) fn iotlb(&self) -> &Holder {
-        &self.iotlb
-    }
-
-    pub(crate) fn reader(&self) -> ioasid::Reader<(), Cut> {
+    pub(crate) fn reader(&self) -> Reader {
         self.space.reader()
     }
 
-    pub(crate) fn now(&self) -> Option<Duration> {
+    /// Checks that every PASID is accounted for just once.
+    pub(crate) fn check(&self) -> Result<(), BooksError> {
+        Ok(self.space.report(0)?.balance()?)
+    }
+
+    /// How long a PASID has been out, if there is a clock.
+    pub(crate) fn age(&self, since: Since) -> Option<Duration> {
+        self.now().zip(since.0).map(|(now, since)| now.saturating_sub(since))
+    }
+
+    /// How long what is parked now has been so; nothing if there is no clock.
+    pub(crate) fn parked_ages(&self) -> ParkedAges {
+        let report = self.clock.and_then(|_| self.space.report(usize::MAX).ok());
+        let parked = report.map(|report| report.parked).unwrap_or_default();
+        let age = |age_ns| Duration::from_nanos(age_ns);
+        let ages = parked.into_iter().map(|one| (one.tag.id(), (one.tag, age(one.age_ns))));
+        ParkedAges { ages: ages.collect(), clock: self.clock.is_some() }
+    }
+
+    /// Who holds a PASID, by name.
+    pub(crate) fn holders(&self, id: Ioasid) -> Vec<String> {
+        let holders = self.space.holders_of(id).unwrap_or_default();
+        holders.into_iter().map(|held| held.holder).collect()
+    }
+
+    fn now(&self) -> Option<Duration> {
         self.clock.map(|clock| clock())
     }
 }
 
-/// The holder that stands for what may be cached, in a new space.
-pub(crate) fn iotlb<G: ioasid::Shape>(space: &Space<(), G>) -> Result<Holder, ConfigError> {
-    space.holder(IOTLB).map_err(|error| match error {
-        HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
-    })
+/// How long what is parked has been so.
+#[derive(Debug)]
+pub(crate) struct ParkedAges {
+    ages: BTreeMap<Ioasid, (Tag, Duration)>,
+    clock: bool,
 }
 
-pub(crate) fn numbers(range: PasidRange) -> RangeInclusive<u32> {
+impl ParkedAges {
+    /// That of one; nothing yet for one that was parked since.
+    pub(crate) fn of(&self, tag: Tag) -> Option<Duration> {
+        let known = self.ages.get(&tag.id()).filter(|(of, _)| *of == tag);
+        self.clock.then(|| known.map_or(Duration::ZERO, |(_, age)| *age))
+    }
+}
+
+fn numbers(range: PasidRange) -> RangeInclusive<u32> {
     range.first.get()..=range.last.get()
 }
 
-pub(crate) fn refusal(error: AllocError) -> AllocPasidError {
+fn refusal(error: AllocError) -> AllocPasidError {
     match error {
         AllocError::QuotaExceeded { quota } => AllocPasidError::QuotaExceeded { quota },
         AllocError::SetClosed => AllocPasidError::Closed,

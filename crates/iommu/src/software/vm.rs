@@ -9,8 +9,8 @@ use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::faults::FaultQueue;
-use super::grants::{Grants, Released, Taken};
-use super::pasids::HostPasids;
+use super::grants::{Grants, GrantsReport, Released, Taken};
+use super::pasids::{HostPasids, ParkedAges};
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
@@ -328,19 +328,19 @@ impl VmShared {
     }
 
     /// Releases the parked PASIDs that nothing can name any more.
-    fn release_parked(&self) {
+    pub(super) fn release_parked(&self) {
         let settled = self.control.lock().release_parked();
         drop(settled);
     }
 
     /// Who has which PASIDs of this VM; `None` if it never can have any again.
-    pub(crate) fn pasid_report(&self) -> Option<VmPasids> {
-        self.release_parked();
+    pub(crate) fn pasid_report(&self, parked: &ParkedAges) -> Option<VmPasids> {
         let (grants, channels) = {
             let control = self.control.lock();
             (control.grants.report(), control.channels.clone())
         };
-        let (closed, usage, mut entries) = grants?;
+        let grants = grants?;
+        let mut entries = grants.entries(parked);
         for entry in &mut entries {
             let of = |channel: &Arc<ChannelShared>| {
                 channel.slot.peek(|state| state.domain_of(entry.guest.0)).flatten()
@@ -348,6 +348,7 @@ impl VmShared {
             entry.domain = channels.iter().find_map(of);
         }
         let VmConfig { name, numbering, enforce_grants: enforced, .. } = self.config.clone();
+        let GrantsReport { closed, usage, .. } = grants;
         Some(VmPasids { name, numbering, enforced, closed, usage, entries })
     }
 

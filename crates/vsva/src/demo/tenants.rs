@@ -264,7 +264,7 @@ pub(super) fn books(stage: &mut Stage<'_>) -> Result<(), Failure> {
     let detail = format!("{out} in {} guests", before.vms.len());
     stage.check(
         "what is out is what the guests have",
-        out > 0 && before.live + before.parked == out,
+        out > 0 && before.live + before.parked == out && stage.host.check_books().is_ok(),
         detail,
     );
     let tickets: Vec<_> = stage.vms.iter().map(|vm| (vm, vm.close())).collect();
@@ -280,7 +280,7 @@ pub(super) fn books(stage: &mut Stage<'_>) -> Result<(), Failure> {
     );
     stage.check(
         "when all guests are gone nothing is out or set aside",
-        complete && after == nothing,
+        complete && after == nothing && stage.host.check_books().is_ok(),
         detail,
     );
     let all = stage.guest(VT_D, VmConfig { quota: after.capacity, ..VmConfig::named("all of it") });

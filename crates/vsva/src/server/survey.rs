@@ -90,7 +90,7 @@ fn entry(entry: &Entry) -> PasidEntry {
         },
         age_ms: entry.age.map(milliseconds),
         domain: entry.domain.map(|domain| domain.0),
-        holders: entry.holders.iter().take(MAX_HOLDERS).map(|&name| name.to_owned()).collect(),
+        holders: entry.holders.iter().take(MAX_HOLDERS).cloned().collect(),
     }
 }
 
