@@ -191,7 +191,7 @@ impl Grants {
         if self.closed {
             return Err(FreePasidError::Closed);
         }
-        if !self.live.contains_key(&pasid.0) {
+        if !self.live.contains_key(&pasid.0) && !sabotage::is(Sabotage::ForgetOwner) {
             return Err(FreePasidError::NotGranted(pasid));
         }
         Ok(())
@@ -201,6 +201,18 @@ impl Grants {
     pub(crate) fn revoke(&self, pasid: GuestPasid) {
         if let Some(grant) = self.live.get(&pasid.0) {
             grant.revoke();
+        } else if sabotage::is(Sabotage::ForgetOwner) {
+            self.revoke_anybodys(pasid);
+        }
+    }
+
+    /// The defect itself: takes a PASID of the host from whoever has it.
+    fn revoke_anybodys(&self, pasid: GuestPasid) {
+        let Some(promise) = &self.promise else { return };
+        let host = promise.source().reader();
+        let numbers = host.pin();
+        if let Some(number) = numbers.find(Ioasid(pasid.0.get())) {
+            number.revoke();
         }
     }
 

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::sync;
 use iommu::pasid::{GrantState, VmPasids};
-use iommu::Pasid;
+use iommu::{Numbering, Pasid};
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
-use crate::lab::{Check, GuestDevices, GuestId, LabServer, PasidRecord, ServerError, AFTER_KILL};
+use crate::lab::{
+    Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
+    ServerOptions, AFTER_KILL,
+};
 
 /// Growth of the process's own memory between two samples that is no leak, in KiB: allocators
 /// keep a few pages here and there. A leak of one cache line an iteration would be more.
@@ -22,14 +25,15 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 ///
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
-pub fn start(broken: Option<&str>) -> Result<Box<dyn LabServer>, ServerError> {
+pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError> {
+    let ServerOptions { sabotage: broken, calls } = options;
     sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
         given: broken.unwrap_or_default().to_owned(),
         known,
     })?;
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
-        server: Server::new(Policy::SealedOnly, lines),
+        server: Server::calling(calls, Policy::SealedOnly, lines),
         guests: BTreeMap::new(),
         next: 0,
     }))
@@ -73,6 +77,9 @@ impl LabServer for Lab {
     ) -> Result<GuestDevices, ServerError> {
         let guest = GuestId(self.next);
         config.quota += u32::from(sabotage::has_generous_quota());
+        if sabotage::has_shared_numbers() {
+            config.numbering = Numbering::Identity;
+        }
         let place = self.server.add_guest(dir, &name(guest), config).map_err(other)?;
         self.next += 1;
         let devices = place.devices().clone();
@@ -131,7 +138,26 @@ impl LabServer for Lab {
             let entries = vm.entries.iter().filter(move |entry| entry.state == state);
             entries.map(|entry| entry.guest.0.get()).collect()
         };
-        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked) })
+        let live = vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
+        let mut hosts: Vec<_> = live.map(|entry| entry.host.0.get()).collect();
+        hosts.sort_unstable();
+        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts })
+    }
+
+    fn space(&self) -> PasidSpace {
+        let report = self.server.pasids();
+        PasidSpace {
+            capacity: report.capacity,
+            reserved: report.promised,
+            live: report.live,
+            parked: report.parked,
+            guests: report.vms.len(),
+        }
+    }
+
+    fn encoded_calls(&self) -> Option<EncodedCalls> {
+        let counts = self.server.encoded_calls()?;
+        Some(EncodedCalls { calls: counts.calls, open: counts.containers })
     }
 
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
