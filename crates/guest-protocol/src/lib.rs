@@ -175,6 +175,8 @@ pub mod sync {
     pub const STORM: &str = "storm";
     /// A part that is repeated is over: answered with "not ok" when it has been repeated enough.
     pub const AGAIN: &str = "again";
+    /// A device was just made to use a PASID. The arguments are `pasid`, and `granted`: 1 if the guest was granted it.
+    pub const PASID_USED: &str = "pasid-used";
     /// PASIDs of another guest are wanted, to try what must not be possible with them.
     pub const STRANGERS: &str = "strangers";
 }

@@ -228,16 +228,18 @@ impl Runner<'_> {
         Err(GuestError::Endless { limit: MAX_MESSAGES })
     }
 
+    /// Has the server do what a point asks for; `prefix` begins every check's text.
     fn sync(
         &mut self,
-        scenario: &str,
+        (scenario, prefix): (&str, &str),
         guest: GuestId,
         point: &str,
         values: &BTreeMap<String, u64>,
     ) -> bool {
         let mut all = true;
-        for check in self.server.sync(guest, point, values) {
+        for mut check in self.server.sync(guest, point, values) {
             all &= check.ok;
+            check.check.insert_str(0, prefix);
             self.record(scenario, check);
         }
         all
@@ -286,7 +288,7 @@ impl Runner<'_> {
         let check = "the server frees all of the killed guest".to_owned();
         let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
         self.record(scenario.name, Check { check, ok: true, detail });
-        self.sync(scenario.name, booted.id, AFTER_KILL, &BTreeMap::new());
+        self.sync((scenario.name, ""), booted.id, AFTER_KILL, &BTreeMap::new());
         self.add_counters(booted.id);
         Ok(())
     }

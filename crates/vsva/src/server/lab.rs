@@ -49,6 +49,8 @@ struct Guest {
     place: Place,
     /// The PASIDs that were in queues before an injection.
     injected: BTreeMap<u64, Pasid>,
+    /// Requests with a PASID that was not granted, as last seen.
+    ungranted: u64,
     /// The first sample of a scenario that must not grow.
     steady: Option<Steady>,
 }
@@ -84,7 +86,8 @@ impl LabServer for Lab {
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
-        self.guests.insert(guest, Guest { place, injected: BTreeMap::new(), steady: None });
+        self.guests
+            .insert(guest, Guest { place, injected: BTreeMap::new(), ungranted: 0, steady: None });
         Ok(GuestDevices { guest, devices })
     }
 
@@ -173,6 +176,7 @@ impl LabServer for Lab {
             }
             sync::INJECT_RESTORE => record.restore(value("wq")),
             sync::SHARED_PORTAL => shared_queue::checks(),
+            sync::PASID_USED => vec![record.pasid_used(value("pasid"), value("granted"))],
             sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
             sync::STORM | AFTER_KILL => Vec::new(),
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
@@ -234,6 +238,19 @@ impl Guest {
             check("the queue's own PASID is put back", restored),
             check("the accelerator reports the refused PASID in SWERROR", refused),
         ]
+    }
+
+    /// Whether requests were counted as ungranted since the last look if and only if they were.
+    fn pasid_used(&mut self, pasid: Option<u64>, granted: Option<u64>) -> Check {
+        let what = "requests with PASIDs not granted are counted, no others";
+        let counted = self.place().map(|place| place.vm_counters().ungranted);
+        let (Ok(now), Some(pasid), Some(granted)) = (counted, pasid, granted) else {
+            return check(what, Err("no guest, no PASID or no word of whose it is".to_owned()));
+        };
+        let grown = now - std::mem::replace(&mut self.ungranted, now);
+        let whose = if granted == 1 { "granted" } else { "not granted" };
+        let detail = format!("PASID {pasid:#x}, {whose}: {grown} requests counted as ungranted");
+        check(what, if (grown == 0) == (granted == 1) { Ok(detail) } else { Err(detail) })
     }
 
     /// The first call takes a sample, the second compares.

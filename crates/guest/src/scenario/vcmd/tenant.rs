@@ -1,12 +1,17 @@
 //! `tenant`: as `vcmd`, but on a host that has other guests at the same time. The lab says when they meet, and whose
 //! numbers are another's.
 
-use guest_protocol::counts;
+use std::time::Duration;
+
+use guest_protocol::{counts, sync};
 use iommu::Pasid;
 use vtd::spec::VirtualStatus;
 
 use super::{carry_out, fill, free_all, over_quota, quota, Books, Step, OVER_QUOTA};
-use crate::failure::{ensure, Context, Outcome};
+use crate::bare::Bare;
+use crate::dma::{Mapping, Place, PAGE};
+use crate::failure::{ensure, same, Context, Failure, Outcome};
+use crate::kmsg::KernelLog;
 use crate::model::pattern::Random;
 use crate::pasids::Commands;
 use crate::report::{Account, Report};
@@ -19,6 +24,12 @@ const STEPS: [(&str, Step); 6] = [
     ("numbers come and go while another guest dies", busy),
     ("all numbers go back, in random order", free_all),
 ];
+
+/// A PASID that the host grants to nobody as long as lower ones are left.
+const NEVER_GRANTED: u32 = 0xabcde;
+
+/// How long the kernel may take to log a fault.
+const LOGGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Allocations over quota past the kernel, whose answers are looked at.
 const COMMANDS_OVER_QUOTA: usize = 10;
@@ -69,10 +80,14 @@ fn busy(report: &mut Report, books: &mut Books, random: &mut Random) -> Outcome 
     Ok(format!("{allocated} allocated in {rounds} rounds, {} held", books.len()))
 }
 
-/// Tries to free what another guest has.
+/// Tries to free what another guest has, and to use it.
 fn strangers(report: &mut Report, books: &mut Books, _random: &mut Random) -> Outcome {
     let strangers = report.strangers()?;
-    ensure!(!strangers.is_empty(), "the other guest has none");
+    let (Some(&stranger), Some(&own)) = (strangers.first(), books.numbers().first()) else {
+        return Err(Failure::new("a guest has no PASIDs"));
+    };
+    let used = use_pasids(report, own, stranger);
+    report.check("DMA with PASIDs not granted moves nothing", used);
     let commands = Commands::open()?;
     let mut done = Vec::new();
     for &number in &strangers {
@@ -96,4 +111,44 @@ fn strangers(report: &mut Report, books: &mut Books, _random: &mut Random) -> Ou
     books.find_all()?;
     report.holds(true, books.numbers())?;
     Ok(format!("{} times \"invalid PASID\"; own {} unchanged", strangers.len(), books.len()))
+}
+
+/// Programs the accelerator with PASIDs: one that nobody has, another guest's, and one of its own, which the host lets
+/// pass and this guest's own tables have no entry for.
+fn use_pasids(report: &mut Report, own: u32, stranger: u32) -> Outcome {
+    let mut device = Bare::open()?;
+    let memory = Mapping::anonymous(Place::Anywhere, 3 * PAGE)?;
+    let [source, target, record] = [0, 1, 2].map(|page| memory.span().part(page * PAGE, PAGE));
+    let mut found = Vec::new();
+    for (whose, number, granted) in
+        [("nobody's", NEVER_GRANTED, 0), ("another's", stranger, 0), ("own", own, 1)]
+    {
+        source.fill(0x77);
+        target.fill(0x11);
+        record.fill(0);
+        let mut log = KernelLog::from_now()?;
+        let pasid = Pasid::from_field(number);
+        let addresses = [source, target, record].map(|span| span.address());
+        let error = device.copy_with(pasid, addresses).at(whose)?;
+        ensure!(
+            error.pasid() == number,
+            "{whose} {number:#x}: the error is of {:#x}",
+            error.pasid()
+        );
+        same("destination", &target.read(), &[0x11; PAGE])?;
+        same("completion record", &record.read(), &[0; PAGE])?;
+        found.push(format!("{whose} {number:#x}: {}", fault(&mut log, number)?));
+        report.sync(sync::PASID_USED, &[("pasid", number.into()), ("granted", granted)])?;
+    }
+    Ok(found.join("; "))
+}
+
+/// What the kernel says of a fault with this PASID, from its reason on.
+fn fault(log: &mut KernelLog, pasid: u32) -> Outcome {
+    let word = format!("PASID {pasid:#x}]");
+    let line = log.find(LOGGED_WITHIN, |line| line.contains("DMAR") && line.contains(&word))?;
+    let line = line
+        .map_err(|seen| Failure::new(format!("no DMAR fault of PASID {pasid:#x}, but {seen:?}")))?;
+    let reason = line.find("[fault reason").and_then(|at| line.get(at..));
+    Ok(reason.unwrap_or(&line).to_owned())
 }

@@ -43,8 +43,7 @@ impl Runner<'_> {
             match self.take(scenario.name, booted, &mut playing, message)? {
                 Heard::Nothing => {}
                 Heard::Waits { point, values } => {
-                    let ok = self.sync(scenario.name, booted.id, &point, &values);
-                    booted.guest.send(&ToGuest::Continue { ok })?;
+                    self.carry_out(scenario.name, booted, &playing, &point, &values)?;
                 }
                 Heard::Over => return Ok(()),
             }
@@ -109,6 +108,19 @@ impl Runner<'_> {
             other => return Err(GuestError::Unexpected(name_of(&other)).into()),
         }
         Ok(Heard::Nothing)
+    }
+
+    /// Has the server do what the point asks for at which a guest waits, and lets the guest go on.
+    pub(super) fn carry_out(
+        &mut self,
+        scenario: &str,
+        booted: &mut Booted,
+        playing: &Playing,
+        point: &str,
+        values: &BTreeMap<String, u64>,
+    ) -> Result<(), Trouble> {
+        let ok = self.sync((scenario, &playing.prefix), booted.id, point, values);
+        Ok(booted.guest.send(&ToGuest::Continue { ok })?)
     }
 
     /// Compares what a guest says that it holds with the host's record; only what differs is a check of its own.

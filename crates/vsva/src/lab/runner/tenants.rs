@@ -253,7 +253,8 @@ impl Runner<'_> {
 
     /// Nobody is left: what was granted is compared with what came back.
     fn close_books(&mut self, scenario: &Scenario, ids: [GuestId; 3]) {
-        for (id, name) in ids.into_iter().zip(NAMES) {
+        // The third numbers its PASIDs itself.
+        for (id, name) in ids.into_iter().zip(NAMES).take(COPYING) {
             let check = books::balance(name, &self.counters(id));
             self.record(scenario.name, check);
         }
@@ -270,3 +271,6 @@ impl Party<'_> {
         self.tenants[who].let_go(go).map_err(of(who))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,19 +13,19 @@ fn counters(values: [u64; 4]) -> BTreeMap<&'static str, u64> {
 #[test]
 fn a_host_number_is_one_guests_only() {
     let same = |numbers: &[u32]| record(numbers, numbers);
-    let identity = |one, other| compare_numbers(Numbering::Identity, one, other).ok;
-    assert!(identity(&same(&[1, 3]), &same(&[2, 4])));
-    assert!(!identity(&same(&[1, 3]), &same(&[3, 4])));
-    assert!(!identity(&record(&[1, 3], &[1, 2]), &same(&[4])));
-    assert!(!identity(&same(&[]), &same(&[])));
+    let identity = |one: PasidRecord, other: PasidRecord| {
+        compare_numbers(Numbering::Identity, &one, &other).ok
+    };
+    assert!(identity(same(&[1, 3]), same(&[2, 4])));
+    assert!(!identity(same(&[1, 3]), same(&[3, 4])));
+    assert!(!identity(record(&[1, 3], &[1, 2]), same(&[4])));
+    assert!(!identity(same(&[]), same(&[])));
 
-    let private = |one, other| compare_numbers(Numbering::Private, one, other).ok;
-    assert!(private(&record(&[1, 2], &[1, 3]), &record(&[1], &[2])));
-    assert!(!private(&same(&[1, 3]), &same(&[2, 4])), "numbers of nobody's own");
-    assert!(
-        !private(&record(&[1, 2], &[1, 3]), &record(&[1], &[3])),
-        "one number of the host twice"
-    );
+    let private =
+        |one: PasidRecord, other: PasidRecord| compare_numbers(Numbering::Private, &one, &other).ok;
+    assert!(private(record(&[1, 2], &[1, 3]), record(&[1], &[2])));
+    assert!(!private(same(&[1, 3]), same(&[2, 4])), "numbers of nobody's own");
+    assert!(!private(record(&[1, 2], &[1, 3]), record(&[1], &[3])), "one number of the host twice");
 }
 
 #[test]

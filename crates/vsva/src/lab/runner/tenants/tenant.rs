@@ -32,7 +32,7 @@ pub(super) struct Tenant {
 enum State {
     Idle,
     /// It runs, and waits at this point if there is one.
-    Plays(Playing, Option<String>),
+    Plays(Box<Playing>, Option<String>),
     Over,
     Killed,
 }
@@ -59,7 +59,8 @@ impl Tenant {
     ) -> Result<(), Trouble> {
         let prefix = format!("{}: ", self.name);
         self.before = runner.counters(self.booted.id);
-        self.state = State::Plays(runner.begin(&mut self.booted, run, &prefix)?, None);
+        let playing = runner.begin(&mut self.booted, run, &prefix)?;
+        self.state = State::Plays(Box::new(playing), None);
         self.last = Instant::now();
         Ok(())
     }
@@ -78,8 +79,7 @@ impl Tenant {
                 }
             }
             Heard::Waits { point, values } => {
-                let ok = runner.sync(scenario, self.booted.id, &point, &values);
-                self.booted.guest.send(&ToGuest::Continue { ok })?;
+                runner.carry_out(scenario, &mut self.booted, playing, &point, &values)?;
             }
             Heard::Over => self.state = State::Over,
         }
