@@ -12,8 +12,8 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     ("mem", &["src/", "tests/"]),
     // The lock-free table.
     ("ioasid", &["src/", "tests/loom.rs"]),
-    // The guest program maps portals and stores descriptors to them.
-    ("guest", &["src/dma", "src/portal"]),
+    // The guest program maps portals and registers and stores to them.
+    ("guest", &["src/dma", "src/portal", "src/registers"]),
     // Supervision of QEMU: what a child process does between fork and exec.
     ("vsva", &["src/supervise"]),
 ];

@@ -172,19 +172,20 @@ impl Runner<'_> {
     /// The second guest is killed while its numbers come and go.
     fn kill_one(&mut self, party: &mut Party<'_>) -> Result<(), Fall> {
         let name = party.scenario.name;
+        let wait = Wait::new("the second guest's having half of its PASIDs", party.scenario.limit);
+        let booted = &party.tenants[SECOND].booted;
+        let (id, quota) = (booted.id, booted.kind.config.quota);
         // In the middle of a round, and not with empty hands.
-        let busy = |party: &Party<'_>| !party.tenants[SECOND].waits();
         let out = loop {
-            self.until(party, "the second guest's having PASIDs", busy)?;
-            match self.record_of(party, SECOND)?.live.len() {
-                0 => self.look(party)?,
-                out => break out,
+            self.look(party)?;
+            let out = self.record_of(party, SECOND)?.live.len();
+            if !party.tenants[SECOND].waits() && 2 * out >= quota as usize {
+                break out;
             }
+            wait.check().map_err(of(SECOND))?;
         };
         let before = self.server.space();
-        let tenant = &mut party.tenants[SECOND];
-        tenant.kill().map_err(of(SECOND))?;
-        let (id, quota) = (tenant.booted.id, tenant.booted.kind.config.quota);
+        party.tenants[SECOND].kill().map_err(of(SECOND))?;
         let detail = format!("{out} of {quota} PASIDs out just before");
         let check = "the second guest's QEMU is killed (SIGKILL)".to_owned();
         self.record(name, Check { check, ok: true, detail });

@@ -55,10 +55,8 @@ pub(super) fn taken_back(
     let (taken, took) = (count("pasids_reclaimed"), count("pasids_reclaim_us"));
     let ok = taken > 0 && now.reserved.checked_add(quota) == Some(before.reserved);
     let detail = format!(
-        "{taken} parked and out of all use in {:.1} ms; {} PASIDs reserved, before {}",
-        took as f64 / 1e3,
-        now.reserved,
-        before.reserved
+        "{taken} parked and out of all use in {took} µs; {} PASIDs reserved, before {}",
+        now.reserved, before.reserved
     );
     Check { check: "its PASIDs are drained, its quota is back".to_owned(), ok, detail }
 }

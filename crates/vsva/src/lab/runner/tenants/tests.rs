@@ -198,8 +198,9 @@ impl LabServer for House {
     fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError> {
         let live = match self.role(guest) {
             FIRST => vec![1, 4],
-            SECOND if self.wrong.meddles && self.world.frees.get() > 0 => vec![3],
-            SECOND => vec![2, 3],
+            // Half of its quota, at least.
+            SECOND if self.wrong.meddles && self.world.frees.get() > 0 => (5..29).collect(),
+            SECOND => (5..30).collect(),
             _ => Vec::new(),
         };
         Ok(PasidRecord { hosts: live.clone(), live, parked: Vec::new() })
@@ -252,7 +253,7 @@ fn the_whole_story() {
     let (report, world) = run(Wrong::default());
     assert_eq!(failures(&report), []);
     // Each tried the other's numbers, and nobody else was asked to.
-    assert_eq!(*world.strangers.borrow(), [[2, 3], [1, 4]]);
+    assert_eq!(*world.strangers.borrow(), [(5..30).collect(), vec![1, 4]]);
     assert_eq!(world.gone.get(), [true; 3]);
     assert_eq!(world.dropped.get(), 3);
     let said = |check: &str| report.records.iter().filter(|record| record.check == check).count();
@@ -268,7 +269,7 @@ fn the_whole_story() {
 fn a_number_taken_by_another_guest_is_a_failure() {
     let (report, _) = run(Wrong { meddles: true, ..Wrong::default() });
     let check = "first 6.1: its frees change nothing of the second 6.1's";
-    assert_eq!(failures(&report), [(check, "2 before, 1 now")]);
+    assert_eq!(failures(&report), [(check, "25 before, 24 now")]);
 }
 
 #[test]
