@@ -8,8 +8,8 @@
 //! The guest says [`FromGuest::Hello`] once. For each [`ToGuest::Run`] it answers with any number
 //! of [`FromGuest::Check`], [`FromGuest::Note`] and [`FromGuest::Sync`], at most one
 //! [`FromGuest::Counts`], and exactly one [`FromGuest::Done`], whatever became of the scenario's
-//! process. After a `Sync` or a [`FromGuest::Holds`] the guest waits for [`ToGuest::Continue`]. Both
-//! sides treat the other's bytes as hostile: [`Lines`] bounds a line, [`decode`] refuses what is not
+//! process. After a `Sync` or a [`FromGuest::Holds`] the guest waits for [`ToGuest::Continue`] (at
+//! [`sync::STRANGERS`], for [`ToGuest::Pasids`]). Both sides treat the other's bytes as hostile: [`Lines`] bounds a line, [`decode`] refuses what is not
 //! a message.
 //!
 //! # What is counted
@@ -68,6 +68,11 @@ pub enum ToGuest {
     Continue {
         /// Whether the lab did what the point asks for, or found what the guest holds.
         ok: bool,
+    },
+    /// The answer to [`sync::STRANGERS`].
+    Pasids {
+        /// PASIDs that were granted to another guest and not to this one; at most [`MAX_HELD`].
+        pasids: Vec<u32>,
     },
     /// Write back and switch the machine off.
     PowerOff,
@@ -146,10 +151,14 @@ pub mod scenario {
     pub const VCMD: &str = "vcmd";
     /// Copies without end, for a guest that is about to be killed.
     pub const STORM: &str = "storm";
+    /// Plain virtual addresses in many operations, over and over, until the lab has enough.
+    pub const STREAM: &str = "stream";
+    /// The kernel takes its PASIDs from a host that other guests use at the same time (as [`VCMD`]).
+    pub const TENANT: &str = "tenant";
 
     /// All of them, in the order in which a lab runs them.
-    pub const ALL: [&str; 7] =
-        [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, VCMD, STORM];
+    pub const ALL: [&str; 9] =
+        [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, VCMD, STORM, STREAM, TENANT];
 }
 
 /// Names of the points at which the guest waits for the lab, with their arguments.
@@ -164,6 +173,12 @@ pub mod sync {
     pub const STEADY: &str = "steady";
     /// Both queues are busy with copies.
     pub const STORM: &str = "storm";
+    /// A part that is repeated is over: answered with "not ok" when it has been repeated enough.
+    pub const AGAIN: &str = "again";
+    /// A device was just made to use a PASID. The arguments are `pasid`, and `granted`: 1 if the guest was granted it.
+    pub const PASID_USED: &str = "pasid-used";
+    /// PASIDs of another guest are wanted, to try what must not be possible with them.
+    pub const STRANGERS: &str = "strangers";
 }
 
 /// Names of the amounts in [`FromGuest::Counts`].

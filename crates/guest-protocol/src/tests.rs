@@ -17,6 +17,10 @@ fn the_wire_form_is_fixed() {
         encode(&ToGuest::Continue { ok: false }).unwrap(),
         "{\"type\":\"Continue\",\"ok\":false}\n"
     );
+    assert_eq!(
+        encode(&ToGuest::Pasids { pasids: vec![7, 8] }).unwrap(),
+        "{\"type\":\"Pasids\",\"pasids\":[7,8]}\n"
+    );
     assert_eq!(encode(&ToGuest::PowerOff).unwrap(), "{\"type\":\"PowerOff\"}\n");
     assert_eq!(
         wire(&FromGuest::Hello { kernel: "7.2.0".into(), cpus: 2 }),
@@ -81,6 +85,7 @@ fn a_message_that_is_too_long_is_not_sent() {
 #[test]
 fn as_many_pasids_as_are_allowed_fit_into_a_line() {
     let pasids = vec![0xfffff; MAX_HELD];
+    assert!(encode(&ToGuest::Pasids { pasids: pasids.clone() }).is_ok());
     assert!(encode(&FromGuest::Holds { refused: false, pasids }).is_ok());
 }
 

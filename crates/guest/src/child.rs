@@ -130,7 +130,12 @@ impl Child {
 
     /// Lets it go on from a sync point.
     pub(crate) fn go_on(&mut self, ok: bool) -> io::Result<()> {
-        let line = encode(&ToGuest::Continue { ok }).map_err(io::Error::other)?;
+        self.answer(&ToGuest::Continue { ok })
+    }
+
+    /// Answers what it waits for.
+    pub(crate) fn answer(&mut self, answer: &ToGuest) -> io::Result<()> {
+        let line = encode(answer).map_err(io::Error::other)?;
         self.input.write_all(line.as_bytes())
     }
 

@@ -20,8 +20,8 @@ use crate::scenario;
 const PORT: &str = "/dev/ttyS1";
 /// How long the modules may take to load; a driver that waits for its device never returns.
 const MODULES_WITHIN: Duration = Duration::from_secs(60);
-/// How long the lab may take to answer a question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How long the lab may take to answer a question; it may wait for another guest first.
+const ANSWER_WITHIN: Duration = Duration::from_secs(180);
 /// How long orphans of a scenario may take to be gone.
 const ORPHANS_WITHIN: Duration = Duration::from_secs(5);
 /// "For ever", for waits that only the lab ends.
@@ -134,7 +134,9 @@ fn serve() -> io::Result<()> {
         match lab.hear(Instant::now() + FOREVER)? {
             Some(ToGuest::Run { scenario, seed }) => run_scenario(&mut lab, &scenario, seed)?,
             Some(ToGuest::PowerOff) => return Ok(()),
-            Some(ToGuest::Continue { .. }) => lab.note("nothing waits to continue")?,
+            Some(ToGuest::Continue { .. } | ToGuest::Pasids { .. }) => {
+                lab.note("nothing waits for an answer")?;
+            }
             None => {}
         }
     }
@@ -194,8 +196,8 @@ fn relay(lab: &mut Lab, child: &mut Child, deadline: Instant) -> io::Result<bool
     loop {
         match child.event(deadline)? {
             Event::Message(question @ (FromGuest::Sync { .. } | FromGuest::Holds { .. })) => {
-                let ok = ask(lab, &question)?;
-                if let Err(error) = child.go_on(ok) {
+                let answer = ask(lab, &question)?;
+                if let Err(error) = child.answer(&answer) {
                     fail(lab, "the scenario's process", format!("did not wait: {error}"))?;
                 }
             }
@@ -211,17 +213,19 @@ fn relay(lab: &mut Lab, child: &mut Child, deadline: Instant) -> io::Result<bool
 
 /// Passes on what the lab has to answer and waits for the answer. Switches off at once if the lab
 /// says so.
-fn ask(lab: &mut Lab, question: &FromGuest) -> io::Result<bool> {
+fn ask(lab: &mut Lab, question: &FromGuest) -> io::Result<ToGuest> {
     lab.say(question)?;
     let deadline = Instant::now() + ANSWER_WITHIN;
     loop {
         match lab.hear(deadline)? {
-            Some(ToGuest::Continue { ok }) => return Ok(ok),
+            Some(answer @ (ToGuest::Continue { .. } | ToGuest::Pasids { .. })) => {
+                return Ok(answer);
+            }
             Some(ToGuest::PowerOff) => power_off(),
             Some(ToGuest::Run { scenario, .. }) => {
                 lab.note(format!("cannot run {scenario:?}: another scenario waits for an answer"))?;
             }
-            None => return Ok(false),
+            None => return Ok(ToGuest::Continue { ok: false }),
         }
     }
 }

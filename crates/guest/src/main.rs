@@ -13,6 +13,7 @@
 //! one. What the accelerator does is judged against an independent software account ([`model`]),
 //! which `guest-init --self-test` checks on any machine.
 
+mod bare;
 mod child;
 mod dma;
 mod failure;
@@ -23,6 +24,7 @@ mod model;
 mod pasids;
 mod portal;
 mod queue;
+mod registers;
 mod report;
 mod scenario;
 mod setup;

@@ -160,6 +160,13 @@ impl Commands {
         Ok(LAYOUT.decode_response(self.holder.perform(request)?.value))
     }
 
+    /// Asks for a number, and says what became of it; `None` is a code that is not defined.
+    pub(crate) fn alloc(&self) -> io::Result<Option<VirtualStatus>> {
+        let command = VirtualCommand::AllocatePasid;
+        let response = self.send(LAYOUT.encode_command(command))?;
+        Ok(LAYOUT.status(response.status, command.opcode()))
+    }
+
     /// Frees a number, and says what became of it; `None` is a code that is not defined.
     pub(crate) fn free(&self, pasid: Pasid) -> io::Result<Option<VirtualStatus>> {
         let command = VirtualCommand::FreePasid(pasid);

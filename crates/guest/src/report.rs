@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-use guest_protocol::{counts, decode, encode, FromGuest, Lines, ToGuest};
+use guest_protocol::{counts, decode, encode, sync, FromGuest, Lines, ToGuest};
 
 use crate::failure::{clip, Context, Failure, Outcome};
 
@@ -92,6 +92,21 @@ impl Report {
             false => {
                 Err(Failure::new(format!("the other side could not do what {point} asks for")))
             }
+        }
+    }
+
+    /// A part that is repeated is over: whether the other side wants it once more.
+    pub(crate) fn again(&mut self) -> Outcome<bool> {
+        self.send(&FromGuest::Sync { point: sync::AGAIN.to_owned(), values: BTreeMap::new() });
+        self.answer("the end of a part")
+    }
+
+    /// PASIDs that another guest was granted, and this one not.
+    pub(crate) fn strangers(&mut self) -> Outcome<Vec<u32>> {
+        self.send(&FromGuest::Sync { point: sync::STRANGERS.to_owned(), values: BTreeMap::new() });
+        match self.receive().at("another guest's PASIDs")? {
+            ToGuest::Pasids { pasids } => Ok(pasids),
+            other => Err(Failure::new(format!("not another guest's PASIDs, but {other:?}"))),
         }
     }
 
@@ -212,6 +227,24 @@ mod tests {
         });
         let first = FromGuest::Holds { refused: true, pasids: vec![1, 2] };
         assert_eq!(said, [first, FromGuest::Holds { refused: false, pasids: vec![3] }]);
+    }
+
+    #[test]
+    fn the_other_side_says_when_it_is_enough_and_whose_numbers_are_strange() {
+        let answers =
+            b"{\"type\":\"Continue\",\"ok\":true}\n{\"type\":\"Continue\",\"ok\":false}\n\
+            {\"type\":\"Pasids\",\"pasids\":[7]}\n{\"type\":\"Continue\",\"ok\":false}\n";
+        let said = talk(answers, |report| {
+            assert_eq!([report.again(), report.again()], [Ok(true), Ok(false)]);
+            assert_eq!(report.strangers(), Ok(vec![7]));
+            assert!(report.strangers().is_err());
+        });
+        let points = said.iter().map(|message| match message {
+            FromGuest::Sync { point, .. } => point.as_str(),
+            other => panic!("{other:?}"),
+        });
+        let expected = [sync::AGAIN, sync::AGAIN, sync::STRANGERS, sync::STRANGERS];
+        assert_eq!(points.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Sabotage {
     ReusePasid = 7,
     /// Requests with a PASID that was never granted pass.
     IgnoreGrants = 8,
+    /// A VM that gives back a PASID which is not its own is told that it worked.
+    ForgetOwner = 9,
 }
 
 /// Whether `defect` is on.

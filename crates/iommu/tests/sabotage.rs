@@ -8,7 +8,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 11] = [
+const CASES: [(Sabotage, &str, Scenario); 12] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -20,6 +20,7 @@ const CASES: [(Sabotage, &str, Scenario); 11] = [
     (Sabotage::ReusePasid, "parking", scenarios::parking),
     (Sabotage::IgnoreGrants, "grants", scenarios::grants),
     (Sabotage::WrongPasid, "grants", scenarios::grants),
+    (Sabotage::ForgetOwner, "owners", scenarios::owners),
 ];
 
 /// One test, since a defect is on for the whole process.

@@ -54,3 +54,8 @@ fn parking() {
 fn grants() {
     assert_eq!(scenarios::grants(), Ok(()));
 }
+
+#[test]
+fn owners() {
+    assert_eq!(scenarios::owners(), Ok(()));
+}

@@ -35,5 +35,9 @@ scenarios! {
     a_reset_ends_the_copies: scenarios::reset_under_copy();
     the_death_of_a_vm_frees_everything: scenarios::vm_death_under_copy(Inline);
     the_death_of_a_vm_frees_everything_with_threads: scenarios::vm_death_under_copy(Threads);
+    two_vms_with_the_same_private_number_never_meet: scenarios::private_numbers(Inline);
+    two_vms_with_the_same_private_number_never_meet_with_threads:
+        scenarios::private_numbers(Threads);
+    a_number_that_is_another_vms_moves_nothing: scenarios::strangers_number(Inline);
     rebinding_leaves_nothing_behind: scenarios::rebind(Inline);
 }

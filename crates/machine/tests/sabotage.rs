@@ -18,13 +18,14 @@ enum Defect {
 
 use accelerator::Sabotage::{CorruptCopy, ForgeablePasid, ForgetCompletion, HastyAbort};
 use engine::Sabotage::{
-    DropInFlight, KeepOnClose, LeakCache, NoAccessedDirty, SkipIotlbInvalidation, WrongPasid,
+    DropInFlight, ForgetOwner, IgnoreGrants, KeepOnClose, LeakCache, NoAccessedDirty,
+    SkipIotlbInvalidation, WrongPasid,
 };
 use Defect::{Accelerator, Engine};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Defect, &str, Scenario); 13] = [
+const CASES: [(Defect, &str, Scenario); 15] = [
     (Engine(SkipIotlbInvalidation), "remap", || scenarios::remap(Inline)),
     (Engine(SkipIotlbInvalidation), "unmap", || scenarios::unmap_under_copy(Inline, 5)),
     (Engine(SkipIotlbInvalidation), "unmap, threads", || scenarios::unmap_under_copy(Threads, 20)),
@@ -32,6 +33,8 @@ const CASES: [(Defect, &str, Scenario); 13] = [
     (Engine(WrongPasid), "isolation", || scenarios::isolation(Inline)),
     (Engine(DropInFlight), "unmap, threads", || scenarios::unmap_under_copy(Threads, 100)),
     (Engine(KeepOnClose), "vm_death", || scenarios::vm_death_under_copy(Inline)),
+    (Engine(IgnoreGrants), "stranger's number", || scenarios::strangers_number(Inline)),
+    (Engine(ForgetOwner), "stranger's number", || scenarios::strangers_number(Inline)),
     (Engine(LeakCache), "rebind", || scenarios::rebind(Inline)),
     (Accelerator(CorruptCopy), "copies", || scenarios::copies(Inline)),
     (Accelerator(ForgetCompletion), "copies", || scenarios::copies(Inline)),

@@ -11,7 +11,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use vsva::cli;
-use vsva::lab::{self, Check, GuestDevices, GuestId, LabServer, Options, PasidRecord, ServerError};
+use vsva::lab::{
+    self, Check, EncodedCalls, GuestDevices, GuestId, LabServer, Options, PasidRecord, PasidSpace,
+    ServerError,
+};
 use vsva::qemu::Devices;
 use vsva::server::GuestConfig;
 use vsva::stop::Stop;
@@ -40,6 +43,14 @@ impl LabServer for Nothing {
 
     fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError> {
         Err(ServerError::UnknownGuest(guest))
+    }
+
+    fn space(&self) -> PasidSpace {
+        PasidSpace::default()
+    }
+
+    fn encoded_calls(&self) -> Option<EncodedCalls> {
+        None
     }
 
     fn sync(&mut self, _: GuestId, point: &str, _: &BTreeMap<String, u64>) -> Vec<Check> {

@@ -13,7 +13,7 @@ use crate::demo;
 use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
-use crate::server::Commands;
+use crate::server::{Commands, HostCalls};
 use crate::shares::{NumberingWord, Setting, Shares};
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
@@ -110,6 +110,10 @@ pub struct LabArgs {
     /// Fetch nothing: use what is on the machine or in the cache.
     #[arg(long)]
     pub offline: bool,
+    /// How devices call the host: direct (functions) or bytes (VFIO's user API, encoded and decoded)
+    /// [default: as the scenario says].
+    #[arg(long, value_name = "direct|bytes")]
+    pub host: Option<HostCalls>,
     /// Repeat the guest's random choices of an earlier run.
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
@@ -139,6 +143,9 @@ pub struct ServeArgs {
     /// 5.7 to 5.14, 3.3 for Linux 5.15 to 6.3. Later ones do not look for them [default: off].
     #[arg(long, value_name = "[NAME=]3.0|3.3|off")]
     pub vcmd: Vec<Setting<Commands>>,
+    /// How guests' devices call the host: direct (functions) or bytes (VFIO's user API, encoded and decoded).
+    #[arg(long, value_name = "direct|bytes", default_value_t)]
+    pub host: HostCalls,
     /// Take guest memory from files that are not sealed against shrinking (F_SEAL_SHRINK), too. Whoever shrinks such
     /// a file kills the server, and with it every guest's devices.
     #[arg(long)]
@@ -184,6 +191,7 @@ impl From<&LabArgs> for Options {
             keep_logs: args.keep_logs.clone(),
             seed: args.seed,
             sabotage: args.sabotage.clone(),
+            calls: args.host,
         }
     }
 }
@@ -250,6 +258,7 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
             numbering: args.pasids.clone(),
             commands: args.vcmd.clone(),
         },
+        calls: args.host,
         allow_unsealed: args.allow_unsealed,
     };
     let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(print_line);
@@ -337,7 +346,7 @@ mod tests {
     #[test]
     fn every_option_of_the_lab_arrives() {
         let line = "vsva lab --json --scenario rebind --scenario kill --keep-logs logs --qemu q --kernel k \
-                    --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --seed 7 --sabotage s";
+                    --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --host bytes --seed 7 --sabotage s";
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Lab(args) = cli.command else { panic!("another command") };
         let options = Options::from(&*args);
@@ -347,6 +356,7 @@ mod tests {
         assert_eq!(options.sources.vcmd_kernel.as_deref(), Some("v".as_ref()));
         assert_eq!(options.sources.vcmd_headers.as_deref(), Some("h".as_ref()));
         assert_eq!((options.seed, options.sabotage.as_deref()), (Some(7), Some("s")));
+        assert_eq!(options.calls, Some(HostCalls::Bytes));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use rustix::io::Errno;
 
 use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
-use crate::server::{Ask, Commands, GuestConfig, GuestPlace, Inspector, ServeError, Server};
+use crate::server::{
+    Ask, Commands, GuestConfig, GuestPlace, HostCalls, Inspector, ServeError, Server,
+};
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
 
@@ -33,6 +35,8 @@ pub struct Options {
     pub guests: u32,
     /// What each guest may have of the host.
     pub shares: Shares,
+    /// How guests' devices call the host.
+    pub calls: HostCalls,
     /// Whether memory files that their owner could shrink are mapped.
     pub allow_unsealed: bool,
 }
@@ -98,7 +102,7 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     let names: Vec<_> = (0..options.guests).map(|index| format!("guest{index}")).collect();
     let configs = options.shares.of(&names)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
-    let server = Server::new(policy, say.clone());
+    let server = Server::calling(options.calls, policy, say.clone());
     shares::check_quotas(&configs, server.pasids().capacity)?;
     let stop = Stop::on_signals().map_err(Error::Signals)?;
     let dir = Directory::new(&options.dir)?;
@@ -331,7 +335,13 @@ mod tests {
         let dir = base.path().join("d");
         let quota = vec!["600000".parse().unwrap()];
         let shares = Shares { quota, ..Shares::default() };
-        let options = Options { dir: dir.clone(), guests: 2, shares, allow_unsealed: false };
+        let options = Options {
+            dir: dir.clone(),
+            guests: 2,
+            shares,
+            calls: HostCalls::Direct,
+            allow_unsealed: false,
+        };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
         let refused = run(&options, &say);
         let sum = shares::Error::Quotas { guests: 2, sum: 1_200_000, capacity: 0xf_ffff };
@@ -342,8 +352,13 @@ mod tests {
     #[test]
     fn a_number_of_guests_out_of_range_is_refused() {
         let shares = Shares::default();
-        let options =
-            Options { dir: "/nonexistent".into(), guests: 0, shares, allow_unsealed: false };
+        let options = Options {
+            dir: "/nonexistent".into(),
+            guests: 0,
+            shares,
+            calls: HostCalls::Direct,
+            allow_unsealed: false,
+        };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
         assert!(matches!(run(&options, &say), Err(Error::Guests { got: 0 })));
     }

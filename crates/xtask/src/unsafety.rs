@@ -12,8 +12,8 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     ("mem", &["src/", "tests/"]),
     // The lock-free table; what its tests count and explore, and the array that its bench compares with.
     ("ioasid", &["src/", "tests/loom", "tests/notify_memory.rs", "benches/ioasid/find.rs"]),
-    // The guest program maps portals and stores descriptors to them.
-    ("guest", &["src/dma", "src/portal"]),
+    // The guest program maps portals and registers and stores to them.
+    ("guest", &["src/dma", "src/portal", "src/registers"]),
     // Supervision of QEMU: what a child process does between fork and exec.
     ("vsva", &["src/supervise"]),
 ];

@@ -37,8 +37,8 @@ enum Run {
 
 /// Long enough for a slow machine without hardware virtualization.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// The storm lasts until the machine is killed.
-const STORM_DEADLINE: Duration = Duration::from_secs(3600);
+/// For those that last until the lab has enough, or kills the machine.
+const UNTIL_STOPPED: Duration = Duration::from_secs(3600);
 
 const fn on_accelerator(
     name: &'static str,
@@ -47,14 +47,20 @@ const fn on_accelerator(
     Scenario { name, deadline: DEADLINE, run: Run::Accelerator(run) }
 }
 
-static SCENARIOS: [Scenario; 7] = [
+static SCENARIOS: [Scenario; 9] = [
     on_accelerator(name::SVA_COPY, sva_copy::run),
     on_accelerator(name::ISOLATION, isolation::run),
     on_accelerator(name::REBIND, rebind::run),
     on_accelerator(name::ACCESSED_DIRTY, accessed_dirty::run),
     on_accelerator(name::IN_FLIGHT, in_flight::run),
     Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
-    Scenario { name: name::STORM, deadline: STORM_DEADLINE, run: Run::Accelerator(storm::run) },
+    Scenario { name: name::STORM, deadline: UNTIL_STOPPED, run: Run::Accelerator(storm::run) },
+    Scenario {
+        name: name::STREAM,
+        deadline: UNTIL_STOPPED,
+        run: Run::Accelerator(sva_copy::stream),
+    },
+    Scenario { name: name::TENANT, deadline: UNTIL_STOPPED, run: Run::Allocator(vcmd::tenant) },
 ];
 
 /// A part of a scenario that runs in a process of its own.

@@ -17,8 +17,10 @@ use crate::pasids::{Commands, FindError, Holder};
 use crate::report::{Account, Report};
 
 mod books;
+mod tenant;
 
 use books::Books;
+pub(super) use tenant::run as tenant;
 
 /// What `intel-iommu` says once virtual commands are below `ioasid`.
 const REGISTERED: &str = "Register custom PASID allocator";
@@ -61,11 +63,15 @@ const STEPS: [(&str, Step); 9] = [
 ];
 
 pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Account> {
+    carry_out(&STEPS, report, seed)
+}
+
+fn carry_out(steps: &[(&str, Step)], report: &mut Report, seed: u64) -> Outcome<Account> {
     report.check("intel-iommu found the virtual commands", registered());
     fs::write(EXPEDITED, "1").at(EXPEDITED)?;
     let mut random = Random::new(seed);
     let mut books = Books::open()?;
-    for (check, step) in STEPS {
+    for &(check, step) in steps {
         let outcome = step(report, &mut books, &mut random);
         report.check(check, outcome);
     }

@@ -253,3 +253,20 @@ pub fn grants() -> Verdict {
     guest.vm.alloc_pasid(PasidRange::ALL).unwrap();
     check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused with a grant")
 }
+
+/// A PASID of one VM is nothing that another could give back.
+pub fn owners() -> Verdict {
+    let host = SoftwareHost::new();
+    let config = VmConfig { enforce_grants: true, ..VmConfig::named("guest") };
+    let mut guest = Guest::with(&host, config);
+    let other = host.create_vm(VmConfig::named("other")).unwrap();
+    let root = guest.table();
+    guest.set_first(root, VA, 1, leaf(PAGES[0]));
+    guest.set_pasid(1, first_stage(root, DOMAIN));
+    let (_endpoint, channel) = guest.attach();
+    let pasid = guest.vm.alloc_pasid(PasidRange::ALL).unwrap();
+    check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused with a grant")?;
+    check(other.free_pasid(pasid).is_err(), "another VM gave it back")?;
+    check(guest.vm.pasid_usage().live == 1, "it does not count any more")?;
+    check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused after another VM's mistake")
+}

@@ -74,7 +74,18 @@ impl Rig {
 
     /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
     pub fn on(host: &SoftwareHost, drive: Drive, ram: u64) -> Self {
-        let vm = host.create_vm(VmConfig::named("guest")).expect("room for a VM");
+        Self::with(host, drive, ram, VmConfig::named("guest"), Options::default())
+    }
+
+    /// The same, with a VM and a unit as wanted.
+    pub fn with(
+        host: &SoftwareHost,
+        drive: Drive,
+        ram: u64,
+        config: VmConfig,
+        unit: Options,
+    ) -> Self {
+        let vm = host.create_vm(config).expect("room for a VM");
         let endpoint = vm.attach(DEVICE).expect("the first device");
         let device = Device::new(Config::default(), endpoint).expect("the default device");
         let engines = (0..device.engines()).map(|_| Arc::default()).collect();
@@ -85,7 +96,7 @@ impl Rig {
         device.set_waker(Some(Arc::new(move |engine: usize| rung[engine].ring())));
 
         let bell = bells.unit.clone();
-        let caps = Caps::new(Options::default()).expect("the default unit");
+        let caps = Caps::new(unit).expect("a possible unit");
         let waker = Arc::new(move || bell.ring());
         let machine = Arc::new(Machine::new(vm, caps, messages.clone(), waker));
         let misplaced = Arc::<AtomicU64>::default();

@@ -23,6 +23,12 @@ pub const IQH: u64 = 0x80;
 pub const IQT: u64 = 0x88;
 pub const IQA: u64 = 0x90;
 
+/// Virtual commands, as revision 3.3 has them: where, and their codes.
+const VCMD: u64 = 0xe00;
+const VCRSP: u64 = 0xe10;
+pub const ALLOCATE_PASID: u64 = 1;
+pub const FREE_PASID: u64 = 2;
+
 pub const TRANSLATION: u32 = 1 << 31;
 pub const ROOT_POINTER: u32 = 1 << 30;
 pub const QUEUED_INVALIDATION: u32 = 1 << 26;
@@ -121,6 +127,17 @@ impl Unit {
         let latched = read32(rig, GSTS) & ROOT_POINTER;
         write32(rig, GCMD, bits);
         rig.wait("the global status", || read32(rig, GSTS) == bits | latched)
+    }
+
+    /// Sends a virtual command; gives its result, or its status code.
+    pub fn virtual_command(&self, rig: &Rig, code: u64, operand: u32) -> Verdict<Result<u32, u64>> {
+        write64(rig, VCMD, code | u64::from(operand) << 16);
+        rig.wait("a virtual command", || read64(rig, VCRSP) & 1 == 0)?;
+        let response = read64(rig, VCRSP);
+        Ok(match response >> 1 & 0x7f {
+            0 => Ok((response >> 16) as u32),
+            status => Err(status),
+        })
     }
 
     /// Gives `space` to its PASID: the entry becomes present, which caching mode wants told.

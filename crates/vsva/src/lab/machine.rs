@@ -155,11 +155,27 @@ pub trait Guest {
     /// [`GuestError`]; the guest is then of no use any more.
     fn send(&mut self, message: &ToGuest) -> Result<(), GuestError>;
 
-    /// The guest's next message. [`FromGuest::Fatal`] comes as [`GuestError::Fatal`].
+    /// The guest's next message, or `None` if there was none within `limit` (more than zero).
+    /// [`FromGuest::Fatal`] comes as [`GuestError::Fatal`].
     ///
     /// # Errors
     /// [`GuestError`]; the guest is then of no use any more.
-    fn receive(&mut self, wait: &Wait) -> Result<FromGuest, GuestError>;
+    fn hear(&mut self, limit: Duration) -> Result<Option<FromGuest>, GuestError>;
+
+    /// The guest's next message.
+    ///
+    /// # Errors
+    /// As [`hear`](Self::hear), and [`GuestError::Expired`].
+    fn receive(&mut self, wait: &Wait) -> Result<FromGuest, GuestError> {
+        loop {
+            let heard = self.hear(SLICE)?;
+            // A guest that never falls silent must not outrun its deadline.
+            wait.check()?;
+            if let Some(message) = heard {
+                return Ok(message);
+            }
+        }
+    }
 
     /// Kills the guest as `kill -9` would.
     ///
@@ -253,8 +269,8 @@ impl Machine {
         self.qemu.id()
     }
 
-    /// Fails if QEMU is gone, the user wants to stop, the console floods, or the time is over.
-    fn check(&mut self, wait: &Wait) -> Result<(), GuestError> {
+    /// Fails if QEMU is gone, the user wants to stop, or the console floods.
+    fn check(&mut self) -> Result<(), GuestError> {
         self.stop.check()?;
         if let Some(status) = self.qemu.try_wait()? {
             return Err(ended(status, &self.stderr));
@@ -262,7 +278,7 @@ impl Machine {
         if fs::metadata(&self.console).is_ok_and(|file| file.len() > MAX_CONSOLE) {
             return Err(GuestError::ConsoleFlood);
         }
-        wait.check()
+        Ok(())
     }
 }
 
@@ -271,28 +287,27 @@ impl Guest for Machine {
         self.control.send(message).map_err(GuestError::Control)
     }
 
-    fn receive(&mut self, wait: &Wait) -> Result<FromGuest, GuestError> {
-        loop {
-            match self.control.receive(SLICE) {
-                Ok(Some(FromGuest::Fatal { text })) => return Err(GuestError::Fatal(text)),
-                Ok(Some(message)) => {
-                    // A guest that never falls silent must not outrun its deadline.
-                    self.stop.check()?;
-                    wait.check()?;
-                    return Ok(message);
-                }
-                Ok(None) => self.check(wait)?,
-                Err(ControlError::Closed) => {
-                    // QEMU is about to end, and how it ends says more than the closed channel.
-                    let soon = Instant::now() + Duration::from_secs(2);
-                    return Err(match self.qemu.wait(soon, &self.stop, || ()) {
-                        Ok(status) => ended(status, &self.stderr),
-                        Err(SuperviseError::Stopped(stopped)) => stopped.into(),
-                        Err(_) => GuestError::Control(ControlError::Closed),
-                    });
-                }
-                Err(error) => return Err(GuestError::Control(error)),
+    fn hear(&mut self, limit: Duration) -> Result<Option<FromGuest>, GuestError> {
+        match self.control.receive(limit) {
+            Ok(Some(FromGuest::Fatal { text })) => Err(GuestError::Fatal(text)),
+            Ok(Some(message)) => {
+                self.stop.check()?;
+                Ok(Some(message))
             }
+            Ok(None) => {
+                self.check()?;
+                Ok(None)
+            }
+            Err(ControlError::Closed) => {
+                // QEMU is about to end, and how it ends says more than the closed channel.
+                let soon = Instant::now() + Duration::from_secs(2);
+                Err(match self.qemu.wait(soon, &self.stop, || ()) {
+                    Ok(status) => ended(status, &self.stderr),
+                    Err(SuperviseError::Stopped(stopped)) => stopped.into(),
+                    Err(_) => GuestError::Control(ControlError::Closed),
+                })
+            }
+            Err(error) => Err(GuestError::Control(error)),
         }
     }
 

@@ -24,13 +24,15 @@ pub use self::machine::{
 };
 pub use self::report::{Record, Report};
 use self::runner::{Runner, Starter};
-pub use self::scenario::{select, Kind, Plan, Scenario, UnknownScenario, SCENARIOS};
+pub use self::scenario::{select, Kind, Plan, Scenario, Tenants, UnknownScenario, SCENARIOS};
 pub use self::server::{
-    Check, GuestDevices, GuestId, LabServer, PasidRecord, ServerError, StartServer, AFTER_KILL,
+    Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
+    ServerOptions, StartServer, AFTER_KILL,
 };
 use crate::assets::{self, AssetError, Assets, Linux, Sources};
 use crate::private::PrivateDir;
 use crate::qemu::Devices;
+use crate::server::HostCalls;
 use crate::stop::{Stop, Stopped};
 use crate::term::Screen;
 
@@ -47,6 +49,8 @@ pub struct Options {
     pub seed: Option<u64>,
     /// The way in which the server is to be broken, for showing that a scenario notices.
     pub sabotage: Option<String>,
+    /// How the server's host is called; as each scenario wants it if `None`.
+    pub calls: Option<HostCalls>,
 }
 
 /// Why the lab cannot run here. What goes wrong in a guest is no error but a failed check of the [`Report`].
@@ -91,9 +95,8 @@ pub fn run(
 ) -> Result<Report, LabError> {
     let scenarios = select(&options.scenarios)?;
     screen.line(&format!("vsva {} lab", env!("CARGO_PKG_VERSION")));
-    let wanted = scenarios.iter().map(|scenario| scenario.kind.linux).collect();
+    let wanted = scenarios.iter().flat_map(|scenario| scenario.kernels()).collect();
     let assets = assets::find(&options.sources, &wanted, screen, stop)?;
-    let mut server = start_server(options.sabotage.as_deref())?;
     let mut report = Report { seed: options.seed.unwrap_or_else(new_seed), ..Report::default() };
     report.versions.insert("vsva", env!("CARGO_PKG_VERSION").to_owned());
     report.versions.insert("qemu", assets.qemu.description().to_owned());
@@ -102,14 +105,23 @@ pub fn run(
     }
     let mut starter = QemuStarter { assets: &assets, logs: options.keep_logs.as_deref(), stop };
     let begun = Instant::now();
-    let mut runner = Runner {
-        server: server.as_mut(),
-        starter: &mut starter,
-        screen,
-        report: &mut report,
-        guests: 0,
-    };
-    runner.run(&scenarios)?;
+    let mut guests = 0;
+    let calls = |scenario: &Scenario| options.calls.unwrap_or(scenario.calls);
+    // One server for all that call its host in the same way.
+    for scenarios in scenarios.chunk_by(|one, next| calls(one) == calls(next)) {
+        let Some(first) = scenarios.first() else { continue };
+        let options = ServerOptions { sabotage: options.sabotage.as_deref(), calls: calls(first) };
+        let mut server = start_server(options)?;
+        let mut runner = Runner {
+            server: server.as_mut(),
+            starter: &mut starter,
+            screen,
+            report: &mut report,
+            guests,
+        };
+        runner.run(scenarios)?;
+        guests = runner.guests;
+    }
     report.took = begun.elapsed();
     Ok(report)
 }

@@ -28,7 +28,7 @@ impl Comparisons {
         if held.len() > MAX_HELD || held.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(format!("the guest's {} numbers are no ascending list", held.len()));
         }
-        let PasidRecord { live, parked } = &self.last;
+        let PasidRecord { live, parked, hosts: _ } = &self.last;
         if held != live {
             let lacking = missing(held, live);
             let unknown = missing(live, held);
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn record(live: &[u32], parked: &[u32]) -> PasidRecord {
-        PasidRecord { live: live.to_vec(), parked: parked.to_vec() }
+        PasidRecord { live: live.to_vec(), parked: parked.to_vec(), ..PasidRecord::default() }
     }
 
     fn compare(held: &[u32], refused: bool, record: PasidRecord) -> Result<(), String> {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use guest_protocol::{counts, scenario, sync, FromGuest, ToGuest};
 
 use super::machine::{file_error, Guest, GuestError, Wait, BOOT_LIMIT};
-use super::pasids::Comparisons;
 use super::report::Report;
 use super::scenario::{Kind, Plan, Scenario};
 use super::server::{Check, GuestId, LabServer, ServerError, AFTER_KILL};
@@ -42,6 +41,9 @@ const MAX_MESSAGES: usize = 10_000;
 const BOOT: &str = "boot";
 const POWER_OFF: &str = "power-off";
 
+mod play;
+mod tenants;
+
 /// Starts guests; the tests' one starts pretended ones.
 pub(super) trait Starter {
     /// Starts guest number `number` of this run with `linux` and `devices`, whose sockets are in `dir`.
@@ -60,6 +62,18 @@ struct Booted {
     id: GuestId,
     kind: Kind,
 }
+
+/// A guest that was started.
+struct Launched {
+    booted: Booted,
+    number: u32,
+    begun: Instant,
+    /// For its hello.
+    wait: Wait,
+}
+
+/// Why there is no guest, and the end of its console.
+type Unborn = (Trouble, String);
 
 /// Why a scenario cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +108,10 @@ impl Runner<'_> {
                     self.retire(shared.take())?;
                     self.kill_and_replace(scenario)?;
                 }
+                Plan::Tenants(tenants) => {
+                    self.retire(shared.take())?;
+                    self.tenants(scenario, &tenants)?;
+                }
             }
         }
         self.retire(shared)
@@ -123,8 +141,20 @@ impl Runner<'_> {
 
     /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `scenario`.
     fn boot(&mut self, scenario: &Scenario) -> Result<Option<Booted>, Stopped> {
+        let launched = self.launch(scenario.kind);
+        self.welcome(scenario.name, scenario.kind, launched)
+    }
+
+    /// Waits for the hello of a guest that was launched as `kind`; launches it again if it hangs while booting. `None`
+    /// after a failure, which is then recorded for `scenario`.
+    fn welcome(
+        &mut self,
+        scenario: &str,
+        kind: Kind,
+        mut launched: Result<Launched, Unborn>,
+    ) -> Result<Option<Booted>, Stopped> {
         for attempt in 1.. {
-            match self.try_boot(scenario.kind) {
+            match launched.and_then(|launched| self.hear_hello(launched)) {
                 Ok(booted) => return Ok(Some(booted)),
                 Err((Trouble::Guest(GuestError::Expired { .. }), console))
                     if attempt < BOOT_ATTEMPTS =>
@@ -134,9 +164,10 @@ impl Runner<'_> {
                         "the guest hangs while booting, and is booted again: {last}"
                     ));
                     self.report.boots_repeated += 1;
+                    launched = self.launch(kind);
                 }
                 Err((trouble, console)) => {
-                    self.fail(scenario.name, "the guest boots", &trouble, &console)?;
+                    self.fail(scenario, "the guest boots", &trouble, &console)?;
                     break;
                 }
             }
@@ -144,8 +175,8 @@ impl Runner<'_> {
         Ok(None)
     }
 
-    /// Boots one more guest and waits for its hello; or what went wrong, and the end of its console.
-    fn try_boot(&mut self, kind: Kind) -> Result<Booted, (Trouble, String)> {
+    /// Starts one more guest.
+    fn launch(&mut self, kind: Kind) -> Result<Launched, Unborn> {
         let begun = Instant::now();
         let unborn = |trouble: Trouble| (trouble, String::new());
         let dir = PrivateDir::new()
@@ -154,32 +185,41 @@ impl Runner<'_> {
         let given = self.server.add_guest(dir.path(), kind.config);
         let given = given.map_err(|error| unborn(error.into()))?;
         self.guests += 1;
-        let started = self.starter.start(self.guests, kind.linux, &given.devices, dir);
-        let mut guest = started.map_err(|error| {
+        let number = self.guests;
+        let started = self.starter.start(number, kind.linux, &given.devices, dir);
+        let guest = started.map_err(|error| {
             self.account(given.guest);
             unborn(error.into())
         })?;
-        let error = match self.hello(guest.as_mut()) {
+        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
+        Ok(Launched { booted: Booted { guest, id: given.guest, kind }, number, begun, wait })
+    }
+
+    /// Waits for a guest's hello.
+    fn hear_hello(&mut self, launched: Launched) -> Result<Booted, Unborn> {
+        let Launched { mut booted, number, begun, wait } = launched;
+        match self.hello(booted.guest.as_mut(), &wait) {
             Ok((kernel, cpus)) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 let detail = format!("Linux {kernel}, {cpus} CPUs, {seconds:.1} s");
-                let check = format!("guest {} reaches user space", self.guests);
+                let check = format!("guest {number} reaches user space");
                 self.record(BOOT, Check { check, ok: true, detail });
-                return Ok(Booted { guest, id: given.guest, kind });
+                Ok(booted)
             }
-            Err(error) => error,
-        };
-        let console = guest.console();
-        drop(guest);
-        self.account(given.guest);
-        Err((error.into(), console))
+            Err(error) => {
+                let Booted { guest, id, .. } = booted;
+                let console = guest.console();
+                drop(guest);
+                self.account(id);
+                Err((error.into(), console))
+            }
+        }
     }
 
     /// Waits for the guest program's hello: its kernel and its processors. Before it the guest may have notes to make.
-    fn hello(&self, guest: &mut dyn Guest) -> Result<(String, u32), GuestError> {
-        let wait = Wait::new("the guest program's hello", BOOT_LIMIT);
+    fn hello(&self, guest: &mut dyn Guest, wait: &Wait) -> Result<(String, u32), GuestError> {
         for _ in 0..MAX_MESSAGES {
-            match guest.receive(&wait)? {
+            match guest.receive(wait)? {
                 FromGuest::Hello { kernel, cpus } => return Ok((kernel, cpus)),
                 FromGuest::Note { text } => self.note(&text),
                 other => return Err(GuestError::Unexpected(name_of(&other))),
@@ -188,94 +228,21 @@ impl Runner<'_> {
         Err(GuestError::Endless { limit: MAX_MESSAGES })
     }
 
-    /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.
-    fn play(
-        &mut self,
-        booted: &mut Booted,
-        scenario: &Scenario,
-        run: &str,
-        prefix: &str,
-    ) -> Result<(), Trouble> {
-        let before = self.counters(booted.id);
-        let run_message = ToGuest::Run { scenario: run.to_owned(), seed: self.report.seed };
-        booted.guest.send(&run_message)?;
-        let wait = Wait::new(format!("the end of scenario {run}"), scenario.limit);
-        let failed_before = self.report.failed();
-        let (mut checks, mut counted) = (0, false);
-        let mut comparisons = Comparisons::default();
-        for _ in 0..MAX_MESSAGES {
-            let message = booted.guest.receive(&wait)?;
-            match message {
-                FromGuest::Check { check, ok, detail } => {
-                    checks += 1;
-                    let check = format!("{prefix}{check}");
-                    self.record(scenario.name, Check { check, ok, detail });
-                }
-                FromGuest::Note { text } => self.note(&text),
-                FromGuest::Sync { point, values } => {
-                    let ok = self.sync(scenario.name, booted.id, &point, &values);
-                    booted.guest.send(&ToGuest::Continue { ok })?;
-                }
-                FromGuest::Holds { refused, pasids } => {
-                    let ok =
-                        self.compare(scenario, booted.id, &mut comparisons, refused, &pasids)?;
-                    booted.guest.send(&ToGuest::Continue { ok })?;
-                }
-                FromGuest::Counts { values } if !counted => {
-                    counted = true;
-                    let mut check = agreement(&values, &before, &self.counters(booted.id));
-                    check.check.insert_str(0, prefix);
-                    self.record(scenario.name, check);
-                }
-                FromGuest::Done { scenario: done } if done == run => {
-                    if let Some(mut check) = comparisons.check() {
-                        check.check.insert_str(0, prefix);
-                        self.record(scenario.name, check);
-                    }
-                    self.require(scenario.name, checks > 0, "the scenario asserts something");
-                    // One that broke off has said so, and has no account to give.
-                    let counted = counted || self.report.failed() > failed_before;
-                    self.require(scenario.name, counted, "the guest says what it counted");
-                    return Ok(());
-                }
-                other => return Err(GuestError::Unexpected(name_of(&other)).into()),
-            }
-        }
-        Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
-    }
-
+    /// Has the server do what a point asks for; `prefix` begins every check's text.
     fn sync(
         &mut self,
-        scenario: &str,
+        (scenario, prefix): (&str, &str),
         guest: GuestId,
         point: &str,
         values: &BTreeMap<String, u64>,
     ) -> bool {
         let mut all = true;
-        for check in self.server.sync(guest, point, values) {
+        for mut check in self.server.sync(guest, point, values) {
             all &= check.ok;
+            check.check.insert_str(0, prefix);
             self.record(scenario, check);
         }
         all
-    }
-
-    /// Compares what a guest says that it holds with the host's record; only what differs is a check of its own.
-    fn compare(
-        &mut self,
-        scenario: &Scenario,
-        guest: GuestId,
-        comparisons: &mut Comparisons,
-        refused: bool,
-        held: &[u32],
-    ) -> Result<bool, ServerError> {
-        let record = self.server.pasids(guest)?;
-        let compared = comparisons.compare(held, refused, scenario.kind.config.quota, record);
-        let ok = compared.is_ok();
-        if let Err(detail) = compared {
-            let check = "the host's record is what the guest holds".to_owned();
-            self.record(scenario.name, Check { check, ok, detail });
-        }
-        Ok(ok)
     }
 
     fn kill_and_replace(&mut self, scenario: &Scenario) -> Result<(), Stopped> {
@@ -321,7 +288,7 @@ impl Runner<'_> {
         let check = "the server frees all of the killed guest".to_owned();
         let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
         self.record(scenario.name, Check { check, ok: true, detail });
-        self.sync(scenario.name, booted.id, AFTER_KILL, &BTreeMap::new());
+        self.sync((scenario.name, ""), booted.id, AFTER_KILL, &BTreeMap::new());
         self.add_counters(booted.id);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::super::scenario::select;
-use super::super::server::{GuestDevices, PasidRecord};
+use super::super::server::{EncodedCalls, GuestDevices, PasidRecord, PasidSpace};
 use super::*;
 use crate::server::GuestConfig;
 
@@ -29,10 +29,19 @@ impl Guest for FakeGuest {
         let said = match message {
             ToGuest::Run { scenario, .. } => format!("run {scenario}"),
             ToGuest::Continue { ok } => format!("continue {ok}"),
+            ToGuest::Pasids { pasids } => format!("pasids {pasids:?}"),
             ToGuest::PowerOff => "power off".to_owned(),
         };
         self.log.borrow_mut().push(said);
         Ok(())
+    }
+
+    fn hear(&mut self, _limit: Duration) -> Result<Option<FromGuest>, GuestError> {
+        match self.steps.pop_front() {
+            Some(Step::Say(message)) => Ok(Some(message)),
+            Some(Step::Fail(error)) => Err(error()),
+            None => Ok(None),
+        }
     }
 
     fn receive(&mut self, wait: &Wait) -> Result<FromGuest, GuestError> {
@@ -134,7 +143,15 @@ impl LabServer for FakeServer {
     /// Each time that it is asked, the next list.
     fn pasids(&self, _guest: GuestId) -> Result<PasidRecord, ServerError> {
         let live = self.records.borrow_mut().pop_front();
-        Ok(PasidRecord { live: live.unwrap_or_default(), parked: Vec::new() })
+        Ok(PasidRecord { live: live.unwrap_or_default(), ..PasidRecord::default() })
+    }
+
+    fn space(&self) -> PasidSpace {
+        PasidSpace::default()
+    }
+
+    fn encoded_calls(&self) -> Option<EncodedCalls> {
+        None
     }
 
     fn sync(

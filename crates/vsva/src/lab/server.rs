@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::qemu::Devices;
-use crate::server::GuestConfig;
+use crate::server::{GuestConfig, HostCalls};
 
 /// A guest's number on one server. It names the guest in calls and is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +28,32 @@ pub struct PasidRecord {
     pub live: Vec<u32>,
     /// Given back, but something may still name them.
     pub parked: Vec<u32>,
+    /// What the host calls those that are granted, ascending.
+    pub hosts: Vec<u32>,
+}
+
+/// The host's PASID space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PasidSpace {
+    /// PASIDs that may be out at a time.
+    pub capacity: u32,
+    /// Of those, set aside for guests.
+    pub reserved: u32,
+    /// Granted, whoever has them.
+    pub live: u32,
+    /// Given back, but something may still name them.
+    pub parked: u32,
+    /// Guests that have a quota, or still something that drains.
+    pub guests: usize,
+}
+
+/// What the guests' devices asked of the host by encoded bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncodedCalls {
+    /// Calls so far.
+    pub calls: u64,
+    /// Containers that are open.
+    pub open: usize,
 }
 
 /// One assertion made outside the guest.
@@ -96,6 +122,12 @@ pub trait LabServer {
     /// [`ServerError::UnknownGuest`], also for one of which nothing is left.
     fn pasids(&self, guest: GuestId) -> Result<PasidRecord, ServerError>;
 
+    /// The PASID space of the host, now.
+    fn space(&self) -> PasidSpace;
+
+    /// What was asked of the host by encoded bytes; `None` if it is called directly.
+    fn encoded_calls(&self) -> Option<EncodedCalls>;
+
     /// Does what a scenario asks for at a named point, and says what it found. The names are those of
     /// [`guest_protocol::sync`] and [`AFTER_KILL`]. A point that the server does not know is a failed check.
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check>;
@@ -104,5 +136,14 @@ pub trait LabServer {
 /// The point at which a guest has just been killed and waited for: nothing of it may be left.
 pub const AFTER_KILL: &str = "after-kill";
 
-/// Starts a server, broken in the named way if a sabotage is given.
-pub type StartServer<'a> = &'a dyn Fn(Option<&str>) -> Result<Box<dyn LabServer>, ServerError>;
+/// What a server is started with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServerOptions<'a> {
+    /// The name of the way in which it is to be broken, if it is.
+    pub sabotage: Option<&'a str>,
+    /// How its guests' devices call its host.
+    pub calls: HostCalls,
+}
+
+/// Starts a server.
+pub type StartServer<'a> = &'a dyn Fn(ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError>;

@@ -71,3 +71,36 @@ impl FromStr for Commands {
         all.into_iter().find(|known| known.to_string() == word).ok_or(NoSuchCommands)
     }
 }
+
+/// How the devices of a server's guests call its host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HostCalls {
+    /// Each call is one of a function.
+    #[default]
+    Direct,
+    /// Each call is encoded as VFIO's user API has it, and carried out by a host end that decodes it.
+    Bytes,
+}
+
+impl fmt::Display for HostCalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Bytes => "bytes",
+        })
+    }
+}
+
+/// A word that names no way to call a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there are direct and bytes")]
+pub struct NoSuchHostCalls;
+
+impl FromStr for HostCalls {
+    type Err = NoSuchHostCalls;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchHostCalls> {
+        let all = [Self::Direct, Self::Bytes];
+        all.into_iter().find(|known| known.to_string() == word).ok_or(NoSuchHostCalls)
+    }
+}

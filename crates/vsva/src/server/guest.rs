@@ -1,5 +1,6 @@
 //! One guest's place on the server: its VM, its IOMMU, its accelerator, their sockets and threads.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -10,10 +11,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
-use iommu::{Host as _, SoftwareHost, SoftwareVm, Vm as _, VmConfig};
+use iommu::{DomainId, Host as _, Pasid, SoftwareHost, Vm as _, VmConfig};
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
 use pci::{Function, RequesterId};
+use vfio::Door;
 use vfio_user::Server as Socket;
 use vtd::model::{Caps, Progress};
 
@@ -26,7 +28,7 @@ use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
 use super::settled::{settle_all, Settled};
 use super::way::make_way;
-use super::ServeError;
+use super::{GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
 
 /// Device number of the accelerator on the guest's root bus.
@@ -44,7 +46,7 @@ const SETTLING: Duration = Duration::from_micros(20);
 
 /// What the transport's threads and the workers share.
 pub(super) struct Shared {
-    pub(super) machine: Arc<Machine<SoftwareVm>>,
+    pub(super) machine: Arc<Machine<GuestVm>>,
     pub(super) accelerator: Device,
     pub(super) router: Arc<Router>,
     pub(super) mappings: Mutex<Mappings>,
@@ -67,7 +69,7 @@ pub struct GuestPlace {
 impl GuestPlace {
     /// Makes the devices of a guest called `name`, with their sockets and the DMAR table in `dir`.
     pub(super) fn new(
-        host: &SoftwareHost,
+        host: &Door<SoftwareHost>,
         dir: &Path,
         name: &str,
         config: GuestConfig,
@@ -168,7 +170,7 @@ impl GuestPlace {
     }
 
     /// The VM, for a VMM's own part in what its guest has.
-    pub fn vm(&self) -> &SoftwareVm {
+    pub fn vm(&self) -> &GuestVm {
         self.shared.machine.vm()
     }
 
@@ -209,7 +211,12 @@ impl GuestPlace {
 
     /// Number of domains under which the IOMMU has something cached.
     pub fn cached_domains(&self) -> usize {
-        self.shared.machine.vm().cached_domains().len()
+        self.vm().host_vm().map_or(0, |vm| vm.cached_domains().len())
+    }
+
+    /// The PASIDs whose table entry the IOMMU has cached, granted or not, and their domains.
+    pub fn cached_pasids(&self) -> BTreeMap<Pasid, DomainId> {
+        self.vm().host_vm().map(|vm| vm.cached_pasids()).unwrap_or_default()
     }
 
     /// The VM's counters.
@@ -259,7 +266,7 @@ fn accelerator_id() -> RequesterId {
 
 impl Shared {
     fn new(
-        host: &SoftwareHost,
+        host: &Door<SoftwareHost>,
         name: &str,
         config: GuestConfig,
         policy: Policy,
@@ -377,7 +384,7 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
 }
 
 /// Drives the IOMMU: faults, and the invalidation queue.
-fn drive(machine: &Machine<SoftwareVm>, bell: &Bell, stopping: &AtomicBool) {
+fn drive(machine: &Machine<GuestVm>, bell: &Bell, stopping: &AtomicBool) {
     while !stopping.load(Ordering::SeqCst) {
         match machine.poll() {
             Progress::More => {}

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::sync;
 use iommu::pasid::{GrantState, VmPasids};
-use iommu::Pasid;
+use iommu::{Numbering, Pasid};
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
-use crate::lab::{Check, GuestDevices, GuestId, LabServer, PasidRecord, ServerError, AFTER_KILL};
+use crate::lab::{
+    Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
+    ServerOptions, AFTER_KILL,
+};
 
 /// Growth of the process's own memory between two samples that is no leak, in KiB: allocators
 /// keep a few pages here and there. A leak of one cache line an iteration would be more.
@@ -22,14 +25,15 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 ///
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
-pub fn start(broken: Option<&str>) -> Result<Box<dyn LabServer>, ServerError> {
+pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError> {
+    let ServerOptions { sabotage: broken, calls } = options;
     sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
         given: broken.unwrap_or_default().to_owned(),
         known,
     })?;
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
-        server: Server::new(Policy::SealedOnly, lines),
+        server: Server::calling(calls, Policy::SealedOnly, lines),
         guests: BTreeMap::new(),
         next: 0,
     }))
@@ -45,6 +49,8 @@ struct Guest {
     place: Place,
     /// The PASIDs that were in queues before an injection.
     injected: BTreeMap<u64, Pasid>,
+    /// Requests with a PASID that was not granted, as last seen.
+    ungranted: u64,
     /// The first sample of a scenario that must not grow.
     steady: Option<Steady>,
 }
@@ -73,11 +79,15 @@ impl LabServer for Lab {
     ) -> Result<GuestDevices, ServerError> {
         let guest = GuestId(self.next);
         config.quota += u32::from(sabotage::has_generous_quota());
+        if sabotage::has_shared_numbers() {
+            config.numbering = Numbering::Identity;
+        }
         let place = self.server.add_guest(dir, &name(guest), config).map_err(other)?;
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
-        self.guests.insert(guest, Guest { place, injected: BTreeMap::new(), steady: None });
+        self.guests
+            .insert(guest, Guest { place, injected: BTreeMap::new(), ungranted: 0, steady: None });
         Ok(GuestDevices { guest, devices })
     }
 
@@ -131,7 +141,26 @@ impl LabServer for Lab {
             let entries = vm.entries.iter().filter(move |entry| entry.state == state);
             entries.map(|entry| entry.guest.0.get()).collect()
         };
-        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked) })
+        let live = vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
+        let mut hosts: Vec<_> = live.map(|entry| entry.host.0.get()).collect();
+        hosts.sort_unstable();
+        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts })
+    }
+
+    fn space(&self) -> PasidSpace {
+        let report = self.server.pasids();
+        PasidSpace {
+            capacity: report.capacity,
+            reserved: report.promised,
+            live: report.live,
+            parked: report.parked,
+            guests: report.vms.len(),
+        }
+    }
+
+    fn encoded_calls(&self) -> Option<EncodedCalls> {
+        let counts = self.server.encoded_calls()?;
+        Some(EncodedCalls { calls: counts.calls, open: counts.containers })
     }
 
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
@@ -147,6 +176,7 @@ impl LabServer for Lab {
             }
             sync::INJECT_RESTORE => record.restore(value("wq")),
             sync::SHARED_PORTAL => shared_queue::checks(),
+            sync::PASID_USED => vec![record.pasid_used(value("pasid"), value("granted"))],
             sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
             sync::STORM | AFTER_KILL => Vec::new(),
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
@@ -208,6 +238,19 @@ impl Guest {
             check("the queue's own PASID is put back", restored),
             check("the accelerator reports the refused PASID in SWERROR", refused),
         ]
+    }
+
+    /// Whether requests were counted as ungranted since the last look if and only if they were.
+    fn pasid_used(&mut self, pasid: Option<u64>, granted: Option<u64>) -> Check {
+        let what = "requests with PASIDs not granted are counted, no others";
+        let counted = self.place().map(|place| place.vm_counters().ungranted);
+        let (Ok(now), Some(pasid), Some(granted)) = (counted, pasid, granted) else {
+            return check(what, Err("no guest, no PASID or no word of whose it is".to_owned()));
+        };
+        let grown = now - std::mem::replace(&mut self.ungranted, now);
+        let whose = if granted == 1 { "granted" } else { "not granted" };
+        let detail = format!("PASID {pasid:#x}, {whose}: {grown} requests counted as ungranted");
+        check(what, if (grown == 0) == (granted == 1) { Ok(detail) } else { Err(detail) })
     }
 
     /// The first call takes a sample, the second compares.

@@ -3,8 +3,11 @@
 //! ```text
 //!   QEMU ─ vfio-user ─► dsa function ──────► Device ─► engines (a thread each) ─► Channel ─┐
 //!        └ vfio-user ─► IOMMU's carrier ──► Machine ─► vtd model (a thread) ──────► Vm ◄───┘
-//!        ◄─ messages ── Router ◄──────────────┘                                     │
-//!                                                                      SoftwareHost ◄┘
+//!        ◄─ messages ── Router ◄──────────────┘             called directly, or by  │
+//!                                                      bytes, as chosen: vfio::Door ◄┘
+//!                                                                      │
+//!                                                                      ▼
+//!                                                                SoftwareHost
 //! ```
 
 mod bell;
@@ -32,8 +35,9 @@ use std::time::{Duration, Instant};
 
 use iommu::SoftwareHost;
 use mem::Policy;
+use vfio::{Door, DoorVm};
 
-pub use config::{Commands, GuestConfig, NoSuchCommands};
+pub use config::{Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls};
 pub use guest::GuestPlace;
 pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
@@ -97,23 +101,38 @@ pub enum ServeError {
     Carrier(#[from] pci::LayoutError),
 }
 
+/// A guest on the server's host, called as was chosen for all of them.
+pub type GuestVm = DoorVm<SoftwareHost>;
+
 /// One host and its guests' places.
 pub struct Server {
-    host: SoftwareHost,
+    host: Door<SoftwareHost>,
     policy: Policy,
     lines: Lines,
     started: Instant,
 }
 
 impl Server {
-    /// A server without guests, whose host has all the PASIDs of the bus. What guests do that a
-    /// person should know is said to `lines`.
+    /// A server without guests, whose host has all the PASIDs of the bus and is called directly.
+    /// What guests do that a person should know is said to `lines`.
     ///
     /// # Panics
     /// If there is no memory for an empty PASID space.
     pub fn new(policy: Policy, lines: Lines) -> Self {
+        Self::calling(HostCalls::Direct, policy, lines)
+    }
+
+    /// The same, with the host called as `calls` says.
+    ///
+    /// # Panics
+    /// If there is no memory for an empty PASID space.
+    pub fn calling(calls: HostCalls, policy: Policy, lines: Lines) -> Self {
         let host = SoftwareHost::with_pasids(ioasid::Config::default(), Some(clock))
             .expect("memory for an empty PASID space");
+        let host = match calls {
+            HostCalls::Direct => Door::direct(host),
+            HostCalls::Bytes => Door::encoded(host),
+        };
         Self { host, policy, lines, started: Instant::now() }
     }
 
@@ -133,12 +152,17 @@ impl Server {
 
     /// Number of VMs on the host.
     pub fn vms(&self) -> usize {
-        self.host.vms()
+        self.host.host().vms()
     }
 
     /// Who has which PASIDs.
     pub fn pasids(&self) -> iommu::pasid::PasidReport {
-        self.host.pasid_report()
+        self.host.host().pasid_report()
+    }
+
+    /// What the guests' devices asked of the host by bytes; `None` if they call it directly.
+    pub fn encoded_calls(&self) -> Option<vfio::DispatcherCounts> {
+        self.host.counts()
     }
 }
 

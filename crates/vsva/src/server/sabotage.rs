@@ -15,10 +15,11 @@ mod switch {
         Accelerator(accelerator::Sabotage),
         KeepDeadGuests,
         GenerousQuota,
+        SharedNumbers,
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 11] = [
+    const ALL: [(&str, Break); 13] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
@@ -28,12 +29,15 @@ mod switch {
         ("no-accessed-dirty", Break::Engine(engine::Sabotage::NoAccessedDirty)),
         ("skip-iotlb-invalidation", Break::Engine(engine::Sabotage::SkipIotlbInvalidation)),
         ("drop-in-flight", Break::Engine(engine::Sabotage::DropInFlight)),
+        ("forget-owner", Break::Engine(engine::Sabotage::ForgetOwner)),
         ("keep-dead-guests", Break::KeepDeadGuests),
         ("generous-quota", Break::GenerousQuota),
+        ("shared-numbers", Break::SharedNumbers),
     ];
 
     static KEEP_DEAD_GUESTS: AtomicBool = AtomicBool::new(false);
     static GENEROUS_QUOTA: AtomicBool = AtomicBool::new(false);
+    static SHARED_NUMBERS: AtomicBool = AtomicBool::new(false);
 
     /// Breaks this process's servers in the named way and no other, or (`None`) in none.
     ///
@@ -48,18 +52,20 @@ mod switch {
             },
         };
         let (mut engine, mut accelerator) = (None, None);
-        let (mut keep, mut generous) = (false, false);
+        let (mut keep, mut generous, mut shared) = (false, false, false);
         match chosen {
             Some(Break::Engine(sabotage)) => engine = Some(*sabotage),
             Some(Break::Accelerator(sabotage)) => accelerator = Some(*sabotage),
             Some(Break::KeepDeadGuests) => keep = true,
             Some(Break::GenerousQuota) => generous = true,
+            Some(Break::SharedNumbers) => shared = true,
             None => {}
         }
         engine::set(engine);
         accelerator::set(accelerator);
         KEEP_DEAD_GUESTS.store(keep, Ordering::SeqCst);
         GENEROUS_QUOTA.store(generous, Ordering::SeqCst);
+        SHARED_NUMBERS.store(shared, Ordering::SeqCst);
         Ok(())
     }
 
@@ -71,6 +77,11 @@ mod switch {
     /// Whether a guest can have one PASID more than its quota.
     pub(in crate::server) fn has_generous_quota() -> bool {
         GENEROUS_QUOTA.load(Ordering::SeqCst)
+    }
+
+    /// Whether guests that are to have numbers of their own share the host's.
+    pub(in crate::server) fn has_shared_numbers() -> bool {
+        SHARED_NUMBERS.load(Ordering::SeqCst)
     }
 }
 
@@ -90,6 +101,11 @@ mod switch {
     pub(in crate::server) const fn has_generous_quota() -> bool {
         false
     }
+
+    /// Whether guests that are to have numbers of their own share the host's.
+    pub(in crate::server) const fn has_shared_numbers() -> bool {
+        false
+    }
 }
 
-pub(super) use switch::{apply, has_generous_quota, keeps_dead_guests};
+pub(super) use switch::{apply, has_generous_quota, has_shared_numbers, keeps_dead_guests};

@@ -44,7 +44,7 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
     let granted = vm.map(|vm| vm.entries.as_slice()).unwrap_or_default();
     // A guest with virtual commands that uses others is refused, so that none of them is cached.
     let own = match config.commands {
-        Commands::Off => place.vm().cached_pasids(),
+        Commands::Off => place.cached_pasids(),
         Commands::Revision30 | Commands::Revision33 => BTreeMap::new(),
     };
     let own =

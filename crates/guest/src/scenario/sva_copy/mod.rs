@@ -20,9 +20,11 @@ mod copying;
 mod deltas;
 mod errors;
 mod memory;
+mod stream;
 mod untouched;
 
 use memory::{Arena, Kind};
+pub(super) use stream::run as stream;
 
 /// Descriptors that may get lost before the rest of the scenario is given up.
 const MAX_LOST: u32 = 3;
