@@ -11,7 +11,16 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
     // Guest memory is mapped and accessed through pointers.
     ("mem", &["src/", "tests/"]),
     // The lock-free table; what its tests count and explore, and the array that its bench compares with.
-    ("ioasid", &["src/", "tests/loom", "tests/notify_memory.rs", "benches/ioasid/find.rs"]),
+    (
+        "ioasid",
+        &[
+            "src/",
+            "tests/loom",
+            "tests/fail_nth.rs",
+            "tests/notify_memory.rs",
+            "benches/ioasid/find.rs",
+        ],
+    ),
     // The guest program maps portals and stores descriptors to them.
     ("guest", &["src/dma", "src/portal"]),
     // Supervision of QEMU: what a child process does between fork and exec.
