@@ -395,6 +395,15 @@ fn a_source_may_use_the_space() {
     idle(&space);
 }
 
+/// Stops who does the work, also when a test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Threads that allocate and free while another does the work: the source hands numbers out again
 /// as soon as it has them, which is never taken for a fault.
 #[test]
@@ -410,6 +419,7 @@ fn under_threads() {
                 std::thread::yield_now();
             }
         });
+        let over = Over(&over);
         let churn = |seed: u32| {
             let set = space.create_set("guest", SetType::Native, 3).unwrap();
             for turn in 0..2_000 {
@@ -431,7 +441,7 @@ fn under_threads() {
         for thread in threads {
             thread.join().unwrap();
         }
-        over.store(true, Ordering::Relaxed);
+        drop(over);
     });
     space.release_parked();
     registration.unregister().unwrap();

@@ -184,7 +184,7 @@ fn a_backlog_goes_away_on_request() {
 /// nothing is left at the end.
 #[test]
 fn threads_share_a_small_space() {
-    const ROUNDS: u32 = 3_000;
+    const ROUNDS: u32 = if cfg!(miri) { 50 } else { 3_000 };
     let space = Space::new(Config { width: 4, ..Config::default() }).unwrap();
     let held: Vec<AtomicU32> = (0..16).map(|_| AtomicU32::new(0)).collect();
     std::thread::scope(|scope| {

@@ -10,8 +10,8 @@ use ioasid::{
 };
 
 const THREADS: u64 = 4;
-const ROUNDS: u64 = 250_000;
-const WIDTH: u32 = 12;
+const ROUNDS: u64 = if cfg!(miri) { 500 } else { 250_000 };
+const WIDTH: u32 = if cfg!(miri) { 6 } else { 12 };
 const OWNERS: usize = 24;
 
 /// Numbers that look random, the same in every run.
