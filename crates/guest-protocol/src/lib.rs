@@ -71,7 +71,8 @@ pub enum ToGuest {
     },
     /// The answer to [`sync::STRANGERS`].
     Pasids {
-        /// PASIDs that were granted to another guest and not to this one; at most [`MAX_HELD`].
+        /// PASIDs that were granted to another guest and not to this one, by its numbers and by the host's; at most
+        /// [`MAX_HELD`]. There may be none if guests have private numbers.
         pasids: Vec<u32>,
     },
     /// Write back and switch the machine off.

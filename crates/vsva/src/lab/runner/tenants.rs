@@ -151,6 +151,10 @@ impl Runner<'_> {
     ) -> Result<(), Fall> {
         let [own, theirs] = [self.record_of(party, who)?, self.record_of(party, other)?];
         let pasids = books::strangers(&own, &theirs);
+        if pasids.is_empty() && party.numbering == Numbering::Identity {
+            let check = format!("{}: the {} has PASIDs of its own", NAMES[who], NAMES[other]);
+            self.record(party.scenario.name, Check { check, ok: false, detail: String::new() });
+        }
         let tenant = &mut party.tenants[who];
         tenant.hold();
         tenant.answer(&ToGuest::Pasids { pasids }).map_err(of(who))?;

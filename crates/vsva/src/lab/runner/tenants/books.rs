@@ -34,7 +34,8 @@ pub(super) fn compare_numbers(
     Check { check: check.to_owned(), ok, detail }
 }
 
-/// Numbers of another guest, by either numbering, that are none of a guest's own.
+/// Numbers of another guest, by its numbering and by the host's, that are none of a guest's own. With private numbers
+/// there may be none: the host may call the other's by what this guest calls its own.
 pub(super) fn strangers(own: &PasidRecord, theirs: &PasidRecord) -> Vec<u32> {
     let mut all = [&*theirs.live, &*theirs.hosts].concat();
     all.sort_unstable();
