@@ -17,7 +17,7 @@ use vsva::inspect::snapshot::{Guest, Snapshot, State};
 use vsva::inspect::wire::{Refusal, MAX_REQUEST, SOCKET};
 use vsva::inspect::{Client as Asker, Error};
 use vsva::server::{
-    Ask, Commands, GuestConfig, GuestPlace, Inspector, ServeError, Server, MAX_CLIENTS,
+    Ask, Commands, GuestConfig, GuestPlace, HostCalls, Inspector, ServeError, Server, MAX_CLIENTS,
 };
 use vtd::spec::VcmdLayout;
 
@@ -39,8 +39,12 @@ struct Places {
 
 impl Host {
     fn new(configs: &[GuestConfig]) -> Self {
+        Self::calling(HostCalls::Direct, configs)
+    }
+
+    fn calling(calls: HostCalls, configs: &[GuestConfig]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (server, said) = server(Policy::SealedOnly);
+        let (server, said) = server_calling(calls, Policy::SealedOnly);
         let add = |(index, config): (usize, &GuestConfig)| {
             server.add_guest(dir.path(), &format!("guest{index}"), *config).unwrap()
         };
@@ -126,8 +130,10 @@ fn live(guest: &Guest) -> Vec<u32> {
 
 #[test]
 fn each_guest_has_its_quota_and_no_other_guests_numbers() {
-    for commands in [Commands::Revision30, Commands::Revision33] {
-        let host = Host::new(&[GuestConfig { commands, ..SMALL }; 2]);
+    for (commands, calls) in
+        [(Commands::Revision30, HostCalls::Direct), (Commands::Revision33, HostCalls::Bytes)]
+    {
+        let host = Host::calling(calls, &[GuestConfig { commands, ..SMALL }; 2]);
         let mut units = [0, 1].map(|index| Unit::new(host.place(index)));
         let had = units.each_mut().map(|unit| [(); 4].map(|()| unit.alloc().unwrap()));
         for unit in &mut units {
@@ -177,7 +183,16 @@ fn private_numbers_are_the_same_in_two_guests_and_differ_on_the_host() {
 
 #[test]
 fn a_death_gives_everything_back_and_is_measured() {
-    let host = Host::new(&[SMALL, SMALL]);
+    die(HostCalls::Direct);
+}
+
+#[test]
+fn a_death_gives_everything_back_by_bytes_too() {
+    die(HostCalls::Bytes);
+}
+
+fn die(calls: HostCalls) {
+    let host = Host::calling(calls, &[SMALL, SMALL]);
     let (place, survivor) = (host.place(0), host.place(1));
     let mut survivor = Unit::new(survivor);
     let mut kept = [(); 2].map(|()| survivor.alloc().unwrap());

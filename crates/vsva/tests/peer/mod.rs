@@ -20,7 +20,7 @@ use mem::{Iova, Policy};
 use rustix::cmsg_space;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use vsva::server::{GuestPlace, Server};
+use vsva::server::{GuestPlace, HostCalls, Server};
 
 /// What a test waits for at most.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,10 +46,15 @@ pub(crate) type Said = Arc<Mutex<Vec<(Instant, String)>>>;
 
 /// A server, and what it says.
 pub(crate) fn server(policy: Policy) -> (Server, Said) {
+    server_calling(HostCalls::Direct, policy)
+}
+
+/// The same, whose host is called as `calls` says.
+pub(crate) fn server_calling(calls: HostCalls, policy: Policy) -> (Server, Said) {
     let said = Said::default();
     let sink = said.clone();
     let line = move |line: &str| sink.lock().unwrap().push((Instant::now(), line.to_owned()));
-    (Server::new(policy, Arc::new(line)), said)
+    (Server::calling(calls, policy, Arc::new(line)), said)
 }
 
 /// A guest's RAM: a file, sealed against shrinking if `sealed`.
