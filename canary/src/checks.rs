@@ -26,7 +26,7 @@ pub(crate) fn ioasid() -> Option<()> {
     let reader = space.reader();
     let guard = reader.pin();
     ensure(guard.find(lease.id()) == Some(&"seven"))?;
-    lease.free();
+    ensure(lease.free().is_ok())?;
     ensure(guard.find(ioasid::Ioasid(7)).is_none())?;
     ensure(space.alloc(7..=7, "eight").is_err())?;
     drop(guard);
