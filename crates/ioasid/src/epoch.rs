@@ -89,7 +89,9 @@ impl Participant {
         debug_assert!(core::ptr::eq(self.epochs.as_ptr(), epochs));
         if self.depth.get() == 0 {
             // Acquire: a free that came before this time is seen as one.
-            self.published.0.store(epochs.now.load(Ordering::Acquire), Ordering::Relaxed);
+            let now = epochs.now.load(Ordering::Acquire);
+            // Release: who sees this instead of the end of what was read before may release that.
+            self.published.0.store(now, Ordering::Release);
             if !cfg!(sabotage = "ioasid-no-fence") {
                 fence(Ordering::SeqCst);
             }

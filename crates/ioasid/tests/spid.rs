@@ -191,7 +191,7 @@ fn find_under_churn() {
                 }
             }
         });
-        for turn in 0..30_000 {
+        for turn in 0..if cfg!(miri) { 60 } else { 30_000 } {
             let spid = turn % 4;
             let named = guest.alloc_with(1..=4, |id| (spid, id.0)).unwrap();
             let nameless = guest.alloc(1..=4, (u32::MAX, 0)).ok();

@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 
-use super::{all, assert_idle, space, Life};
+use super::{all, assert_idle, bounded, space, Life};
 
 /// A find against a free and the next life of the number: it gives the first life, the second, or
 /// nothing; what it gives stays readable; and while it stays, the number is not given out again.
@@ -79,6 +79,27 @@ fn new_reader_against_free() {
         first.free().unwrap();
         assert!(matches!(finder.join().unwrap(), None | Some(1)));
         assert!(space.alloc(1..=1, Life::new(2)).is_ok());
+        assert_idle(&space);
+    });
+}
+
+/// A reader that reads again: what it did under its first guard comes before the release of what it
+/// found, also when only its second guard shows that the first has gone.
+#[test]
+fn twice_against_free() {
+    bounded(|| {
+        let space = space(1, 1);
+        let lease = space.alloc(1..=1, Life::new(1)).unwrap();
+        let reader = space.reader();
+        let finder = thread::spawn(move || {
+            for _ in 0..2 {
+                let guard = reader.pin();
+                assert!(matches!(guard.find(Ioasid(1)).map(Life::check), None | Some(1)));
+            }
+        });
+        lease.free().unwrap();
+        space.release_parked();
+        finder.join().unwrap();
         assert_idle(&space);
     });
 }
