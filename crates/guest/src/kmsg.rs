@@ -82,6 +82,11 @@ pub(crate) fn software_error(line: &str) -> Option<SwErrorHead> {
     u64::from_str_radix(digits, 16).ok().map(SwErrorHead::from_bits)
 }
 
+/// Whether the kernel says here that a function of driver `driver` logged more than its limit allows.
+pub(crate) fn suppressed(line: &str, driver: &str) -> bool {
+    line.contains("callbacks suppressed") && line.contains(driver)
+}
+
 /// The message of a record `priority,sequence,time,flags;message\n KEY=value...`.
 fn text(record: &[u8]) -> String {
     let record = String::from_utf8_lossy(record);
@@ -109,6 +114,13 @@ mod tests {
         assert!(head.valid() && head.descriptor_valid() && head.wq_valid() && head.write());
         assert_eq!(software_error("idxd 0000:00:10.0: err[1]: 0x1"), None);
         assert_eq!(software_error("err[0]: 0x"), None);
+    }
+
+    #[test]
+    fn a_limit_that_was_hit_is_noticed() {
+        let line = "idxd_misc_thread: 10 callbacks suppressed";
+        assert!(suppressed(line, "idxd") && !suppressed(line, "vfio"));
+        assert!(!suppressed("idxd 0000:00:10.0: err[0]: 0x1", "idxd"));
     }
 
     #[test]
