@@ -7,8 +7,10 @@ use mem::MemoryMap;
 use pci::RequesterId;
 
 use crate::{
-    AllocPasidError, ContextSource, Fault, FreePasidError, GuestPasid, Invalidation, Numbering,
-    PasidRange, PasidUsage, Ticket, DEFAULT_QUOTA,
+    AllocPasidError, ContextSource, EventQueueId, Fault, FaultQueueId, FreePasidError, GuestPasid,
+    Hardware, HwptId, HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId,
+    PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, VmEvent,
+    DEFAULT_QUOTA,
 };
 
 /// What a VM is created with.
@@ -144,6 +146,125 @@ pub trait Vm: Clone + Send + Sync + 'static {
 
     /// Counts since creation, and how much is cached now.
     fn counters(&self) -> Counters;
+
+    /// The VM's one I/O address space: its memory map.
+    fn ioas(&self) -> Result<IoasId, ObjectError> {
+        Err(ObjectError::NotSupported)
+    }
+
+    /// The IOMMU that a device is behind.
+    fn hardware(&self, device: RequesterId) -> Result<Hardware, ObjectError> {
+        let _ = device;
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Makes a page table, paging or nested.
+    fn alloc_hwpt(&self, request: &HwptRequest) -> Result<HwptId, ObjectError> {
+        let _ = request;
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Makes a vIOMMU of the IOMMU that `device` is behind, over the nesting parent `parent`.
+    fn alloc_viommu(
+        &self,
+        device: RequesterId,
+        parent: HwptId,
+        kind: ViommuKind,
+    ) -> Result<ViommuId, ObjectError> {
+        let _ = (device, parent, kind);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Tells by which number the guest knows a device.
+    fn alloc_vdevice(
+        &self,
+        viommu: ViommuId,
+        device: RequesterId,
+        virtual_id: u64,
+    ) -> Result<VdeviceId, ObjectError> {
+        let _ = (viommu, device, virtual_id);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Makes a queue for page requests.
+    fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Makes a queue for the unrecoverable faults of a vIOMMU's devices, of `depth` events.
+    fn alloc_event_queue(&self, viommu: ViommuId, depth: u32) -> Result<EventQueueId, ObjectError> {
+        let _ = (viommu, depth);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Takes the oldest event.
+    fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
+        let _ = queue;
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Ends an object that nothing uses any more.
+    fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
+        let _ = object;
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Has the requests of a device translated by `hwpt`: those with `pasid`, or those without
+    /// any. From the first attachment on, the device is translated by what is attached and by
+    /// nothing else; what has nothing attached is blocked.
+    fn attach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        let _ = (device, pasid, hwpt);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// The same where something is attached; if it fails, that stays. Nothing of the old is in use
+    /// once the ticket is complete.
+    fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        let _ = (device, pasid, hwpt);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Blocks those requests. Nothing of what was attached is in use once the ticket is complete.
+    fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        let _ = (device, pasid);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Forgets what was made of a nested table (`IOMMU_HWPT_INVALIDATE`), device TLBs included.
+    /// With the error comes how many of the entries were carried out.
+    fn invalidate_hwpt(
+        &self,
+        hwpt: HwptId,
+        what: &[StageOneInvalidation],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        let _ = (hwpt, what);
+        Err((0, ObjectError::NotSupported))
+    }
+
+    /// Carries out a guest's SMMUv3 commands with its identifiers rewritten to the host's. With the
+    /// error comes how many were carried out.
+    fn invalidate_viommu(
+        &self,
+        viommu: ViommuId,
+        commands: &[[u64; 2]],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        let _ = (viommu, commands);
+        Err((0, ObjectError::NotSupported))
+    }
 
     /// Ends the VM: every device is detached, memory is dropped, accesses get
     /// [`crate::DmaError::Detached`], every PASID is taken back. Idempotent. Complete when the

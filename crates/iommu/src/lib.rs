@@ -63,6 +63,7 @@ pub mod format;
 mod host;
 mod in_flight;
 mod invalidation;
+mod objects;
 pub mod pasid;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
@@ -80,6 +81,11 @@ pub use fault::{Fault, FaultReason, Stage};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
 pub use invalidation::{Invalidation, PageRange, Ticket};
+pub use objects::{
+    EventQueueId, FaultQueueId, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField,
+    IoasId, ObjectError, ObjectId, SmmuCaps, StageOneInvalidation, StageOneTable, VdeviceId,
+    ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+};
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
