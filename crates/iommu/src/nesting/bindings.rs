@@ -266,15 +266,19 @@ impl<V: Vm> Bindings<V> {
             return Err(ObjectError::TooMany { limit: MAX_BINDINGS });
         }
         let (device, pasid) = place;
-        if let Some(pasid) = pasid {
-            self.numbers.acquire(&self.vm, pasid)?;
-        }
+        let fresh = match pasid {
+            Some(pasid) => self.numbers.acquire(&self.vm, pasid)?,
+            None => false,
+        };
         let attached = self.acquire(device, want).and_then(|hwpt| {
             let attached = self.vm.attach_hwpt(device, pasid, hwpt);
             attached.inspect_err(|_| self.release(want))
         });
         if let Err(error) = attached {
-            self.release_number(pasid);
+            match pasid {
+                Some(pasid) if fresh => self.numbers.undo(&self.vm, pasid),
+                _ => self.release_number(pasid),
+            }
             return Err(error);
         }
         self.entries.insert(place, want);

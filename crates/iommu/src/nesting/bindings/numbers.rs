@@ -15,10 +15,14 @@ pub(super) enum Numbers {
 }
 
 impl Numbers {
-    /// Another binding of `pasid`.
-    pub(super) fn acquire<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) -> Result<(), ObjectError> {
+    /// Another binding of `pasid`; whether it was granted for that.
+    pub(super) fn acquire<V: Vm>(
+        &mut self,
+        vm: &V,
+        pasid: GuestPasid,
+    ) -> Result<bool, ObjectError> {
         match self {
-            Self::Granted => Ok(()),
+            Self::Granted => Ok(false),
             Self::Guest(held) => held.acquire(vm, pasid),
         }
     }
@@ -27,6 +31,13 @@ impl Numbers {
     pub(super) fn release<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) {
         if let Self::Guest(held) = self {
             held.release(vm, pasid);
+        }
+    }
+
+    /// Takes back what was granted for a binding that came to nothing.
+    pub(super) fn undo<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) {
+        if let Self::Guest(held) = self {
+            held.free(vm, pasid);
         }
     }
 
@@ -51,11 +62,11 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn acquire<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) -> Result<(), ObjectError> {
+    fn acquire<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) -> Result<bool, ObjectError> {
         if let Some(users) = self.users.get_mut(&pasid) {
             *users += 1;
             self.idle.retain(|idle| *idle != pasid);
-            return Ok(());
+            return Ok(false);
         }
         let mut granted = alloc_exactly(vm, pasid);
         if matches!(granted, Err(AllocPasidError::QuotaExceeded { .. })) && !self.idle.is_empty() {
@@ -71,7 +82,7 @@ impl Held {
             AllocPasidError::NoMemory => ObjectError::NoMemory,
         })?;
         self.users.insert(pasid, 1);
-        Ok(())
+        Ok(true)
     }
 
     fn release<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) {
@@ -86,10 +97,14 @@ impl Held {
     fn free_idle<V: Vm>(&mut self, vm: &V, keep: usize) {
         while self.idle.len() > keep {
             let Some(pasid) = self.idle.pop_front() else { return };
-            self.users.remove(&pasid);
-            // An error says that it is not the VM's any more, which is what is wanted.
-            let _ = vm.free_pasid(pasid);
+            self.free(vm, pasid);
         }
+    }
+
+    fn free<V: Vm>(&mut self, vm: &V, pasid: GuestPasid) {
+        self.users.remove(&pasid);
+        // An error says that it is not the VM's any more, which is what is wanted.
+        let _ = vm.free_pasid(pasid);
     }
 }
 
