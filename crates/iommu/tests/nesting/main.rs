@@ -11,6 +11,7 @@ mod invalidate;
 #[path = "../common/mock.rs"]
 mod mock;
 mod msi;
+mod software;
 mod unwind;
 
 use common::{pasid, CAPS};
