@@ -200,23 +200,24 @@ impl<V: Vm> Domain<V> {
     /// Makes one step, and keeps account of it.
     fn go(&mut self, step: Move) -> Result<Option<Ticket>, ObjectError> {
         let Move { device, from, to } = step;
-        let ticket = match (from, to) {
-            (from, to) if from == to => None,
-            (None, Some(to)) => self.vm.attach_hwpt(device, None, to).map(|()| None)?,
-            (Some(_), Some(to)) => match self.vm.replace_hwpt(device, None, to) {
-                // The host has undone it.
+        if from == to {
+            return Ok(None);
+        }
+        let ticket = match to {
+            Some(to) if from.is_none() => self.vm.attach_hwpt(device, None, to).map(|()| None)?,
+            Some(to) => match self.vm.replace_hwpt(device, None, to) {
+                // The host has undone what was there.
                 Err(ObjectError::NotAttached) => {
                     self.vm.attach_hwpt(device, None, to).map(|()| None)?
                 }
                 replaced => replaced.map(Some)?,
             },
-            (Some(_), None) => match self.vm.detach_hwpt(device, None) {
+            None => match self.vm.detach_hwpt(device, None) {
                 Err(ObjectError::NotAttached | ObjectError::NoDevice(_) | ObjectError::Closed) => {
                     None
                 }
                 detached => detached.map(Some)?,
             },
-            (None, None) => None,
         };
         if let Some(member) = self.member_mut(device) {
             member.attached = to;

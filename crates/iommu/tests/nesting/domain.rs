@@ -117,7 +117,10 @@ fn a_device_that_joins_later_has_the_domains_configuration() {
     let mock = host(SMMUV3);
     let mut domain = domain(&mock, &[ONE]);
     let _ = domain.attach_pasid_table(&smmu_config(Translate)).unwrap();
+    mock.calls();
     domain.add_device(TWO).unwrap();
+    // At no moment has it more than its table.
+    assert!(matches!(mock.calls()[1..], [Call::Attach(TWO, None, _)]));
     assert!(by(&mock, TWO).is_some());
     assert_eq!(by(&mock, TWO), by(&mock, ONE));
 
@@ -132,6 +135,20 @@ fn a_device_that_joins_later_has_the_domains_configuration() {
     let _ = domain.attach_pasid_table(&smmu_config(Bypass)).unwrap();
     domain.add_device(FOUR).unwrap();
     assert_eq!(by(&mock, FOUR), Some(By::StageTwo));
+}
+
+#[test]
+fn a_device_that_can_be_neither_blocked_nor_removed_is_told_of() {
+    let mock = host(VTD);
+    let mut domain = domain(&mock, &[ONE]);
+    let _ = domain.attach_pasid_table(&vtd_config(Abort)).unwrap();
+    mock.fail([1, 2]);
+    let stuck = NestingError::Stuck { device: TWO, cause: FAILED };
+    assert_eq!(domain.add_device(TWO), Err(stuck));
+    assert_eq!(domain.is_blocked(TWO), Ok(false));
+    mock.fail([]);
+    let _ = domain.remove_device(TWO).unwrap();
+    assert_eq!(by(&mock, TWO), None);
 }
 
 #[test]
