@@ -67,7 +67,7 @@ mod format;
 mod second_stage;
 mod walk;
 
-pub use build::{Flush, Map, MapError, PageTable, Pages, UnmapError};
+pub use build::{Flush, Map, MapError, PageTable, Pages, UnmapError, MIN_TABLE_BITS};
 pub use first_stage::{FirstStage, FirstStageEntry};
 pub use format::{Access, LeafEntry, TableEntry};
 pub use format::{Denied, Entry, Format, InvalidAddress, Request, ReservedBits, Rights};

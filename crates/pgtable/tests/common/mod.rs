@@ -93,7 +93,7 @@ impl Tables for Arena {
 }
 
 impl Pages for Arena {
-    fn allocate(&mut self) -> Option<u64> {
+    fn allocate(&mut self, _size_bits: u32) -> Option<u64> {
         if self.limit.is_some_and(|limit| self.live() >= limit) {
             return None;
         }
@@ -105,7 +105,7 @@ impl Pages for Arena {
         Some(page)
     }
 
-    fn free(&mut self, page: u64) {
+    fn free(&mut self, page: u64, _size_bits: u32) {
         assert!(self.pages.borrow_mut().remove(&page).is_some(), "{page:#x} freed twice");
         self.freed.push(page);
     }
