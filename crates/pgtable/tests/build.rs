@@ -4,8 +4,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::formats::UnderTest;
 use common::twin::Twin;
-use common::{one_page, Arena, ArenaError, UnderTest, READ, RIGHTS};
+use common::{one_page, Arena, ArenaError, READ, RIGHTS};
 use pgtable::{walk, Format, Map, MapError, PageTable, Rights, UnmapError, MIN_TABLE_BITS};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -169,7 +170,7 @@ fn random_maps_match_an_ordered_map<F: UnderTest>(format: F) {
     let step = (any::<bool>(), a_range(&twin), 0u64..8, 1u8..=3);
     let steps = proptest::collection::vec(step, 1..25);
     // Tables of larger granules take longer to look through.
-    let cases = 24 >> (twin.page_bits() - 12) / 2;
+    let cases = 24 >> ((twin.page_bits() - 12) / 2);
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
     let top = twin.size(level_with(&twin, 2));
     let outputs = (1 << twin.output_bits()) / top - 2;

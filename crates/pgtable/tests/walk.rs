@@ -2,8 +2,9 @@
 
 mod common;
 
+use common::formats::UnderTest;
 use common::twin::{Class, Fault, Twin};
-use common::{one_page, Arena, ArenaError, UnderTest, READ, RIGHTS, WRITE};
+use common::{one_page, Arena, ArenaError, READ, RIGHTS, WRITE};
 use pgtable::{
     walk, Access, Denied, Map, PageTable, Request, Rights, WalkFault, MAX_ATTEMPTS, MAX_LEVELS,
 };
@@ -297,9 +298,10 @@ fn garbage_is_judged_as_by_the_twin<F: UnderTest>(format: F) {
     // The indices in use: the first two and the last.
     let index = move |level, choice: usize| [0, 1, (1u64 << twin.index_bits(level)) - 1][choice];
     let address = proptest::collection::vec(0usize..3, MAX_LEVELS).prop_map(move |choices| {
-        let address = (1..=twin.levels())
+        let parts = (1..=twin.levels())
             .zip(choices)
-            .fold(0, |address, (level, choice)| address | index(level, choice) * twin.size(level));
+            .map(|(level, choice)| index(level, choice) * twin.size(level));
+        let address = parts.sum::<u64>();
         if twin.is_canonical() && address >= twin.end() {
             address | twin.end().wrapping_neg()
         } else {

@@ -7,7 +7,6 @@ pub(crate) mod formats;
 pub(crate) mod twin;
 
 pub(crate) use arena::{Arena, ArenaError};
-pub(crate) use formats::UnderTest;
 
 use pgtable::{Access, Format, Map, PageTable, Request, Rights};
 
