@@ -193,7 +193,10 @@ pub(crate) fn reason<E>(
     match fault {
         WalkFault::NonCanonical => FaultReason::NonCanonical,
         WalkFault::BeyondWidth => FaultReason::AddressWidth { stage },
-        WalkFault::NotPresent { level } => FaultReason::NotPresent { stage, level },
+        // The formats walked here set accessed flags by themselves, or keep none.
+        WalkFault::NotPresent { level } | WalkFault::AccessFlag { level } => {
+            FaultReason::NotPresent { stage, level }
+        }
         WalkFault::Reserved { level, .. } => FaultReason::TableReserved { stage, level },
         WalkFault::Permission { kind, .. } => {
             FaultReason::Permission { stage, user: kind == Denied::User }
