@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::memory::PAGE;
 use common::rig::REPORTERS;
-use common::{equal, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED};
+use common::{equal, succeeded, Drive, Guest, Rig, Setup, Space, Verdict, DEDICATED};
 use dsa::model::CHUNK;
 use dsa::spec::{Descriptor, Flags, Iova, Operation, Status};
 use iommu::{SoftwareHost, Vm};
@@ -67,7 +67,7 @@ const COPY: [u64; 3] = [BASE, BASE + PAGE, BASE + 2 * PAGE];
 
 impl Neighbour {
     fn new(host: &SoftwareHost) -> Verdict<Self> {
-        let mut guest = Guest::boot_on(Rig::on(host, Drive::Inline, RAM))?;
+        let mut guest = Guest::boot_on(Rig::on(host, Setup::guest_owned(Drive::Inline), RAM))?;
         let space = process(&mut guest)?;
         space.write(&guest.rig.ram, COPY[0], b"neighbour");
         let mut neighbour = Self { guest, space, memory: Vec::new() };
@@ -216,7 +216,7 @@ fn each_call_is_bounded_and_nothing_else_is_touched() {
     let neighbour = Neighbour::new(&host).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Drive::Inline, RAM);
+        let mut rig = Rig::on(&host, Setup::guest_owned(Drive::Inline), RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();
@@ -248,7 +248,7 @@ fn threads_at_work_survive_a_hostile_guest() {
     let neighbour = Neighbour::new(&host).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Drive::Threads, RAM);
+        let mut rig = Rig::on(&host, Setup::guest_owned(Drive::Threads), RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();
@@ -274,7 +274,9 @@ fn threads_at_work_survive_a_hostile_guest() {
 #[test]
 fn a_step_of_an_engine_is_a_chunk() {
     const SIZE: u32 = 8 * CHUNK as u32;
-    let mut guest = Guest::boot_on(Rig::on(&SoftwareHost::new(), Drive::Inline, RAM)).unwrap();
+    let mut guest =
+        Guest::boot_on(Rig::on(&SoftwareHost::new(), Setup::guest_owned(Drive::Inline), RAM))
+            .unwrap();
     let mut space = guest.process(PROCESS).unwrap();
     let place = |index: u64| BASE + index * 4 * u64::from(SIZE);
     (0..3).for_each(|i| space.allocate(&mut guest.rig.ram, place(i), u64::from(SIZE) + PAGE));
