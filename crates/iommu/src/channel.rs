@@ -12,7 +12,7 @@ use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
-use crate::software::GrantCheck;
+use crate::software::{Attachments, GrantCheck};
 use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
 /// Invalidations of a kind that wait for one channel at most. A channel that is idle, or inside a long
@@ -34,6 +34,8 @@ pub(crate) struct ChannelState {
     /// The VM's memory; `None` once detached.
     memory: Option<MemoryMap>,
     contexts: Option<Arc<dyn ContextSource>>,
+    /// What is attached to the device; `None` as long as nothing has been.
+    attached: Option<Attachments>,
     /// In a cell because windows borrow the memory while further translations are made. It is
     /// only borrowed inside `translate`, so never twice.
     caches: RefCell<Caches>,
@@ -53,7 +55,13 @@ impl ChannelState {
     ) -> Self {
         let caches =
             if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
-        Self { requester, memory, contexts, caches: RefCell::new(caches), grants, counters }
+        let caches = RefCell::new(caches);
+        Self { requester, memory, contexts, attached: None, caches, grants, counters }
+    }
+
+    /// The channel of a device that something has been attached to.
+    pub(crate) fn attached(self, attached: Option<Attachments>) -> Self {
+        Self { attached, ..self }
     }
 
     /// The VM's memory; `None` once detached.
@@ -85,6 +93,7 @@ impl ChannelState {
         Engine {
             memory,
             contexts: self.contexts.as_deref(),
+            attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
             counters: &self.counters,
@@ -100,6 +109,8 @@ pub(crate) struct Batch {
     memory: Option<MemoryMap>,
     /// The source of contexts to adopt.
     contexts: Option<Option<Arc<dyn ContextSource>>>,
+    /// What is attached from now on; it comes once in the life of a channel.
+    attached: Option<Attachments>,
     scopes: Vec<Invalidation>,
     /// PASIDs of which everything is to be forgotten, in every domain.
     pasids: Vec<Pasid>,
@@ -152,6 +163,12 @@ impl Batch {
         self.contexts.replace(source).flatten()
     }
 
+    /// Has the device translated by what is attached to it, and by nothing of before.
+    pub(crate) fn adopt_attached(&mut self, attached: Attachments) -> Option<Attachments> {
+        self.forget_everything();
+        self.attached.replace(attached)
+    }
+
     pub(crate) fn detach(&mut self) {
         self.detach = true;
     }
@@ -162,6 +179,7 @@ impl Batch {
 pub(crate) struct Leftover {
     _memory: [Option<MemoryMap>; 2],
     _contexts: [Option<Arc<dyn ContextSource>>; 2],
+    _attached: [Option<Attachments>; 2],
     _caches: Option<Caches>,
 }
 
@@ -181,6 +199,9 @@ impl State for ChannelState {
         if let Some(source) = batch.contexts.take() {
             leftover._contexts[0] = core::mem::replace(&mut self.contexts, source);
         }
+        if let Some(attached) = batch.attached.take() {
+            leftover._attached[0] = self.attached.replace(attached);
+        }
         let caches = self.caches.get_mut();
         if core::mem::take(&mut batch.everything) {
             caches.forget_all();
@@ -196,6 +217,7 @@ impl State for ChannelState {
             leftover._caches = Some(core::mem::replace(caches, closed));
             leftover._memory[1] = self.memory.take();
             leftover._contexts[1] = self.contexts.take();
+            leftover._attached[1] = self.attached.take();
         }
         caches.publish(&self.counters);
         leftover

@@ -7,18 +7,20 @@
 //!
 //! Nothing here is shared with another channel, and nothing blocks.
 
+mod attached;
 mod entry;
 mod walk;
 
 use mem::{Access, Gpa, GuestMemory, Iova};
 use pci::RequesterId;
 
-use crate::cache::{Cached, Caches, Tag};
+use crate::cache::{Cached, Caches, PasidState, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
-use crate::software::GrantCheck;
+use crate::software::{Attachments, GrantCheck};
 use crate::{
-    AddressSpace, ContextSource, DeviceContext, DomainId, FaultReason, PasidTable, Stage, StageTwo,
+    AddressSpace, ContextSource, DeviceContext, DomainId, FaultReason, Pasid, PasidTable, Stage,
+    StageTwo,
 };
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
@@ -68,6 +70,8 @@ pub(crate) struct Engine<'a, M> {
     pub(crate) memory: &'a M,
     /// Where contexts come from; `None` while translation is off.
     pub(crate) contexts: Option<&'a dyn ContextSource>,
+    /// What is attached to the device; `None` as long as nothing has been.
+    pub(crate) attached: Option<&'a Attachments>,
     /// Which PASIDs requests may carry; `None` for any.
     pub(crate) grants: Option<&'a GrantCheck>,
     pub(crate) caches: &'a mut Caches,
@@ -78,6 +82,12 @@ impl<M: GuestMemory> Engine<'_, M> {
     /// Translates one request.
     pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
         self.counters.translations.add(1);
+        if let Some(attached) = self.attached {
+            self.caches.context = self.caches.context.or_else(|| attached.device.whole());
+            if self.caches.context.is_none() {
+                return outside_interrupt_range(self.by_host_table(request, attached)?);
+            }
+        }
         let Some(context) = self.context(request)? else {
             return untranslated(request);
         };
@@ -135,12 +145,25 @@ impl<M: GuestMemory> Engine<'_, M> {
         let refused = |reason| Refusal { reason, fault_disable: table.fault_disable };
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
+        self.by_entry(request, &state, pasid, privileged, table.caps.address_bits)
+    }
+
+    /// Translates a request by the entry of `pasid`; `address_bits` is how wide an address may be
+    /// that is not translated.
+    fn by_entry(
+        &mut self,
+        request: &Request,
+        state: &PasidState,
+        pasid: Pasid,
+        privileged: bool,
+        address_bits: u8,
+    ) -> Result<Target, Refusal> {
         let refused = |reason| Refusal { reason, fault_disable: state.fault_disable };
         let tag = Tag::of_pasid(state.domain, pasid, request.space.pasid.is_some());
         let (address, access) = (request.address, request.access);
         let cached = match &state.translation {
             Translation::PassThrough => {
-                if exceeds(Gpa(address.0), table.caps.address_bits) {
+                if exceeds(Gpa(address.0), address_bits) {
                     return Err(refused(FaultReason::AddressWidth { stage: Stage::Two }));
                 }
                 return Ok(identity(address, state.fault_disable));

@@ -212,7 +212,7 @@ impl<'c> InFlight<'c> {
         let recoverable = refusal.reason.is_recoverable();
         let unwanted = refusal.fault_disable || (recoverable && translation_request);
         if !unwanted {
-            self.device.vm.faults.record(Fault {
+            self.device.vm.record(Fault {
                 requester,
                 pasid: space.pasid,
                 address,

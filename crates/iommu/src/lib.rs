@@ -91,4 +91,7 @@ pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
 };
-pub use software::{SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS};
+pub use software::{
+    HostConfig, PasidEvent, PasidSubscriber, PasidSubscription, SoftwareHost, SoftwareVm,
+    EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS, MAX_VMS,
+};

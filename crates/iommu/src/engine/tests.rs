@@ -93,6 +93,7 @@ fn translate(
     let mut caches = Caches::new(DEVICE);
     let answer = Engine {
         memory,
+        attached: None,
         contexts: Some(&Fixed(context)),
         grants: None,
         caches: &mut caches,
