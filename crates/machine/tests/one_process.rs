@@ -1,5 +1,5 @@
 //! IOMMU, accelerator and a guest's drivers in one process, with no socket: what an embedder
-//! builds on.
+//! builds on. Each scenario runs with the guest's own tables, and with the host's.
 
 mod common;
 
@@ -12,6 +12,11 @@ macro_rules! scenarios {
         mod with_tables_of_the_guest {
             use super::*;
             $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive)); })*
+        }
+
+        mod with_tables_of_the_host {
+            use super::*;
+            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive)); })*
         }
     };
 }
