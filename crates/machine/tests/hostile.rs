@@ -66,8 +66,9 @@ struct Neighbour {
 const COPY: [u64; 3] = [BASE, BASE + PAGE, BASE + 2 * PAGE];
 
 impl Neighbour {
-    fn new(host: &SoftwareHost) -> Verdict<Self> {
-        let mut guest = Guest::boot_on(Rig::on(host, Setup::guest_owned(Drive::Inline), RAM))?;
+    fn new(host: &SoftwareHost, setup: Setup) -> Verdict<Self> {
+        let setup = Setup { drive: Drive::Inline, ..setup };
+        let mut guest = Guest::boot_on(Rig::on(host, setup, RAM))?;
         let space = process(&mut guest)?;
         space.write(&guest.rig.ram, COPY[0], b"neighbour");
         let mut neighbour = Self { guest, space, memory: Vec::new() };
@@ -209,14 +210,33 @@ fn boot(mut rig: Rig) -> Verdict<(Guest, Space)> {
     Ok((guest, space))
 }
 
-/// Step by step: every call is looked at.
 #[test]
 fn each_call_is_bounded_and_nothing_else_is_touched() {
+    step_by_step(Setup::guest_owned(Drive::Inline));
+}
+
+#[test]
+fn each_call_is_bounded_and_nothing_else_is_touched_with_tables_of_the_host() {
+    step_by_step(Setup::host_owned(Drive::Inline));
+}
+
+#[test]
+fn threads_at_work_survive_a_hostile_guest() {
+    with_threads(Setup::guest_owned(Drive::Threads));
+}
+
+#[test]
+fn threads_at_work_survive_a_hostile_guest_with_tables_of_the_host() {
+    with_threads(Setup::host_owned(Drive::Threads));
+}
+
+/// Every call is looked at.
+fn step_by_step(setup: Setup) {
     let host = SoftwareHost::new();
-    let neighbour = Neighbour::new(&host).unwrap();
+    let neighbour = Neighbour::new(&host, setup).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Setup::guest_owned(Drive::Inline), RAM);
+        let mut rig = Rig::on(&host, setup, RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();
@@ -242,13 +262,12 @@ fn each_call_is_bounded_and_nothing_else_is_touched() {
 }
 
 /// The same while threads run the unit and the engines.
-#[test]
-fn threads_at_work_survive_a_hostile_guest() {
+fn with_threads(setup: Setup) {
     let host = SoftwareHost::new();
-    let neighbour = Neighbour::new(&host).unwrap();
+    let neighbour = Neighbour::new(&host, setup).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Setup::guest_owned(Drive::Threads), RAM);
+        let mut rig = Rig::on(&host, setup, RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();

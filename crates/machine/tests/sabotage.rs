@@ -69,13 +69,15 @@ fn set(defect: Option<Defect>) {
 /// One test, since a defect is on for the whole process.
 #[test]
 fn each_defect_is_noticed() {
-    for (defect, name, scenario, drive) in CASES {
-        let setup = Setup::guest_owned(drive);
-        set(None);
-        assert_eq!(scenario(setup), Ok(()), "{name} without a defect");
-        set(Some(defect));
-        let noticed = (0..ATTEMPTS).find_map(|_| scenario(setup).err());
-        assert!(noticed.is_some(), "{name} does not notice {defect:?}");
+    for owned in [Setup::guest_owned, Setup::host_owned] {
+        for (defect, name, scenario, drive) in CASES {
+            let setup = owned(drive);
+            set(None);
+            assert_eq!(scenario(setup), Ok(()), "{name} without a defect, {setup:?}");
+            set(Some(defect));
+            let noticed = (0..ATTEMPTS).find_map(|_| scenario(setup).err());
+            assert!(noticed.is_some(), "{name} does not notice {defect:?}, {setup:?}");
+        }
     }
     set(None);
 }
