@@ -8,6 +8,7 @@ mod host_table;
 mod objects;
 mod pasids;
 mod platform;
+mod stage_two;
 mod vm;
 
 use alloc::sync::{Arc, Weak};
@@ -16,7 +17,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use attached::{Attachments, RID_PASID};
 pub use bindings::{PasidEvent, PasidSubscriber, PasidSubscription};
-pub use faults::FAULT_QUEUE_LIMIT;
+pub use faults::{FAULT_QUEUE_LIMIT, STAGE_TWO_LOG_LIMIT};
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError, Executor, Priority, SubscribeError, Work};
 pub use objects::{EVENT_QUEUE_LIMIT, MAX_OBJECTS};
@@ -129,6 +130,12 @@ impl SoftwareHost {
     /// Number of VMs that are not closed.
     pub fn vms(&self) -> usize {
         self.vms.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the host's memory that are tables now: those of stage 2 and
+    /// of PASIDs, of all VMs.
+    pub fn table_bytes(&self) -> u64 {
+        self.platform.tables.used()
     }
 
     /// The PASIDs of this host for its own kernel: those that are not promised to VMs.

@@ -7,9 +7,9 @@ mod common;
 use common::*;
 use iommu::{
     AllocPasidError, Channel, DmaError, Endpoint, FaultReason, GuestPasid, Hardware, HwptFlags,
-    HwptId, HwptParent, HwptRequest, InvalidField, Numbering, ObjectError, PasidRange,
-    SoftwareHost, StageOneInvalidation, StageOneTable, Vm, VmConfig, VtdPasidTable, VtdStageOne,
-    VtdStageOneFlags,
+    HwptId, HwptParent, HwptRequest, InvalidField, Layout, Numbering, ObjectError, PasidRange,
+    SecondStageLevels, SoftwareHost, StageOneInvalidation, StageOneTable, StageTwoConfig,
+    StageTwoFormat, Vm, VmConfig, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use pci::RequesterId;
@@ -34,7 +34,18 @@ impl Hosted {
     }
 
     fn on(host: &SoftwareHost, numbering: Numbering) -> Self {
-        let config = VmConfig { numbering, ..VmConfig::named("hosted") };
+        Self::with(host, VmConfig { numbering, ..VmConfig::named("hosted") })
+    }
+
+    /// With guest physical memory all over the host's.
+    fn shuffled(levels: SecondStageLevels) -> Self {
+        let format = StageTwoFormat::Vtd { levels };
+        let stage_two = Some(StageTwoConfig { format, layout: Layout::Shuffled { seed: 7 } });
+        let config = VmConfig { stage_two, ..VmConfig::named("shuffled") };
+        Self::with(&SoftwareHost::new(), config)
+    }
+
+    fn with(host: &SoftwareHost, config: VmConfig) -> Self {
         let guest = Guest::with(host, config);
         let (_endpoint, channel) = guest.attach();
         let parent = HwptParent::Ioas(guest.vm.ioas().unwrap());
@@ -442,4 +453,39 @@ fn an_invalidation_forgets_what_was_made_of_the_table() {
     let unsupported = vm.invalidate_hwpt(hosted.parent, &[pages]).unwrap_err();
     assert_eq!(unsupported, (0, ObjectError::NotSupported));
     hosted.end();
+}
+
+#[test]
+fn stage_two_stands_under_everything_that_is_attached() {
+    use SecondStageLevels::{Five, Four, Three};
+    for levels in [Three, Four, Five] {
+        let mut hosted = Hosted::shuffled(levels);
+        let vm = hosted.guest.vm.clone();
+        let space = hosted.space(0x10_0000, 11);
+        hosted.grant(5);
+        hosted.attach(5, space);
+        vm.attach_hwpt(DEVICE, None, hosted.parent).unwrap();
+        assert_eq!(hosted.read(5), Ok(11));
+        assert_eq!(dma(&hosted.channel, without(), 0x10_0000, Op::Read), Ok(11));
+        assert!(vm.counters().stage_two_walks > 0);
+        // Memory comes and goes under what is attached.
+        let all = Range::<Gpa>::new(Gpa(0x10_0000), 0x1000).unwrap();
+        wait(&vm, vm.clear_stage_two(all).unwrap());
+        assert!(hosted.read(5).is_err());
+        let fault = vm.take_fault().unwrap();
+        assert_eq!((fault.pasid, fault.is_hosts()), (Some(pasid(5)), true));
+        assert!(dma(&hosted.channel, without(), 0x10_0000, Op::Read).is_err());
+        assert!(vm.take_fault().unwrap().is_hosts());
+        wait(&vm, vm.restore_stage_two(all).unwrap());
+        assert_eq!(hosted.read(5), Ok(11));
+        wait(&vm, vm.replace_hwpt(DEVICE, Some(guest(5)), hosted.parent).unwrap());
+        assert_eq!(dma(&hosted.channel, with(5), 0x10_0000, Op::Read), Ok(11));
+        // A root beyond what stage 2 translates is refused.
+        let bits = 12 + 9 * levels as u32;
+        let beyond = hosted.nested(Gpa(1 << bits)).unwrap_err();
+        assert_eq!(beyond, ObjectError::Invalid(InvalidField::Address));
+        let host = hosted.guest.host.clone();
+        hosted.end();
+        assert_eq!(host.table_bytes(), 0);
+    }
 }

@@ -3,14 +3,13 @@
 //! A request names the VM's PASID, the table is indexed by the host's: the VM's grants say which
 //! one stands behind it. What is cached goes by the VM's number, since a channel is of one VM.
 
-use mem::GuestMemory;
+use mem::{Gpa, GuestMemory, HostAddr};
 
-use super::{check_interrupt_range, Engine, Refusal, Request};
+use super::{check_interrupt_range, Engine, Refusal, Request, Target};
 use crate::cache::PasidState;
+use crate::format::vtd::{PasidEntry, StageOne, Translation};
 use crate::software::{Attachments, RID_PASID};
-use crate::{FaultReason, Pasid};
-
-use super::Target;
+use crate::{FaultReason, Hardware, Pasid, TableCaps};
 
 impl<M: GuestMemory> Engine<'_, M> {
     /// Translates a request by the host's PASID table.
@@ -52,8 +51,7 @@ impl<M: GuestMemory> Engine<'_, M> {
             FaultReason::PasidDirectoryNotPresent => FaultReason::PasidEntryNotPresent,
             reason => reason,
         })?;
-        let translation =
-            entry.decode(&attached.device.caps).map_err(|_| FaultReason::PasidEntryInvalid)?;
+        let translation = self.translation(&entry, &attached.device.caps)?;
         let state = PasidState {
             domain: entry.domain(),
             fault_disable: entry.word0.fault_disable(),
@@ -64,8 +62,38 @@ impl<M: GuestMemory> Engine<'_, M> {
         self.caches.publish(self.counters);
         Ok(state)
     }
+
+    /// What an entry asks for. Every guest physical address goes through the VM's stage 2 anyway,
+    /// if it has one, so what is left of an entry that names it is the first stage.
+    fn translation(
+        &self,
+        entry: &PasidEntry,
+        caps: &TableCaps,
+    ) -> Result<Translation, FaultReason> {
+        let invalid = FaultReason::PasidEntryInvalid;
+        let Hardware::Vtd(every) = Hardware::VTD else { return Err(invalid) };
+        let own = |root: Gpa| {
+            let own = self.memory.root() == Some(HostAddr(root.0));
+            own.then_some(()).ok_or(invalid)
+        };
+        let first = |mut one: StageOne| {
+            one.format.output_bits = caps.address_bits;
+            one.format.one_gib_pages = caps.first_stage_1g;
+            Translation::FirstStage(one)
+        };
+        // What was programmed is in order; what the hardware can do was checked then.
+        match entry.decode(&every).map_err(|_| invalid)? {
+            Translation::FirstStage(one) if self.memory.root().is_none() => Ok(first(one)),
+            Translation::Nested(one, root, _) => own(root).map(|()| first(one)),
+            Translation::SecondStage(root, _) => own(root).map(|()| Translation::PassThrough),
+            Translation::PassThrough if self.memory.root().is_none() => {
+                Ok(Translation::PassThrough)
+            }
+            Translation::FirstStage(_) | Translation::PassThrough => Err(invalid),
+        }
+    }
 }
 
 fn refused(reason: FaultReason) -> Refusal {
-    Refusal { reason, fault_disable: false }
+    Refusal::new(reason, false)
 }

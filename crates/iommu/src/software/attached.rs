@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::mutex::SpinMutex;
 
-use super::host_table::{HostTable, NoMemory};
+use super::host_table::HostTable;
 use super::GrantCheck;
 use crate::{DeviceContext, Pasid, TableCaps};
 
@@ -20,7 +20,7 @@ pub(crate) const RID_PASID: Pasid = Pasid::from_field(0);
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) table: HostTable,
-    /// What entries of the host's table may use.
+    /// What the device's IOMMU can do.
     pub(crate) caps: TableCaps,
     /// Whether `whole` has something.
     delegated: AtomicBool,
@@ -29,9 +29,8 @@ pub(crate) struct Attached {
 
 impl Attached {
     /// Nothing is attached: every request is blocked.
-    pub(crate) fn new(pasid_bits: u32, caps: TableCaps) -> Result<Self, NoMemory> {
-        let table = HostTable::new(pasid_bits)?;
-        Ok(Self { table, caps, delegated: AtomicBool::new(false), whole: SpinMutex::new(None) })
+    pub(crate) fn new(table: HostTable, caps: TableCaps) -> Self {
+        Self { table, caps, delegated: AtomicBool::new(false), whole: SpinMutex::new(None) }
     }
 
     /// Has all requests of the device translated by `context`; with `None`, by the host's table.

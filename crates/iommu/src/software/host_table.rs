@@ -10,26 +10,18 @@
 //! * a change of a present entry is one store of one word, of which all others are either the same
 //!   before and after or ignored before ([`HostTable::replace`]).
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use alloc::sync::Arc;
 
-use mem::Gpa;
-use spin::once::Once;
+use mem::{Gpa, HostAddr};
+use pgtable::Tables;
 
-use crate::format::vtd::{DirectoryEntry, PasidEntry, PasidWord0, PASID_ENTRY_SIZE};
+use crate::format::vtd::{DirectoryEntry, PasidEntry, PasidWord0};
 use crate::format::vtd::{DIRECTORY_ENTRY_SIZE, TABLE_INDEX_BITS};
+use crate::stage_two::{HostTables, NoTable};
 use crate::{FaultReason, Pasid};
 
+/// log2 of the bytes of a PASID table, and of the smallest directory.
 const PAGE_BITS: u32 = 12;
-/// 64-bit words of a page.
-const PAGE_WORDS: usize = 1 << (PAGE_BITS - 3);
-/// Pages whose places are made together.
-const CHUNK: usize = 512;
-
-/// There was no memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct NoMemory;
 
 /// Why an entry was not programmed. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,84 +43,51 @@ pub(crate) enum Change {
     Blocked,
 }
 
-type Page = Box<[AtomicU64]>;
-type Chunk = Box<[Once<Page>]>;
-
-/// Pages of 4 KiB at consecutive addresses, each there once somebody has written to it.
-#[derive(Debug)]
-struct Pages(Box<[Once<Chunk>]>);
-
-impl Pages {
-    fn new(count: usize) -> Result<Self, NoMemory> {
-        Ok(Self(filled(count.div_ceil(CHUNK), Once::new)?))
-    }
-
-    fn get(&self, page: usize) -> Option<&Page> {
-        self.0.get(page / CHUNK)?.get()?.get(page % CHUNK)?.get()
-    }
-
-    fn make(&self, page: usize) -> Result<&Page, ProgramError> {
-        let chunk = self.0.get(page / CHUNK).ok_or(ProgramError::Range)?;
-        let chunk = chunk.try_call_once(|| filled(CHUNK, Once::new))?;
-        let page = chunk.get(page % CHUNK).ok_or(ProgramError::Range)?;
-        Ok(page.try_call_once(|| filled(PAGE_WORDS, AtomicU64::default))?)
-    }
-
-    /// The word at an address; a page that nobody has written to reads as zero.
-    fn load(&self, at: Gpa) -> u64 {
-        let page = usize::try_from(at.0 >> PAGE_BITS).ok().and_then(|page| self.get(page));
-        page.and_then(|page| page.get(word_of(at))).map_or(0, |word| word.load(Ordering::Acquire))
-    }
-}
-
-impl From<NoMemory> for ProgramError {
-    fn from(NoMemory: NoMemory) -> Self {
+impl From<NoTable> for ProgramError {
+    fn from(NoTable: NoTable) -> Self {
         Self::NoMemory
     }
-}
-
-/// Which word of its page an address is.
-fn word_of(at: Gpa) -> usize {
-    (at.0 >> 3) as usize % PAGE_WORDS
-}
-
-fn filled<V>(len: usize, value: impl FnMut() -> V) -> Result<Box<[V]>, NoMemory> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|_| NoMemory)?;
-    values.extend(core::iter::repeat_with(value).take(len));
-    Ok(values.into_boxed_slice())
 }
 
 /// A PASID directory and its tables. Tables stay until the device goes, as in hardware, where one
 /// would have to wait for its caches.
 #[derive(Debug)]
 pub(crate) struct HostTable {
-    pages: Pages,
-    /// Pages of the directory, which begins at address zero.
-    directory_pages: usize,
+    tables: Arc<HostTables>,
+    directory: HostAddr,
     pasid_bits: u32,
 }
 
+/// The words of an entry that are not always zero, by their addresses.
+struct Words<'t> {
+    tables: &'t HostTables,
+    at: [HostAddr; 3],
+}
+
 impl HostTable {
-    /// An empty table for PASIDs of `pasid_bits` bits.
-    pub(crate) fn new(pasid_bits: u32) -> Result<Self, NoMemory> {
+    /// An empty table for PASIDs of `pasid_bits` bits; `None` if there is no memory.
+    pub(crate) fn new(pasid_bits: u32, tables: &Arc<HostTables>) -> Option<Self> {
         let pasid_bits = pasid_bits.clamp(TABLE_INDEX_BITS, Pasid::BITS);
-        let tables = 1usize << (pasid_bits - TABLE_INDEX_BITS);
-        let directory_pages = (tables * DIRECTORY_ENTRY_SIZE as usize).div_ceil(1 << PAGE_BITS);
-        Ok(Self { pages: Pages::new(directory_pages + tables)?, directory_pages, pasid_bits })
+        let directory = tables.allocate(Self::directory_bits(pasid_bits))?;
+        Some(Self { tables: tables.clone(), directory, pasid_bits })
+    }
+
+    /// log2 of the bytes of a directory.
+    fn directory_bits(pasid_bits: u32) -> u32 {
+        let entry_bits = DIRECTORY_ENTRY_SIZE.ilog2();
+        (pasid_bits - TABLE_INDEX_BITS + entry_bits).max(PAGE_BITS)
     }
 
     /// Makes a present entry of one that is not.
     pub(crate) fn program(&self, host: Pasid, entry: &PasidEntry) -> Result<(), ProgramError> {
-        let words = self.words(host)?;
-        let [word0, word1, word2, ..] = words else { return Err(ProgramError::Range) };
-        if present(word0) {
+        let words = self.make(host)?;
+        if PasidWord0::from_bits(words.load(0)?).present() {
             return Err(ProgramError::Present);
         }
-        word1.store(entry.word1.into_bits(), Ordering::Relaxed);
-        word2.store(entry.word2.into_bits(), Ordering::Relaxed);
+        words.store(1, entry.word1.into_bits())?;
+        words.store(2, entry.word2.into_bits())?;
         // Releases the other words to whoever sees P.
-        word0.store(entry.word0.into_bits(), Ordering::Release);
+        words.store(0, entry.word0.into_bits())?;
         Ok(())
     }
 
@@ -137,86 +96,120 @@ impl HostTable {
     /// Words that the old kind of entry ignores are written first, and those that the new kind
     /// ignores not at all. If what is left is one word, the change is that store.
     pub(crate) fn replace(&self, host: Pasid, entry: &PasidEntry) -> Option<Change> {
-        let [word0, word1, word2, ..] = self.words(host).ok()? else { return None };
-        if !present(word0) {
-            return None;
-        }
-        let old = PasidWord0::from_bits(word0.load(Ordering::Relaxed));
+        let words = self.present(host)?;
+        let old = PasidWord0::from_bits(words.load(0).ok()?);
         let new = [entry.word0.into_bits(), entry.word1.into_bits(), entry.word2.into_bits()];
-        let first_stage = (uses_first_stage(old), uses_first_stage(entry.word0));
+        let (was_first, is_first) = (uses_first_stage(old), uses_first_stage(entry.word0));
         let changes = [
             old.into_bits() != new[0],
-            word1.load(Ordering::Relaxed) != new[1],
-            first_stage == (true, true) && word2.load(Ordering::Relaxed) != new[2],
+            words.load(1).ok()? != new[1],
+            was_first && is_first && words.load(2).ok()? != new[2],
         ];
         let hitless = changes.iter().filter(|&&changes| changes).count() <= 1;
         if !hitless {
-            word0.store(old.with_present(false).into_bits(), Ordering::Release);
+            words.store(0, old.with_present(false).into_bits()).ok()?;
         }
-        word1.store(new[1], Ordering::Release);
-        if first_stage.1 {
-            word2.store(new[2], Ordering::Release);
+        words.store(1, new[1]).ok()?;
+        if is_first {
+            words.store(2, new[2]).ok()?;
         }
-        word0.store(new[0], Ordering::Release);
+        words.store(0, new[0]).ok()?;
         Some(if hitless { Change::Hitless } else { Change::Blocked })
     }
 
     /// Clears P. What else is in the entry stays until it is [wiped](Self::wipe).
     pub(crate) fn clear(&self, host: Pasid) {
-        if let Ok([word0, ..]) = self.words(host) {
-            word0.store(0, Ordering::Release);
+        if let Some(words) = self.present(host) {
+            let _ = words.store(0, 0);
         }
     }
 
     /// Zeroes an entry that was cleared, once no request of before that is in flight.
     pub(crate) fn wipe(&self, host: Pasid) {
-        if let Ok([word0, rest @ ..]) = self.words(host) {
-            if !present(word0) {
-                rest.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-            }
+        let Ok(words) = self.find(host) else { return };
+        let absent = words.load(0).is_ok_and(|word| !PasidWord0::from_bits(word).present());
+        if absent {
+            let _ = words.store(1, 0).and_then(|()| words.store(2, 0));
         }
     }
 
     /// The present entry of a PASID, found by way of the directory.
     pub(crate) fn read(&self, host: Pasid) -> Result<PasidEntry, FaultReason> {
-        if host.get() >> self.pasid_bits != 0 {
-            return Err(FaultReason::PasidRange);
-        }
-        let none = FaultReason::PasidDirectoryNotPresent;
-        let directory = DirectoryEntry::address(Gpa(0), host).ok_or(none)?;
-        let directory = DirectoryEntry::from_bits(self.pages.load(directory));
-        if !directory.present() {
-            return Err(none);
-        }
+        let table = self.table(host)?;
         let none = FaultReason::PasidEntryNotPresent;
-        let at = PasidEntry::address(directory.table(), host).ok_or(none)?;
+        let at = PasidEntry::address(table, host).ok_or(none)?;
+        let mut words = [0; 8];
         // The word with P first: that acquires the others.
-        let words = core::array::from_fn(|word| self.pages.load(Gpa(at.0 + 8 * word as u64)));
+        for (index, word) in (0..).zip(&mut words) {
+            let at = at.checked_add(8 * index).ok_or(none)?;
+            *word = self.tables.load(at.0).map_err(|NoTable| FaultReason::PasidEntryAccess)?;
+        }
         let entry = PasidEntry::from_words(words);
         entry.word0.present().then_some(entry).ok_or(none)
     }
 
-    /// The words of an entry. Its table, and the directory's entry for that, are made.
-    fn words(&self, host: Pasid) -> Result<&[AtomicU64], ProgramError> {
-        if host.get() >> self.pasid_bits != 0 {
-            return Err(ProgramError::Range);
+    /// Where the directory's entry for a PASID lies.
+    fn directory_entry(&self, host: Pasid) -> Result<HostAddr, FaultReason> {
+        let within = host.get() >> self.pasid_bits == 0;
+        let at = DirectoryEntry::address(Gpa(self.directory.0), host).filter(|_| within);
+        at.map(|at| HostAddr(at.0)).ok_or(FaultReason::PasidRange)
+    }
+
+    /// The table that the entry of a PASID lies in. (Addresses in these tables are the host's; the
+    /// layout's types are shared with tables at guest physical ones.)
+    fn table(&self, host: Pasid) -> Result<Gpa, FaultReason> {
+        let at = self.directory_entry(host)?;
+        let entry = self.tables.load(at.0).map_err(|NoTable| FaultReason::PasidDirectoryAccess)?;
+        let entry = DirectoryEntry::from_bits(entry);
+        match entry.present() {
+            true => Ok(entry.table()),
+            false => Err(FaultReason::PasidDirectoryNotPresent),
         }
-        let index = (host.get() >> TABLE_INDEX_BITS) as usize;
-        let number = self.directory_pages + index;
-        let table = Gpa((number as u64) << PAGE_BITS);
-        let page = self.pages.make(number)?;
-        let at = DirectoryEntry::address(Gpa(0), host).ok_or(ProgramError::Range)?;
-        let directory = self.pages.make((at.0 >> PAGE_BITS) as usize)?;
-        let entry = directory.get(word_of(at)).ok_or(ProgramError::Range)?;
-        entry.store(DirectoryEntry::to_table(table).into_bits(), Ordering::Release);
-        let at = PasidEntry::address(table, host).ok_or(ProgramError::Range)?;
-        let start = word_of(at);
-        page.get(start..start + PASID_ENTRY_SIZE as usize / 8).ok_or(ProgramError::Range)
+    }
+
+    /// The words of an entry whose table is there.
+    fn find(&self, host: Pasid) -> Result<Words<'_>, FaultReason> {
+        let none = FaultReason::PasidEntryAccess;
+        let at = PasidEntry::address(self.table(host)?, host).ok_or(none)?;
+        let word = |index: u64| at.checked_add(8 * index).map(|at| HostAddr(at.0)).ok_or(none);
+        Ok(Words { tables: &self.tables, at: [word(0)?, word(1)?, word(2)?] })
+    }
+
+    /// The words of a present entry.
+    fn present(&self, host: Pasid) -> Option<Words<'_>> {
+        let words = self.find(host).ok()?;
+        PasidWord0::from_bits(words.load(0).ok()?).present().then_some(words)
+    }
+
+    /// The words of an entry; its table is made.
+    fn make(&self, host: Pasid) -> Result<Words<'_>, ProgramError> {
+        let at = self.directory_entry(host).map_err(|_| ProgramError::Range)?;
+        if !DirectoryEntry::from_bits(self.tables.load(at.0)?).present() {
+            let table = self.tables.allocate(PAGE_BITS).ok_or(ProgramError::NoMemory)?;
+            self.tables.store(at, DirectoryEntry::to_table(Gpa(table.0)).into_bits())?;
+        }
+        self.find(host).map_err(|_| ProgramError::Range)
     }
 }
 
-fn present(word0: &AtomicU64) -> bool {
-    PasidWord0::from_bits(word0.load(Ordering::Relaxed)).present()
+impl Words<'_> {
+    fn load(&self, index: usize) -> Result<u64, NoTable> {
+        self.tables.load(self.at.get(index).ok_or(NoTable)?.0)
+    }
+
+    /// With release ordering.
+    fn store(&self, index: usize, value: u64) -> Result<(), NoTable> {
+        self.tables.store(*self.at.get(index).ok_or(NoTable)?, value)
+    }
+}
+
+impl Drop for HostTable {
+    fn drop(&mut self) {
+        let tables = (0..1u32 << (self.pasid_bits - TABLE_INDEX_BITS))
+            .filter_map(|index| self.table(Pasid::from_field(index << TABLE_INDEX_BITS)).ok());
+        tables.for_each(|table| self.tables.free(HostAddr(table.0), PAGE_BITS));
+        self.tables.free(self.directory, Self::directory_bits(self.pasid_bits));
+    }
 }
 
 /// Whether entries of that kind have a first stage: the others ignore word 2.

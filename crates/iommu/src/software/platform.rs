@@ -6,6 +6,8 @@ use alloc::sync::Arc;
 
 use spin::mutex::SpinMutex;
 
+use super::host_table::HostTable;
+use crate::stage_two::HostTables;
 use crate::{DomainId, Hardware, SmmuCaps, TableCaps};
 
 /// Domain ids that are not handed out: zero, which hardware keeps for what is not present, and one,
@@ -56,10 +58,18 @@ impl Default for Hardware {
 }
 
 /// The hardware that a host stands in for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Platform {
     pub(crate) hardware: Hardware,
+    /// Tables in the host's memory.
+    pub(crate) tables: Arc<HostTables>,
     domains: SpinMutex<Domains>,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        Self::new(Hardware::default())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +81,12 @@ struct Domains {
 
 impl Platform {
     pub(crate) fn new(hardware: Hardware) -> Self {
-        Self { hardware, domains: SpinMutex::default() }
+        Self { hardware, tables: Arc::new(HostTables::new()), domains: SpinMutex::default() }
+    }
+
+    /// Memory for a device's PASID table.
+    pub(crate) fn pasid_table(&self, pasid_bits: u32) -> Option<HostTable> {
+        HostTable::new(pasid_bits, &self.tables)
     }
 
     /// A domain that nobody has; `None` if all are out.

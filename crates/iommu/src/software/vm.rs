@@ -1,6 +1,6 @@
 //! A VM of the software host.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,6 +16,7 @@ use super::grants::{Grants, GrantsReport, Released, Taken};
 use super::objects::{Devices, Events, Objects, Outcome};
 use super::pasids::{HostPasids, ParkedAges};
 use super::platform::Platform;
+use super::stage_two::VmStageTwo;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
@@ -23,6 +24,7 @@ use crate::endpoint::Device;
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
+use crate::stage_two::Retired;
 use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
@@ -36,16 +38,18 @@ use crate::{
 /// It ends with [`close`](Vm::close). One that is not closed lives on while a clone of this, an
 /// endpoint or a channel of it does.
 #[derive(Clone)]
-pub struct SoftwareVm(Arc<VmShared>);
+pub struct SoftwareVm(pub(super) Arc<VmShared>);
 
 /// What the handles, endpoints and channels of a VM share.
 pub(crate) struct VmShared {
-    config: VmConfig,
+    pub(super) config: VmConfig,
     pub(super) platform: Arc<Platform>,
     /// The host's PASIDs; `None` of a VM that no host knows.
     pub(super) pasids: Option<Arc<HostPasids>>,
-    faults: FaultQueue,
+    pub(crate) faults: FaultQueue,
     pub(super) events: Events,
+    /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
+    pub(super) stage_two: Option<VmStageTwo>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
     pub(super) control: Mutex<Control>,
@@ -57,7 +61,7 @@ pub(super) struct Control {
     pub(super) sequence: u64,
     /// Changes up to this one are known to be complete.
     complete: u64,
-    memory: Arc<MemoryMap>,
+    pub(super) memory: Arc<MemoryMap>,
     contexts: Option<Arc<dyn ContextSource>>,
     /// Attached devices, and which attachment of the requester it is.
     pub(super) devices: BTreeMap<RequesterId, u64>,
@@ -73,6 +77,8 @@ pub(super) struct Control {
     pub(super) attached: Devices,
     /// Hears of PASIDs that are given back, once any has been attached.
     pub(super) watch: Option<Watch>,
+    /// Tables out of use, in the order of the tickets after which nothing can be in them.
+    pub(super) retired: VecDeque<(Ticket, Retired)>,
     pub(super) closed: bool,
 }
 
@@ -109,6 +115,9 @@ impl Control {
         }
         settled.attached = self.attached.settle(Ticket(self.complete));
         settled.pasids = self.grants.release(self.released());
+        while self.retired.front().is_some_and(|(ticket, _)| ticket.0 <= self.complete) {
+            settled.tables.extend(self.retired.pop_front().map(|(_, tables)| tables));
+        }
         (ticket.0 <= self.complete && !self.attached.delays(ticket), settled)
     }
 
@@ -146,6 +155,7 @@ struct Settled {
     channels: Vec<Leftover>,
     pasids: Released,
     attached: Outcome,
+    tables: Vec<Retired>,
 }
 
 impl SoftwareVm {
@@ -155,6 +165,12 @@ impl SoftwareVm {
         host: &Arc<HostPasids>,
         platform: &Arc<Platform>,
     ) -> Result<Self, HostError> {
+        let stage_two = match &config.stage_two {
+            Some(config) => {
+                Some(VmStageTwo::new(config, &platform.tables).ok_or(HostError::NoMemory)?)
+            }
+            None => None,
+        };
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {
@@ -163,6 +179,7 @@ impl SoftwareVm {
             pasids: Some(host.clone()),
             faults: FaultQueue::default(),
             events: Events::default(),
+            stage_two,
             control: Mutex::new(control),
         })))
     }
@@ -212,6 +229,9 @@ impl Vm for SoftwareVm {
 
     fn set_memory(&self, map: MemoryMap) -> Ticket {
         let new = Arc::new(map.clone());
+        if let Some(stage_two) = &self.0.stage_two {
+            return stage_two.set_memory(&self.0.control, new);
+        }
         let (ticket, _old) = {
             let mut control = self.0.control.lock();
             if control.closed {
@@ -404,6 +424,7 @@ impl Vm for SoftwareVm {
 
     fn close(&self) -> Ticket {
         let (ticket, (_old, _attached, set)) = {
+            let mut editor = self.0.stage_two.as_ref().map(VmStageTwo::edit);
             let mut control = self.0.control.lock();
             if control.closed || sabotage::is(Sabotage::KeepOnClose) {
                 return Ticket(control.sequence);
@@ -425,6 +446,8 @@ impl Vm for SoftwareVm {
                 .map(|device| control.attached.remove(device, ticket).1)
                 .collect();
             control.objects = Objects::default();
+            let tables = editor.as_mut().map(|editor| (ticket, editor.close()));
+            control.retired.extend(tables);
             (ticket, (old, attached, control.grants.close()))
         };
         if let Some(set) = set {
@@ -439,7 +462,10 @@ impl Vm for SoftwareVm {
 impl VmShared {
     /// Records a fault of one of its devices.
     pub(crate) fn record(&self, fault: Fault) {
-        self.events.record(&fault);
+        // What the host's stage 2 stops is not the guest's affair.
+        if !fault.is_hosts() {
+            self.events.record(&fault);
+        }
         self.faults.record(fault);
     }
 
@@ -469,6 +495,7 @@ impl VmShared {
             pasids: None,
             faults: FaultQueue::default(),
             events: Events::default(),
+            stage_two: None,
             control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
@@ -509,15 +536,14 @@ impl VmShared {
         let grants = self.config.enforce_grants.then(|| control.grants.check());
         let adopted = control.attached.adopted(device.requester).filter(|_| attached);
         let adopted = adopted.map(|device| Attachments { device, grants: control.grants.check() });
-        let state = ChannelState::new(device.requester, memory, contexts, grants, counters.clone())
-            .attached(adopted);
+        let stage_two = self.stage_two.as_ref().map(|stage_two| stage_two.walker().clone());
+        let requester = device.requester;
+        let state =
+            ChannelState::new(requester, memory, stage_two, contexts, grants, counters.clone())
+                .attached(adopted);
         let slot = Slot::new(state, control.sequence);
-        let shared = Arc::new(ChannelShared {
-            requester: device.requester,
-            attachment: device.attachment,
-            slot,
-            counters,
-        });
+        let shared =
+            Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
     }

@@ -21,17 +21,21 @@ fn second(root: u64, domain: u64) -> PasidEntry {
     entry([1 | 2 << 2 | 2 << 6 | root, domain, 0])
 }
 
+fn table(pasid_bits: u32) -> HostTable {
+    HostTable::new(pasid_bits, &Arc::new(HostTables::new())).unwrap()
+}
+
 #[test]
 fn an_entry_lies_where_the_specification_puts_it() {
-    let table = HostTable::new(20).unwrap();
+    let table = table(20);
     let number = pasid(0xa_bcde);
     table.program(number, &nested(0x1234_5000)).unwrap();
-    // 2^14 directory entries of 8 bytes are 32 pages; table n is the page n after those.
-    let directory = table.pages.load(Gpa((0xa_bcde >> 6) * 8));
-    let page = 32 + (0xa_bcde >> 6);
-    assert_eq!(directory, page << 12 | 1);
-    let at = (page << 12) + (0xa_bcde & 63) * 64;
-    let words: Vec<u64> = (0..8).map(|word| table.pages.load(Gpa(at + 8 * word))).collect();
+    // A directory of 2^14 entries of 8 bytes; tables of 64 entries of 64 bytes.
+    let load = |at: u64| table.tables.load(at).unwrap();
+    let directory = load(table.directory.0 + (0xa_bcde >> 6) * 8);
+    assert_eq!(directory & 0xfff, 1, "present, and nothing else");
+    let at = (directory & !0xfff) + (0xa_bcde & 63) * 64;
+    let words: [u64; 8] = core::array::from_fn(|word| load(at + 8 * word as u64));
     assert_eq!(words, [0x50c9, 9, 0x1234_5000, 0, 0, 0, 0, 0]);
     assert_eq!(table.read(number), Ok(nested(0x1234_5000)));
     // Its neighbours are not there, and those of other tables not even on the way.
@@ -40,8 +44,21 @@ fn an_entry_lies_where_the_specification_puts_it() {
 }
 
 #[test]
+fn its_memory_goes_with_it() {
+    let tables = Arc::new(HostTables::new());
+    let table = HostTable::new(20, &tables).unwrap();
+    assert_eq!(tables.used(), 1 << 17);
+    for number in [1, 2, 63, 64, 0xf_ffff] {
+        table.program(pasid(number), &nested(0)).unwrap();
+    }
+    assert_eq!(tables.used(), (1 << 17) + 3 * 0x1000);
+    drop(table);
+    assert_eq!(tables.used(), 0);
+}
+
+#[test]
 fn a_small_directory_refuses_what_is_beyond_it() {
-    let table = HostTable::new(7).unwrap();
+    let table = table(7);
     table.program(pasid(127), &nested(0)).unwrap();
     assert_eq!(table.program(pasid(128), &nested(0)), Err(ProgramError::Range));
     assert_eq!(table.read(pasid(128)), Err(FaultReason::PasidRange));
@@ -53,7 +70,7 @@ fn a_small_directory_refuses_what_is_beyond_it() {
 
 #[test]
 fn a_present_entry_is_not_overwritten() {
-    let table = HostTable::new(20).unwrap();
+    let table = table(20);
     table.program(pasid(5), &nested(0x1000)).unwrap();
     assert_eq!(table.program(pasid(5), &nested(0x2000)), Err(ProgramError::Present));
     assert_eq!(table.read(pasid(5)), Ok(nested(0x1000)));
@@ -66,20 +83,23 @@ fn a_present_entry_is_not_overwritten() {
 
 #[test]
 fn an_entry_is_cleared_by_p_and_wiped_later() {
-    let table = HostTable::new(20).unwrap();
+    let table = table(20);
     table.program(pasid(5), &nested(0x1000)).unwrap();
-    let raw = || table.words(pasid(5)).unwrap().iter().map(|word| word.load(Ordering::Relaxed));
+    let raw = || {
+        let words = table.find(pasid(5)).unwrap();
+        [0, 1, 2].map(|word| words.load(word).unwrap())
+    };
     table.wipe(pasid(5));
     assert_eq!(table.read(pasid(5)), Ok(nested(0x1000)), "a present entry is not wiped");
     table.clear(pasid(5));
-    assert_eq!(raw().collect::<Vec<_>>(), [0, 9, 0x1000, 0, 0, 0, 0, 0]);
+    assert_eq!(raw(), [0, 9, 0x1000]);
     table.wipe(pasid(5));
-    assert_eq!(raw().collect::<Vec<_>>(), [0; 8]);
+    assert_eq!(raw(), [0; 3]);
 }
 
 #[test]
 fn one_word_that_is_in_use_is_replaced_in_one_store() {
-    let table = HostTable::new(20).unwrap();
+    let table = table(20);
     let replace = |new: PasidEntry| {
         let change = table.replace(pasid(5), &new).unwrap();
         let read = table.read(pasid(5)).unwrap();

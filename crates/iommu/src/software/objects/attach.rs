@@ -21,8 +21,8 @@ use crate::software::platform::MAX_DOMAINS;
 use crate::software::vm::{Control, VmShared};
 use crate::{
     DeviceContext, DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation,
-    ObjectError, Pasid, PasidTable, StageOneTable, TableCaps, Ticket, VtdPasidTable, VtdStageOne,
-    VtdStageOneFlags,
+    ObjectError, Pasid, PasidTable, StageOneTable, StageTwoFormat, TableCaps, Ticket,
+    VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 
 const PAGE_BITS: u32 = 12;
@@ -296,8 +296,8 @@ impl VmShared {
         let Hardware::Vtd(caps) = self.platform.hardware else {
             return Err(ObjectError::NotSupported);
         };
-        let bits = Pasid::BITS;
-        let attached = Attached::new(bits, caps).map_err(|_| ObjectError::NoMemory)?;
+        let table = self.platform.pasid_table(Pasid::BITS).ok_or(ObjectError::NoMemory)?;
+        let attached = Attached::new(table, caps);
         let limit = ObjectError::TooMany { limit: MAX_DOMAINS };
         Ok(Device::new(Arc::new(attached), self.platform.domain().ok_or(limit)?))
     }
@@ -336,9 +336,9 @@ impl VmShared {
             return Err(ObjectError::NotSupported);
         };
         Ok(match hwpt.table {
-            Table::Paging => Program::Entry(self.paging_entry(domain)),
+            Table::Paging => Program::Entry(self.entry(true, domain)?),
             Table::Nested { stage_one: StageOneTable::Vtd(table), .. } => {
-                Program::Entry(self.nested_entry(&table, domain))
+                Program::Entry(self.nested_entry(&table, domain)?)
             }
             Table::Nested { stage_one: StageOneTable::VtdPasidTable(table), .. } => {
                 Program::Whole(DeviceContext::PasidTable(delegated(&table, caps)))
@@ -349,16 +349,31 @@ impl VmShared {
         })
     }
 
-    /// An entry for stage 2 alone. Guest memory is where the guest says it is, so there is no table
-    /// to go through.
-    fn paging_entry(&self, domain: DomainId) -> PasidEntry {
-        let word0 = PasidWord0::new().with_present(true).with_translation_type(4);
+    /// The words of an entry that say where stage 2 is: with `alone` if there is one and
+    /// nothing else, without if a first stage stands on it.
+    fn entry(&self, alone: bool, domain: DomainId) -> Result<PasidEntry, ObjectError> {
+        let word0 = match self.stage_two.as_ref().zip(self.config.stage_two) {
+            // Guest memory is where the guest says it is.
+            None => PasidWord0::new().with_translation_type(if alone { 4 } else { 1 }),
+            Some((stage_two, config)) => {
+                let StageTwoFormat::Vtd { levels } = config.format;
+                PasidWord0::new()
+                    .with_translation_type(if alone { 2 } else { 3 })
+                    .with_address_width(levels as u8 - 2)
+                    .with_second_stage_accessed_dirty(true)
+                    .with_second_stage_page(stage_two.walker().root().0 >> PAGE_BITS)
+            }
+        };
         let word1 = PasidWord1::new().with_domain(domain.0);
-        PasidEntry { word0, word1, ..PasidEntry::default() }
+        Ok(PasidEntry { word0: word0.with_present(true), word1, ..PasidEntry::default() })
     }
 
     /// An entry for a guest's stage 1.
-    fn nested_entry(&self, table: &VtdStageOne, domain: DomainId) -> PasidEntry {
+    fn nested_entry(
+        &self,
+        table: &VtdStageOne,
+        domain: DomainId,
+    ) -> Result<PasidEntry, ObjectError> {
         let supervisor = table.flags.contains(VtdStageOneFlags::SRE);
         let word2 = PasidWord2::new()
             .with_supervisor(supervisor)
@@ -366,9 +381,7 @@ impl VmShared {
             .with_write_protect(supervisor && table.flags.contains(VtdStageOneFlags::WPE))
             .with_first_stage_mode(u8::from(table.address_width > 48))
             .with_first_stage_page(table.root.0 >> PAGE_BITS);
-        let word0 = PasidWord0::new().with_present(true).with_translation_type(1);
-        let word1 = PasidWord1::new().with_domain(domain.0);
-        PasidEntry { word0, word1, word2, reserved: [0; 5] }
+        Ok(PasidEntry { word2, ..self.entry(false, domain)? })
     }
 }
 

@@ -6,7 +6,7 @@ use super::{check, Kind};
 use crate::software::vm::{Control, VmShared};
 use crate::{
     EventQueueId, FaultQueueId, Hardware, HwptId, HwptRequest, InvalidField, IoasId, ObjectError,
-    ObjectId, VdeviceId, ViommuId, ViommuKind, VmEvent,
+    ObjectId, StageTwoFormat, VdeviceId, ViommuId, ViommuKind, VmEvent,
 };
 
 impl VmShared {
@@ -116,6 +116,9 @@ impl VmShared {
 
     /// How wide the addresses are that stage 2 translates.
     fn stage_two_input_bits(&self) -> u8 {
+        if let Some(StageTwoFormat::Vtd { levels }) = self.config.stage_two.map(|two| two.format) {
+            return 12 + 9 * levels as u8;
+        }
         match self.platform.hardware {
             Hardware::Vtd(caps) => caps.address_bits,
             Hardware::Smmuv3(caps) => caps.output_bits,
