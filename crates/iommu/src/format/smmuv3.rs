@@ -52,10 +52,10 @@ const fn is_wide(granule: Granule, caps: &SmmuCaps) -> bool {
 /// The output size that a field IPS or S2PS asks for, or the unit's own if that is less. The reserved
 /// value asks for all.
 fn output_bits(field: u8, caps: &SmmuCaps) -> u8 {
-    let sizes = (0..=field).filter_map(arm_output_bits);
-    let possible = sizes.filter(|&bits| bits <= caps.output_bits);
+    let sizes = (0..=field).rev().filter_map(arm_output_bits);
+    let mut possible = sizes.filter(|&bits| bits <= caps.output_bits);
     // A unit has at least the least.
-    possible.last().or(arm_output_bits(0)).unwrap_or(caps.output_bits)
+    possible.next().or(arm_output_bits(0)).unwrap_or(caps.output_bits)
 }
 
 /// Whether the unit does these updates of tables (HTTU).

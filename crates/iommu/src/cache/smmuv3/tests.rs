@@ -219,7 +219,7 @@ fn configurations() {
     // No command of the other kind forgets any of it, and the names that VT-d has for the same do.
     assert_eq!(smmu(SmmuInvalidation::TlbAll), (true, all.clone()));
     assert_eq!(left(Invalidation::ContextAll), (false, all.clone()));
-    assert_eq!(left(Invalidation::ContextDomain(DomainId(1))).0, false);
+    assert!(!left(Invalidation::ContextDomain(DomainId(1))).0);
     assert_eq!(left(Invalidation::PasidCacheAll), (true, Vec::new()));
     assert_eq!(left(Invalidation::PasidCacheDomain(DomainId(2))), (true, all));
 }
