@@ -1,8 +1,12 @@
 //! Arm's entries and fields, typed by hand from the architecture's tables.
 
+mod common;
+
+use common::{Arena, READ, WRITE};
 use pgtable::{
-    arm_output_bits, arm_output_field, ArmFlags, ArmFormatError, ArmSizes, ArmStageOne,
-    ArmStageTwo, Entry, Format, Granule, LeafEntry, ReservedBits, Rights, TableEntry, Vtcr,
+    arm_output_bits, arm_output_field, walk, ArmFlags, ArmFormatError, ArmSizes, ArmStageOne,
+    ArmStageTwo, Denied, Entry, Format, Granule, LeafEntry, ReservedBits, Rights, TableEntry, Vtcr,
+    WalkFault,
 };
 
 const ALL: Rights = Rights::all();
@@ -102,6 +106,36 @@ fn stage_one_flags() {
     for ((ha, hd, affd), flags) in cases {
         assert_eq!(ArmFlags::from_fields(ha, hd, affd), flags);
     }
+}
+
+/// The order that the architecture gives faults at one entry: address size, access flag, permission.
+#[test]
+fn the_weightiest_fault_is_reported() {
+    let format = ArmStageOne::new(Granule::Kib4, 30, 40).unwrap();
+    let mut arena = Arena::default();
+    arena.add(0x1000, 12);
+    arena.add(0x2000, 12);
+    arena.set(0x1000, 0x2003);
+    let fault = |format: ArmStageOne, entry, request| {
+        arena.set(0x2008, entry);
+        walk(&format, 0x1000, 0x1000, &request, &arena).map(|leaf| leaf.base)
+    };
+    // Nothing set for AF and AP, and an address of 41 bits.
+    let size = WalkFault::Reserved { level: 1, which: ReservedBits::Address };
+    assert_eq!(fault(format, 0x0100_0000_9003, READ), Err(size));
+    let flag = WalkFault::AccessFlag { level: 1 };
+    assert_eq!(fault(format, 0x9003, READ), Err(flag));
+    let user = WalkFault::Permission { level: 1, kind: Denied::User };
+    assert_eq!(fault(format, 0x9403, READ), Err(user));
+    assert_eq!(fault(format.with_flags(ArmFlags::Ignore), 0x9003, READ), Err(user));
+    assert_eq!(fault(format, 0x9443, READ), Ok(0x9000));
+    // A walk that faults sets no access flag.
+    let access = format.with_flags(ArmFlags::Access);
+    let write = WalkFault::Permission { level: 1, kind: Denied::Write };
+    assert_eq!(fault(access, 0x90c3, WRITE), Err(write));
+    assert_eq!(arena.get(0x2008), Some(0x90c3));
+    assert_eq!(fault(access, 0x90c3, READ), Ok(0x9000));
+    assert_eq!(arena.get(0x2008), Some(0x94c3));
 }
 
 #[test]

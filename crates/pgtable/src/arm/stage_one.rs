@@ -113,6 +113,11 @@ impl ArmStageOne {
         self.flags
     }
 
+    /// Whether permissions in table entries count.
+    pub const fn hierarchical(&self) -> bool {
+        self.hierarchical
+    }
+
     fn table(&self, entry: ArmStageOneEntry, address: u64) -> TableEntry {
         let mut rights = Rights::all();
         if self.hierarchical {

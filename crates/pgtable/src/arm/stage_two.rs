@@ -151,6 +151,11 @@ impl ArmStageTwo {
         self.flags
     }
 
+    /// Whether entries have a say over fetches by their privilege.
+    pub const fn execute_by_privilege(&self) -> bool {
+        self.execute_by_privilege
+    }
+
     fn leaf(&self, entry: ArmStageTwoEntry, address: u64) -> LeafEntry {
         let made_writable = self.flags.sets_dirty() && entry.dirty_modifier();
         let inverted = self.execute_by_privilege && entry.execute_never_inverted();

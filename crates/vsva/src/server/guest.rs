@@ -281,6 +281,7 @@ impl Shared {
             numbering,
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: virtual_commands.is_some(),
+            stage_two: None,
         })?;
         let endpoint = vm.attach(accelerator_id())?;
         let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
