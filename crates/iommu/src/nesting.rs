@@ -71,7 +71,7 @@ pub use domain::{
 pub use error::NestingError;
 pub use invalidate::{CacheInvalidate, Caches, Granularity, InvalidateError, MAX_ADDRESS_COMMANDS};
 pub use msi::{MsiBinding, MsiBindings, MsiError, MAX_MSI_BINDINGS};
-pub use table::{
-    DefaultSubstream, DescriptorForm, PasidTableConfig, PasidTableFormat, PasidTableInfo,
-    TableMode, TableModel,
-};
+pub use table::{PasidTableConfig, PasidTableFormat, PasidTableInfo, TableMode, TableModel};
+
+#[doc(no_inline)]
+pub use crate::{DefaultSubstream, DescriptorForm};

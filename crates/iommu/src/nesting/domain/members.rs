@@ -129,7 +129,7 @@ impl<V: Vm> Domain<V> {
         while let Some((&device, _)) = self.members.first_key_value() {
             latest = latest.max(self.remove_device(device)?);
         }
-        self.retire(self.current.table());
+        self.retire(self.current.owned());
         self.current = Current::Default;
         self.drop_base();
         Ok(latest)
