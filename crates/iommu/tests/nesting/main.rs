@@ -10,6 +10,7 @@ mod gpasid;
 mod invalidate;
 #[path = "../common/mock.rs"]
 mod mock;
+mod model;
 mod msi;
 mod software;
 mod unwind;
