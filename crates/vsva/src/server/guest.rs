@@ -56,6 +56,15 @@ pub(super) struct Shared {
     pub(super) notices: Arc<Notices>,
 }
 
+/// What a place is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) config: GuestConfig,
+    pub(super) policy: Policy,
+    /// Of the order of frames below a shuffled second stage.
+    pub(super) seed: u64,
+}
+
 /// One guest's place: made before the guest, and good for one guest after another.
 pub struct GuestPlace {
     name: String,
@@ -72,16 +81,15 @@ impl GuestPlace {
         host: &Door<SoftwareHost>,
         dir: &Path,
         name: &str,
-        config: GuestConfig,
-        policy: Policy,
+        settings: Settings,
         lines: Lines,
     ) -> Result<Self, ServeError> {
         let workers = Workers::default();
-        let shared = Shared::new(host, name, config, policy, lines, &workers.unit_bell)?;
+        let shared = Shared::new(host, name, settings, lines, &workers.unit_bell)?;
         // From here on, dropping it takes down what was made so far.
         let mut place = Self {
             name: name.to_owned(),
-            config,
+            config: settings.config,
             shared: Arc::new(shared),
             devices: Devices::default(),
             sockets: Vec::new(),
@@ -268,12 +276,12 @@ impl Shared {
     fn new(
         host: &Door<SoftwareHost>,
         name: &str,
-        config: GuestConfig,
-        policy: Policy,
+        settings: Settings,
         lines: Lines,
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
-        let GuestConfig { quota, numbering, commands } = config;
+        let Settings { config, policy, seed: _ } = settings;
+        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two: _ } = config;
         let virtual_commands = commands.layout();
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),

@@ -11,6 +11,7 @@ use iommu::{Numbering, Pasid};
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
+use super::survey::is_bound;
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
 use crate::lab::{
     Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
@@ -26,14 +27,14 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
 pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError> {
-    let ServerOptions { sabotage: broken, calls } = options;
+    let ServerOptions { sabotage: broken, calls, seed } = options;
     sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
         given: broken.unwrap_or_default().to_owned(),
         known,
     })?;
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
-        server: Server::calling(calls, Policy::SealedOnly, lines),
+        server: Server::calling(calls, Policy::SealedOnly, lines).shuffled_by(seed),
         guests: BTreeMap::new(),
         next: 0,
     }))
@@ -141,10 +142,12 @@ impl LabServer for Lab {
             let entries = vm.entries.iter().filter(move |entry| entry.state == state);
             entries.map(|entry| entry.guest.0.get()).collect()
         };
-        let live = vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
-        let mut hosts: Vec<_> = live.map(|entry| entry.host.0.get()).collect();
+        let live = || vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
+        let mut hosts: Vec<_> = live().map(|entry| entry.host.0.get()).collect();
         hosts.sort_unstable();
-        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts })
+        let bound = live().filter(|entry| is_bound(entry)).map(|entry| entry.guest.0.get());
+        let bound = bound.collect();
+        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts, bound })
     }
 
     fn space(&self) -> PasidSpace {
