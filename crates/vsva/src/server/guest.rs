@@ -20,7 +20,7 @@ use vfio_user::Server as Socket;
 use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
-use super::config::GuestConfig;
+use super::config::{Commands, GuestConfig, PasidTable};
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -272,6 +272,15 @@ fn accelerator_id() -> RequesterId {
     ID
 }
 
+/// What the guest's IOMMU offers.
+fn unit_options(config: GuestConfig) -> vtd::model::Options {
+    let options = match config.pasid_table {
+        PasidTable::Guest => vtd::model::Options::default(),
+        PasidTable::Host => vtd::model::Options::host_owned(),
+    };
+    vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
+}
+
 impl Shared {
     fn new(
         host: &Door<SoftwareHost>,
@@ -282,20 +291,18 @@ impl Shared {
     ) -> Result<Self, ServeError> {
         let Settings { config, policy, seed: _ } = settings;
         let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two: _ } = config;
-        let virtual_commands = commands.layout();
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
             numbering,
             // A guest that is told to ask for its PASIDs has no business with others.
-            enforce_grants: virtual_commands.is_some(),
+            enforce_grants: commands != Commands::Off,
         })?;
-        let endpoint = vm.attach(accelerator_id())?;
-        let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
-        let router = Arc::new(Router::default());
-        let bell = unit_bell.clone();
-        let caps = Caps::new(vtd::model::Options { virtual_commands, ..Default::default() })?;
+        let caps = Caps::new(unit_options(config))?;
+        let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
         let machine = Machine::new(vm, caps, router.clone(), Arc::new(move || bell.ring()));
+        let endpoint = machine.attach(accelerator_id())?;
+        let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
         Ok(Self {
             machine: Arc::new(machine),
             accelerator,
