@@ -194,8 +194,8 @@ pub mod sync {
     pub const STAGE_TWO_WALKED: &str = "stage-two-walked";
     /// Take the page of guest physical address `gpa` out of the host's second stage.
     pub const STAGE_TWO_CLEAR: &str = "stage-two-clear";
-    /// An access was just stopped: the host must have met its second stage's fault at the page of guest physical address
-    /// `gpa`, for an access that was a write if `write` is 1.
+    /// Accesses to the process's page at `address` were just stopped, writes if `write` is 1: the host must have met its
+    /// second stage's faults for them, at the page of guest physical address `gpa`, and no others.
     pub const STAGE_TWO_FAULT: &str = "stage-two-fault";
     /// Undo [`STAGE_TWO_CLEAR`] for the page at `gpa`.
     pub const STAGE_TWO_RESTORE: &str = "stage-two-restore";

@@ -104,7 +104,9 @@ impl Ground {
             Ok(format!("{found}, guest physical {gpa:#x}"))
         });
         report.check(what, stopped);
-        report.sync(sync::STAGE_TWO_FAULT, &[("gpa", gpa), ("write", write)])?;
+        let address = self.page(end, page).address();
+        let access = [("gpa", gpa), ("address", address), ("write", write)];
+        report.sync(sync::STAGE_TWO_FAULT, &access)?;
         report.check("its neighbours are in reach as before", self.neighbours(end, page));
         report.sync(sync::STAGE_TWO_RESTORE, &[("gpa", gpa)])?;
         report.check("once it is back the same copy works", self.whole());

@@ -11,7 +11,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
-use iommu::{DomainId, Host as _, Pasid, SoftwareHost, Vm as _, VmConfig};
+use iommu::{
+    DomainId, Host as _, Layout, Pasid, SecondStageLevels, SoftwareHost, StageTwoConfig,
+    StageTwoFormat, Vm as _, VmConfig,
+};
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
 use pci::{Function, RequesterId};
@@ -20,7 +23,7 @@ use vfio_user::Server as Socket;
 use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
-use super::config::{Commands, GuestConfig, PasidTable};
+use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -281,6 +284,17 @@ fn unit_options(config: GuestConfig) -> vtd::model::Options {
     vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
 }
 
+/// The host's second stage: deep enough for all that the guest's IOMMU translates to.
+fn below(stage_two: StageTwo, seed: u64) -> Option<StageTwoConfig> {
+    let layout = match stage_two {
+        StageTwo::None => return None,
+        StageTwo::Identity => Layout::Identity,
+        StageTwo::Shuffled => Layout::Shuffled { seed },
+    };
+    let format = StageTwoFormat::Vtd { levels: SecondStageLevels::Four };
+    Some(StageTwoConfig { format, layout })
+}
+
 impl Shared {
     fn new(
         host: &Door<SoftwareHost>,
@@ -289,14 +303,15 @@ impl Shared {
         lines: Lines,
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
-        let Settings { config, policy, seed: _ } = settings;
-        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two: _ } = config;
+        let Settings { config, policy, seed } = settings;
+        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two } = config;
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
             numbering,
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: commands != Commands::Off,
+            stage_two: below(stage_two, seed),
         })?;
         let caps = Caps::new(unit_options(config))?;
         let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());

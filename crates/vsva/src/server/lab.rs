@@ -11,6 +11,7 @@ use iommu::{Numbering, Pasid};
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
+use super::stage_two::Watched;
 use super::survey::is_bound;
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
 use crate::lab::{
@@ -54,6 +55,8 @@ struct Guest {
     ungranted: u64,
     /// The first sample of a scenario that must not grow.
     steady: Option<Steady>,
+    /// Its second stage, as last seen.
+    watched: Watched,
 }
 
 /// A guest's place, or what was counted in it.
@@ -87,8 +90,14 @@ impl LabServer for Lab {
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
-        self.guests
-            .insert(guest, Guest { place, injected: BTreeMap::new(), ungranted: 0, steady: None });
+        let record = Guest {
+            place,
+            injected: BTreeMap::new(),
+            ungranted: 0,
+            steady: None,
+            watched: Watched::default(),
+        };
+        self.guests.insert(guest, record);
         Ok(GuestDevices { guest, devices })
     }
 
@@ -180,6 +189,10 @@ impl LabServer for Lab {
             sync::INJECT_RESTORE => record.restore(value("wq")),
             sync::SHARED_PORTAL => shared_queue::checks(),
             sync::PASID_USED => vec![record.pasid_used(value("pasid"), value("granted"))],
+            sync::STAGE_TWO_WALKED
+            | sync::STAGE_TWO_CLEAR
+            | sync::STAGE_TWO_FAULT
+            | sync::STAGE_TWO_RESTORE => vec![record.stage_two(point, values)],
             sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
             sync::STORM | AFTER_KILL => Vec::new(),
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
@@ -254,6 +267,21 @@ impl Guest {
         let whose = if granted == 1 { "granted" } else { "not granted" };
         let detail = format!("PASID {pasid:#x}, {whose}: {grown} requests counted as ungranted");
         check(what, if (grown == 0) == (granted == 1) { Ok(detail) } else { Err(detail) })
+    }
+
+    /// Does what is asked for with the host's second stage below the guest.
+    fn stage_two(&mut self, point: &str, values: &BTreeMap<String, u64>) -> Check {
+        let what = match point {
+            sync::STAGE_TWO_WALKED => "the copies went through the host's second stage",
+            sync::STAGE_TWO_CLEAR => "a page is taken out of the second stage",
+            sync::STAGE_TWO_FAULT => "the host's record has who missed the page",
+            _ => "the page is put back, and nothing else was missed",
+        };
+        let outcome = match &self.place {
+            Place::Open(place) => self.watched.at(place, point, values),
+            Place::Closed(_) => Err("the guest has ended".to_owned()),
+        };
+        check(what, outcome)
     }
 
     /// The first call takes a sample, the second compares.

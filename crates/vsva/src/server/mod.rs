@@ -25,6 +25,7 @@ mod router;
 mod sabotage;
 mod settled;
 mod shared_queue;
+mod stage_two;
 mod survey;
 mod way;
 
@@ -158,7 +159,7 @@ impl Server {
         name: &str,
         config: GuestConfig,
     ) -> Result<GuestPlace, ServeError> {
-        let settings = Settings { config, policy: self.policy, seed: self.seed };
+        let settings = Settings { config, policy: self.policy, seed: own_seed(self.seed, name) };
         GuestPlace::new(&self.host, dir, name, settings, self.lines.clone())
     }
 
@@ -176,6 +177,11 @@ impl Server {
     pub fn encoded_calls(&self) -> Option<vfio::DispatcherCounts> {
         self.host.counts()
     }
+}
+
+/// A seed that differs from guest to guest, for frames in an order of each guest's own.
+fn own_seed(seed: u64, name: &str) -> u64 {
+    name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
 /// The time since this was first asked, for the ages of PASIDs.
