@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use mem::MemoryMap;
+use mem::{Access, MemError, MemoryMap, Window};
 use pci::RequesterId;
 
 use crate::cache::Caches;
@@ -13,6 +13,7 @@ use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
 use crate::software::GrantCheck;
+use crate::stage_two::{GuestPhysical, HostStageTwo};
 use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
 /// Invalidations of a kind that wait for one channel at most. A channel that is idle, or inside a long
@@ -33,6 +34,8 @@ pub(crate) struct ChannelState {
     requester: RequesterId,
     /// The VM's memory; `None` once detached.
     memory: Option<MemoryMap>,
+    /// What guest physical addresses go through.
+    stage_two: Option<Arc<HostStageTwo>>,
     contexts: Option<Arc<dyn ContextSource>>,
     /// In a cell because windows borrow the memory while further translations are made. It is
     /// only borrowed inside `translate`, so never twice.
@@ -47,13 +50,15 @@ impl ChannelState {
     pub(crate) fn new(
         requester: RequesterId,
         memory: Option<MemoryMap>,
+        stage_two: Option<Arc<HostStageTwo>>,
         contexts: Option<Arc<dyn ContextSource>>,
         grants: Option<GrantCheck>,
         counters: Arc<ChannelCounters>,
     ) -> Self {
         let caches =
             if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
-        Self { requester, memory, contexts, caches: RefCell::new(caches), grants, counters }
+        let caches = RefCell::new(caches);
+        Self { requester, memory, stage_two, contexts, caches, grants, counters }
     }
 
     /// The VM's memory; `None` once detached.
@@ -82,14 +87,32 @@ impl ChannelState {
         memory: &MemoryMap,
         request: &Request,
     ) -> Result<Target, Refusal> {
-        Engine {
-            memory,
+        let counters = &*self.counters;
+        let physical =
+            GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.stage_two_walks);
+        let outcome = Engine {
+            memory: &physical,
             contexts: self.contexts.as_deref(),
             grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
-            counters: &self.counters,
+            counters,
         }
-        .translate(request)
+        .translate(request);
+        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
+            counters.stage_two_faults.add(1);
+        }
+        outcome
+    }
+
+    /// The memory that a translation over `memory`, which is this channel's, leads to.
+    pub(crate) fn window<'m>(
+        &self,
+        memory: &'m MemoryMap,
+        target: &Target,
+        len: usize,
+        access: Access,
+    ) -> Result<Window<'m>, MemError> {
+        target.output.window(memory, self.stage_two.as_deref(), len, access)
     }
 }
 

@@ -1,9 +1,12 @@
 //! The translation engine: from a request to guest physical memory, for one channel.
 //!
 //! ```text
-//!  request ─► context ─► PASID directory, entry ─► IOTLB ─hit──────────────► guest physical
-//!             (cached)   (cached)                     └─miss─► walk, insert ──┘
+//!  request ─► context ─► PASID directory, entry ─► IOTLB ─hit───────────────────────► output
+//!             (cached)   (cached)                     └─miss─► walk, stage 2, insert ──┘
 //! ```
+//!
+//! In a VM with a stage 2 of the host's, every address in the guest's tables goes through that
+//! ([`GuestPhysical`]), and so does what they lead to; what is cached is all of it together.
 //!
 //! Nothing here is shared with another channel, and nothing blocks.
 
@@ -13,13 +16,17 @@ mod walk;
 use mem::{Access, Gpa, GuestMemory, Iova};
 use pci::RequesterId;
 
-use crate::cache::{Cached, Caches, Tag};
+use crate::cache::{Allowed, Cached, Caches, Kind, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
 use crate::software::GrantCheck;
+use crate::stage_two::{GuestPhysical, Output, Untranslated};
 use crate::{
-    AddressSpace, ContextSource, DeviceContext, DomainId, FaultReason, PasidTable, Stage, StageTwo,
+    AddressSpace, ContextFault, ContextSource, DeviceContext, DomainId, FaultReason, PasidTable,
+    Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
+
+pub(crate) use walk::{allowed, level, reason, request};
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
 const INTERRUPT_START: u64 = 0xfee0_0000;
@@ -28,7 +35,8 @@ const INTERRUPT_LAST: u64 = 0xfeef_ffff;
 
 /// Most words of guest memory that one translation loads or updates, the look-up of the device's
 /// context aside: a directory entry, a PASID-table entry of 8 words, and a nested walk in which
-/// every entry changes under every attempt.
+/// every entry changes under every attempt. The host's stage 2 has each of them looked up once
+/// more, in the host's memory.
 pub const MAX_TABLE_ACCESSES: u64 = {
     let walk = pgtable::MAX_ATTEMPTS as u64 * pgtable::MAX_LEVELS as u64 * 2;
     1 + 8 + walk * (walk + 1) + walk
@@ -48,7 +56,7 @@ pub(crate) struct Request {
 /// What a request reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Target {
-    pub(crate) gpa: Gpa,
+    pub(crate) output: Output,
     /// Bytes from there that the same translation covers, less one.
     pub(crate) len_minus_one: u64,
     /// Whether faults are not recorded.
@@ -59,13 +67,56 @@ pub(crate) struct Target {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Refusal {
     pub(crate) reason: FaultReason,
+    /// Where stage 2 stopped it, if that did.
+    pub(crate) stage_two: Option<StageTwoFault>,
     /// Whether that is not to be recorded.
     pub(crate) fault_disable: bool,
 }
 
+impl Refusal {
+    pub(crate) fn new(stop: impl Into<Stop>, fault_disable: bool) -> Self {
+        let Stop { reason, stage_two } = stop.into();
+        Self { reason, stage_two, fault_disable }
+    }
+
+    /// Whether the host's stage 2 stopped the request.
+    pub(crate) fn is_hosts(&self) -> bool {
+        self.stage_two.is_some_and(|stop| stop.owner == StageTwoOwner::Host)
+    }
+}
+
+/// Where a translation stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stop {
+    reason: FaultReason,
+    stage_two: Option<StageTwoFault>,
+}
+
+impl From<FaultReason> for Stop {
+    fn from(reason: FaultReason) -> Self {
+        Self { reason, stage_two: None }
+    }
+}
+
+impl Stop {
+    /// In the host's stage 2, on the way to an entry of a table, or (`table` is false) to what the
+    /// request asked for.
+    fn of_host(stop: &Untranslated, table: bool) -> Self {
+        let stage = if table { Stage::TwoForTable } else { Stage::Two };
+        Self::at(stop.reason(stage), stop, table)
+    }
+
+    /// The same where `reason` says it better.
+    fn at(reason: FaultReason, stop: &Untranslated, table: bool) -> Self {
+        let (gpa, level) = (stop.gpa, stop.level());
+        let owner = StageTwoOwner::Host;
+        Self { reason, stage_two: Some(StageTwoFault { gpa, table, level, owner }) }
+    }
+}
+
 /// The engine at work for one channel.
 pub(crate) struct Engine<'a, M> {
-    pub(crate) memory: &'a M,
+    pub(crate) memory: &'a GuestPhysical<'a, M>,
     /// Where contexts come from; `None` while translation is off.
     pub(crate) contexts: Option<&'a dyn ContextSource>,
     /// Which PASIDs requests may carry; `None` for any.
@@ -79,21 +130,22 @@ impl<M: GuestMemory> Engine<'_, M> {
     pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
         self.counters.translations.add(1);
         let Some(context) = self.context(request)? else {
-            return untranslated(request);
+            return self.untranslated(request);
         };
         let fault_disable = match context {
             DeviceContext::PassThrough { fault_disable, .. }
             | DeviceContext::StageTwo { fault_disable, .. } => fault_disable,
             DeviceContext::PasidTable(table) => table.fault_disable,
         };
-        let refused = |reason| Refusal { reason, fault_disable };
+        let refused = |stop| Refusal::new(stop, fault_disable);
         let target = match context {
-            DeviceContext::PassThrough { ats, .. } => {
-                check_without_table(request, ats).map_err(refused)?;
-                identity(request.address, fault_disable)
+            DeviceContext::PassThrough { domain, ats, .. } => {
+                check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
+                let tag = Tag::of_device(domain);
+                self.identity(request, tag, false, fault_disable).map_err(refused)?
             }
             DeviceContext::StageTwo { domain, table, ats, .. } => {
-                check_without_table(request, ats).map_err(refused)?;
+                check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let cached = self.by_stage_two(request, domain, &table).map_err(refused)?;
                 target(&cached, request.address, fault_disable)
             }
@@ -114,8 +166,48 @@ impl<M: GuestMemory> Engine<'_, M> {
                 self.caches.context = Some(context);
                 Ok(Some(context))
             }
-            Err(fault) => Err(Refusal { reason: fault.reason, fault_disable: fault.fault_disable }),
+            Err(ContextFault { reason, fault_disable }) => {
+                let stop = match self.memory.take_stop() {
+                    Some(stop) => Stop::at(reason, &stop, true),
+                    None => reason.into(),
+                };
+                Err(Refusal::new(stop, fault_disable))
+            }
         }
+    }
+
+    /// A request while translation is off. Nothing is recorded: there is no unit at work.
+    fn untranslated(&mut self, request: &Request) -> Result<Target, Refusal> {
+        if request.space.pasid.is_some() {
+            return Err(Refusal::new(FaultReason::PasidDisabled, true));
+        }
+        self.identity(request, Tag::physical(), false, true)
+            .map_err(|stop| Refusal::new(stop, true))
+    }
+
+    /// A request whose address is a guest physical one.
+    fn identity(
+        &mut self,
+        request: &Request,
+        tag: Tag,
+        privileged: bool,
+        fault_disable: bool,
+    ) -> Result<Target, Stop> {
+        let Request { address, .. } = *request;
+        if !self.memory.has_stage_two() {
+            let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
+            return Ok(Target { output, len_minus_one, fault_disable });
+        }
+        // One mapping of each half of the address space to itself.
+        let half = Cached {
+            base: Gpa(address.0 & 1 << 63),
+            size_bits: 63,
+            scope_bits: 63,
+            kind: Kind::StageTwo,
+            allowed: Allowed::ALL,
+        };
+        let cached = self.probe(request, tag, privileged, |_| Ok(half))?;
+        Ok(target(&cached, address, fault_disable))
     }
 
     fn by_stage_two(
@@ -123,7 +215,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         request: &Request,
         domain: DomainId,
         table: &StageTwo,
-    ) -> Result<Cached, FaultReason> {
+    ) -> Result<Cached, Stop> {
         // The model vouches for the number of levels; if it is wrong, the context is.
         let format = table.format().ok_or(FaultReason::ContextInvalid)?;
         self.probe(request, Tag::of_device(domain), false, |memory| {
@@ -132,18 +224,22 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Target, Refusal> {
-        let refused = |reason| Refusal { reason, fault_disable: table.fault_disable };
+        let refused = |reason| Refusal::new(reason, table.fault_disable);
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
-        let refused = |reason| Refusal { reason, fault_disable: state.fault_disable };
+        let refused = |stop| Refusal::new(stop, state.fault_disable);
+        let privileges =
+            |one| entry::check_privilege(one, privileged).map_err(|reason| refused(reason.into()));
         let tag = Tag::of_pasid(state.domain, pasid, request.space.pasid.is_some());
         let (address, access) = (request.address, request.access);
         let cached = match &state.translation {
             Translation::PassThrough => {
                 if exceeds(Gpa(address.0), table.caps.address_bits) {
-                    return Err(refused(FaultReason::AddressWidth { stage: Stage::Two }));
+                    let reason = FaultReason::AddressWidth { stage: Stage::Two };
+                    return Err(refused(reason.into()));
                 }
-                return Ok(identity(address, state.fault_disable));
+                let target = self.identity(request, tag, privileged, state.fault_disable);
+                return target.map_err(refused);
             }
             Translation::SecondStage(root, format) => {
                 self.probe(request, tag, privileged, |memory| {
@@ -151,13 +247,13 @@ impl<M: GuestMemory> Engine<'_, M> {
                 })
             }
             Translation::FirstStage(one) => {
-                entry::check_privilege(one, privileged).map_err(refused)?;
+                privileges(one)?;
                 self.probe(request, tag, privileged, |memory| {
                     walk::stage_one(memory, one, address, access, privileged)
                 })
             }
             Translation::Nested(one, root, format) => {
-                entry::check_privilege(one, privileged).map_err(refused)?;
+                privileges(one)?;
                 self.probe(request, tag, privileged, |memory| {
                     walk::nested(memory, one, (*root, format), address, access, privileged)
                 })
@@ -175,8 +271,8 @@ impl<M: GuestMemory> Engine<'_, M> {
         request: &Request,
         tag: Tag,
         privileged: bool,
-        walk: impl FnOnce(&M) -> Result<Cached, FaultReason>,
-    ) -> Result<Cached, FaultReason> {
+        walk: impl FnOnce(&GuestPhysical<'_, M>) -> Result<Cached<Gpa>, Stop>,
+    ) -> Result<Cached, Stop> {
         if let Some(cached) = self.caches.iotlb.get(tag, request.address) {
             if cached.allowed.contains(request.access, privileged) {
                 self.counters.iotlb_hits.add(1);
@@ -185,18 +281,17 @@ impl<M: GuestMemory> Engine<'_, M> {
         }
         self.counters.iotlb_misses.add(1);
         self.counters.walks.add(1);
-        let cached = walk(self.memory)?;
+        let found = walk(self.memory)?;
+        if self.memory.has_stage_two() {
+            check_output(found.translate(request.address).0)?;
+        }
+        let cached = self
+            .memory
+            .complete(found, request.address, request.access)
+            .map_err(|stop| Stop::of_host(&stop, false))?;
         self.caches.iotlb.insert(tag, request.address, cached);
         self.caches.publish(self.counters);
         Ok(cached)
-    }
-}
-
-/// A request while translation is off. Nothing is recorded: there is no unit at work.
-fn untranslated(request: &Request) -> Result<Target, Refusal> {
-    match request.space.pasid {
-        None => Ok(identity(request.address, true)),
-        Some(_) => Err(Refusal { reason: FaultReason::PasidDisabled, fault_disable: true }),
     }
 }
 
@@ -220,28 +315,30 @@ fn check_interrupt_range(request: &Request) -> Result<(), FaultReason> {
     Ok(())
 }
 
+/// With a stage 2 of the host's behind it, `gpa` is not where the access ends, and it may be no
+/// interrupt's address all the same.
+fn check_output(gpa: Gpa) -> Result<(), FaultReason> {
+    if (INTERRUPT_START..=INTERRUPT_LAST).contains(&gpa.0) {
+        return Err(FaultReason::InterruptAddress);
+    }
+    Ok(())
+}
+
 /// Interrupts are not made by mapping a page onto their addresses.
 fn outside_interrupt_range(target: Target) -> Result<Target, Refusal> {
-    let gpa = target.gpa.0;
-    if gpa > INTERRUPT_LAST {
+    let output = target.output.0;
+    if output > INTERRUPT_LAST {
         return Ok(target);
     }
-    match INTERRUPT_START.checked_sub(gpa) {
-        None | Some(0) => Err(Refusal {
-            reason: FaultReason::InterruptAddress,
-            fault_disable: target.fault_disable,
-        }),
+    match INTERRUPT_START.checked_sub(output) {
+        None | Some(0) => Err(Refusal::new(FaultReason::InterruptAddress, target.fault_disable)),
         Some(below) => Ok(Target { len_minus_one: target.len_minus_one.min(below - 1), ..target }),
     }
 }
 
-fn identity(address: Iova, fault_disable: bool) -> Target {
-    Target { gpa: Gpa(address.0), len_minus_one: u64::MAX - address.0, fault_disable }
-}
-
 fn target(cached: &Cached, address: Iova, fault_disable: bool) -> Target {
-    let (gpa, len_minus_one) = cached.translate(address);
-    Target { gpa, len_minus_one, fault_disable }
+    let (output, len_minus_one) = cached.translate(address);
+    Target { output, len_minus_one, fault_disable }
 }
 
 #[cfg(all(test, not(loom)))]

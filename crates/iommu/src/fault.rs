@@ -1,6 +1,6 @@
 //! Faults as semantic values. Each IOMMU model encodes one once, at its edge.
 
-use mem::{Access, Iova};
+use mem::{Access, Gpa, Iova};
 use pci::RequesterId;
 
 use crate::Pasid;
@@ -33,6 +33,39 @@ pub struct Fault {
     pub translation_request: bool,
     /// What was wrong.
     pub reason: FaultReason,
+    /// Where stage 2 stopped, if it was that which stopped the request.
+    pub stage_two: Option<StageTwoFault>,
+}
+
+/// Where stage 2 stopped a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct StageTwoFault {
+    /// The address that it was to translate: a guest physical one. For a second stage of the
+    /// guest's own without a first, the address of the request.
+    pub gpa: Gpa,
+    /// Whether that is the address of an entry of a table, and not where the request itself goes.
+    pub table: bool,
+    /// Level of the entry at which it stopped, 1 for a leaf; zero if at none.
+    pub level: u8,
+    /// Whose stage 2 it is.
+    pub owner: StageTwoOwner,
+}
+
+/// Whose a stage 2 is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum StageTwoOwner {
+    /// The guest's: a VT-d second-stage table of its own.
+    Guest,
+    /// The host's ([`VmConfig::stage_two`](crate::VmConfig::stage_two)): nothing that the guest
+    /// could mend.
+    Host,
+}
+
+impl Fault {
+    /// Whether the host's stage 2 stopped the request.
+    pub fn is_hosts(&self) -> bool {
+        self.stage_two.is_some_and(|stop| stop.owner == StageTwoOwner::Host)
+    }
 }
 
 /// What was wrong with a request, by the structure at which translation stopped.

@@ -72,13 +72,14 @@ pub mod sabotage;
 mod sabotage;
 mod slot;
 mod software;
+mod stage_two;
 mod sync;
 
 pub use context::{ContextFault, ContextSource, DeviceContext, PasidTable, StageTwo, TableCaps};
 pub use dma::{AddressSpace, DmaError};
 pub use endpoint::{Channel, Endpoint};
 pub use engine::MAX_TABLE_ACCESSES;
-pub use fault::{Fault, FaultReason, Stage};
+pub use fault::{Fault, FaultReason, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
 pub use invalidation::{Invalidation, PageRange, Ticket};
@@ -91,4 +92,7 @@ pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
 };
-pub use software::{SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS};
+pub use software::{
+    SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS, STAGE_TWO_LOG_LIMIT,
+};
+pub use stage_two::{Layout, SecondStageLevels, StageTwoConfig, StageTwoError, StageTwoFormat};

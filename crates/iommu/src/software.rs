@@ -3,13 +3,14 @@
 mod faults;
 mod grants;
 mod pasids;
+mod stage_two;
 mod vm;
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-pub use faults::FAULT_QUEUE_LIMIT;
+pub use faults::{FAULT_QUEUE_LIMIT, STAGE_TWO_LOG_LIMIT};
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError};
 use pasids::Clock;
@@ -19,6 +20,7 @@ pub use vm::SoftwareVm;
 pub(crate) use vm::VmShared;
 
 use crate::pasid::{BooksError, PasidAllocator, PasidReport};
+use crate::stage_two::HostTables;
 use crate::{Host, HostError, VmConfig};
 
 /// VMs that one host takes at most.
@@ -34,6 +36,8 @@ pub struct SoftwareHost {
     /// VMs that are not gone, closed ones included.
     all: Arc<SpinMutex<Vec<Weak<VmShared>>>>,
     pasids: Arc<HostPasids>,
+    /// Tables in the host's memory, of all its VMs.
+    tables: Arc<HostTables>,
 }
 
 impl SoftwareHost {
@@ -55,12 +59,18 @@ impl SoftwareHost {
     /// If the space cannot be as `config` wants it.
     pub fn with_pasids(config: Config, clock: Option<Clock>) -> Result<Self, ConfigError> {
         let pasids = Arc::new(HostPasids::new(config, clock)?);
-        Ok(Self { vms: Arc::default(), all: Arc::default(), pasids })
+        let tables = Arc::new(HostTables::new());
+        Ok(Self { vms: Arc::default(), all: Arc::default(), pasids, tables })
     }
 
     /// Number of VMs that are not closed.
     pub fn vms(&self) -> usize {
         self.vms.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the host's memory that are tables now: those of stage 2, of all VMs.
+    pub fn table_bytes(&self) -> u64 {
+        self.tables.used()
     }
 
     /// The PASIDs of this host for its own kernel: those that are not promised to VMs.
@@ -105,7 +115,7 @@ impl Host for SoftwareHost {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .map_err(|_| HostError::TooManyVms { limit: MAX_VMS })?;
         let place = Place(self.vms.clone());
-        let vm = SoftwareVm::new(config, place, &self.pasids)?;
+        let vm = SoftwareVm::new(config, place, &self.pasids, &self.tables)?;
         let mut all = self.all.lock();
         all.retain(|vm| vm.strong_count() > 0);
         all.push(vm.downgrade());

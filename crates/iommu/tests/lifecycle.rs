@@ -209,6 +209,8 @@ fn counters_count() {
         faults: 0,
         faults_lost: 0,
         ungranted: 0,
+        stage_two_walks: 0,
+        stage_two_faults: 0,
     };
     assert_eq!(counters, expected);
     guest.settle_all();

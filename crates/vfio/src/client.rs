@@ -13,7 +13,7 @@ pub use vm::{ClientVm, Failures};
 
 use crate::spec::flags::{VM_ENFORCE_GRANTS, VM_PRIVATE_PASIDS};
 use crate::spec::{CreateVm, NAME_BYTES};
-use crate::{Errno, File, Handle, Reply, Request, Revision, Transport};
+use crate::{stage_two, Errno, File, Handle, Reply, Request, Revision, Transport};
 
 /// An [`iommu::Host`] whose every call is encoded as the user API's bytes and carried out by a host
 /// end behind a [`Transport`], which has to speak [`Revision::Own`].
@@ -63,7 +63,7 @@ impl<T: Transport> Host for Client<T> {
 }
 
 fn encode(config: &VmConfig) -> CreateVm {
-    let VmConfig { name, quota, numbering, enforce_grants } = config;
+    let VmConfig { name, quota, numbering, enforce_grants, stage_two } = config;
     let numbering = match numbering {
         Numbering::Identity => 0,
         Numbering::Private => VM_PRIVATE_PASIDS,
@@ -73,6 +73,7 @@ fn encode(config: &VmConfig) -> CreateVm {
         argsz: size_of::<CreateVm>() as u32,
         flags: numbering | grants,
         quota: *quota,
+        stage_two: stage_two::encode(stage_two.as_ref()),
         ..CreateVm::new_zeroed()
     };
     let name = shortened(name);

@@ -91,6 +91,7 @@ mod invalidation;
 mod number;
 mod refusal;
 pub mod spec;
+mod stage_two;
 mod transport;
 
 pub use argument::{ArgumentError, MAX_ARGUMENT};

@@ -3,25 +3,35 @@
 use mem::{Access, Gpa, GuestMemory, Iova, MemError};
 use pgtable::{Denied, Format, Leaf, SecondStage, Tables, WalkFault};
 
+use super::Stop;
 use crate::cache::{Allowed, Cached, Kind};
 use crate::format::vtd::StageOne;
 use crate::sabotage::{self, Sabotage};
-use crate::{FaultReason, Stage};
+use crate::stage_two::{GuestPhysical, Untranslated};
+use crate::{FaultReason, Stage, StageTwoFault, StageTwoOwner};
 
 /// Tables at guest physical addresses.
-struct Physical<'a, M>(&'a M);
+struct Physical<'a, M>(&'a GuestPhysical<'a, M>);
 
 /// An entry lies where there is no memory, or, for an update, none that can be written.
 #[derive(Clone, Copy)]
 struct Unreachable {
     update: bool,
+    /// The host's stage 2 says so.
+    stop: Option<Untranslated>,
+}
+
+impl<M: GuestMemory> Physical<'_, M> {
+    fn unreachable(&self, update: bool) -> impl FnOnce(MemError) -> Unreachable + use<'_, M> {
+        move |_| Unreachable { update, stop: self.0.take_stop() }
+    }
 }
 
 impl<M: GuestMemory> Tables for Physical<'_, M> {
     type Error = Unreachable;
 
     fn load(&self, entry: u64) -> Result<u64, Unreachable> {
-        self.0.load_u64(Gpa(entry)).map_err(|_: MemError| Unreachable { update: false })
+        self.0.load_u64(Gpa(entry)).map_err(self.unreachable(false))
     }
 
     fn compare_exchange(
@@ -33,9 +43,7 @@ impl<M: GuestMemory> Tables for Physical<'_, M> {
         if sabotage::is(Sabotage::NoAccessedDirty) {
             return Ok(Ok(current));
         }
-        self.0
-            .compare_exchange_u64(Gpa(entry), current, new)
-            .map_err(|_: MemError| Unreachable { update: true })
+        self.0.compare_exchange_u64(Gpa(entry), current, new).map_err(self.unreachable(true))
     }
 }
 
@@ -49,7 +57,7 @@ struct Nested<'a, M> {
 /// Why an entry of a nested first-stage table could not be reached.
 enum NestedError {
     /// The second stage does not translate its address.
-    SecondStage(WalkFault<Unreachable>),
+    SecondStage(Gpa, WalkFault<Unreachable>),
     /// The second stage does, but to no memory.
     Unreachable(Unreachable),
 }
@@ -61,7 +69,9 @@ impl<M: GuestMemory> Nested<'_, M> {
     }
 
     fn entry(&self, entry: u64, access: Access) -> Result<u64, NestedError> {
-        let page = self.walk(entry, access).map_err(NestedError::SecondStage)?;
+        let page = self
+            .walk(entry, access)
+            .map_err(|fault| NestedError::SecondStage(Gpa(entry), fault))?;
         Ok(page.translate(entry))
     }
 }
@@ -87,52 +97,52 @@ impl<M: GuestMemory> Tables for Nested<'_, M> {
 
 /// Walks a first-stage table.
 pub(super) fn stage_one<M: GuestMemory>(
-    memory: &M,
+    memory: &GuestPhysical<'_, M>,
     table: &StageOne,
     address: Iova,
     access: Access,
     privileged: bool,
-) -> Result<Cached, FaultReason> {
+) -> Result<Cached<Gpa>, Stop> {
     let request = request(access, privileged, table.write_protect);
     let leaf = pgtable::walk(&table.format, table.root.0, address.0, &request, &Physical(memory))
-        .map_err(|fault| reason(fault, Stage::One, unreachable(Stage::One)))?;
+        .map_err(|fault| stop(fault, Stage::One, unreachable(Stage::One)))?;
     let allowed = allowed(&table.format, &leaf, table.write_protect);
     Ok(cached(&leaf, allowed, Kind::StageOne))
 }
 
-/// Walks a second-stage table.
+/// Walks a second-stage table of the guest's.
 pub(super) fn stage_two<M: GuestMemory>(
-    memory: &M,
+    memory: &GuestPhysical<'_, M>,
     (root, format): (Gpa, &SecondStage),
     address: Iova,
     access: Access,
-) -> Result<Cached, FaultReason> {
+) -> Result<Cached<Gpa>, Stop> {
     let leaf = Nested { tables: Physical(memory), root, format }
         .walk(address.0, access)
-        .map_err(|fault| reason(fault, Stage::Two, unreachable(Stage::Two)))?;
+        .map_err(|fault| guests_stage_two(fault, Gpa(address.0), Stage::Two))?;
     Ok(cached(&leaf, allowed(format, &leaf, false), Kind::StageTwo))
 }
 
-/// Walks a first-stage table whose every address goes through a second-stage table.
+/// Walks a first-stage table whose every address goes through a second-stage table of the guest's.
 ///
 /// The first stage is marked accessed and dirty before the second is asked for the page itself,
 /// so a fault there leaves marks of an access that did not happen, as processors do.
 pub(super) fn nested<M: GuestMemory>(
-    memory: &M,
+    memory: &GuestPhysical<'_, M>,
     one: &StageOne,
     (root, format): (Gpa, &SecondStage),
     address: Iova,
     access: Access,
     privileged: bool,
-) -> Result<Cached, FaultReason> {
+) -> Result<Cached<Gpa>, Stop> {
     let tables = Nested { tables: Physical(memory), root, format };
     let request = request(access, privileged, one.write_protect);
     let outer = pgtable::walk(&one.format, one.root.0, address.0, &request, &tables)
-        .map_err(|fault| reason(fault, Stage::One, nested_reason))?;
+        .map_err(|fault| stop(fault, Stage::One, nested_stop))?;
     let middle = outer.translate(address.0);
     let inner = tables
         .walk(middle, access)
-        .map_err(|fault| reason(fault, Stage::Two, unreachable(Stage::Two)))?;
+        .map_err(|fault| guests_stage_two(fault, Gpa(middle), Stage::Two))?;
 
     let size_bits = outer.size_bits.min(inner.size_bits);
     let base = inner.translate(middle) & !((1u64 << size_bits) - 1);
@@ -147,7 +157,7 @@ pub(super) fn nested<M: GuestMemory>(
     })
 }
 
-fn request(access: Access, privileged: bool, write_protect: bool) -> pgtable::Request {
+pub(crate) fn request(access: Access, privileged: bool, write_protect: bool) -> pgtable::Request {
     let access = match access {
         Access::Read => pgtable::Access::Read,
         Access::Write => pgtable::Access::Write,
@@ -155,13 +165,13 @@ fn request(access: Access, privileged: bool, write_protect: bool) -> pgtable::Re
     pgtable::Request { access, privileged, write_protect, smep: false }
 }
 
-fn cached(leaf: &Leaf, allowed: Allowed, kind: Kind) -> Cached {
+fn cached(leaf: &Leaf, allowed: Allowed, kind: Kind) -> Cached<Gpa> {
     let size_bits = leaf.size_bits as u8;
     Cached { base: Gpa(leaf.base), size_bits, scope_bits: size_bits, kind, allowed }
 }
 
 /// Which accesses a cached leaf allows without another walk.
-fn allowed<F: Format>(format: &F, leaf: &Leaf, write_protect: bool) -> Allowed {
+pub(crate) fn allowed<F: Format>(format: &F, leaf: &Leaf, write_protect: bool) -> Allowed {
     let mut allowed = Allowed::default();
     for access in [Access::Read, Access::Write] {
         for privileged in [false, true] {
@@ -175,7 +185,7 @@ fn allowed<F: Format>(format: &F, leaf: &Leaf, write_protect: bool) -> Allowed {
 }
 
 /// What a fault of a walk of `stage` means; `tables` says what an unreachable entry does.
-fn reason<E>(
+pub(crate) fn reason<E>(
     fault: WalkFault<E>,
     stage: Stage,
     tables: impl FnOnce(u8, E) -> FaultReason,
@@ -193,21 +203,45 @@ fn reason<E>(
     }
 }
 
-fn unreachable(stage: Stage) -> impl FnOnce(u8, Unreachable) -> FaultReason {
-    move |level, error| {
-        if error.update {
-            FaultReason::AccessedDirty { stage }
-        } else {
-            FaultReason::TableAccess { stage, level }
-        }
+/// Level of the entry at which a walk stopped; zero if at none.
+pub(crate) fn level<E>(fault: &WalkFault<E>) -> u8 {
+    match *fault {
+        WalkFault::NotPresent { level }
+        | WalkFault::Reserved { level, .. }
+        | WalkFault::Permission { level, .. }
+        | WalkFault::Tables { level, .. } => level,
+        WalkFault::NonCanonical | WalkFault::BeyondWidth | WalkFault::Contended => 0,
     }
 }
 
-fn nested_reason(level: u8, error: NestedError) -> FaultReason {
+/// Where a walk of `stage` stopped; `tables` says what an unreachable entry means.
+fn stop<E>(fault: WalkFault<E>, stage: Stage, tables: impl FnOnce(u8, E) -> Stop) -> Stop {
+    match fault {
+        WalkFault::Tables { level, error } => tables(level, error),
+        other => reason(other, stage, |level, _| FaultReason::TableAccess { stage, level }).into(),
+    }
+}
+
+fn unreachable(stage: Stage) -> impl FnOnce(u8, Unreachable) -> Stop {
+    move |level, error| match error {
+        Unreachable { stop: Some(stop), .. } => Stop::of_host(&stop, true),
+        Unreachable { update: true, .. } => FaultReason::AccessedDirty { stage }.into(),
+        Unreachable { update: false, .. } => FaultReason::TableAccess { stage, level }.into(),
+    }
+}
+
+/// Where the guest's second stage stopped when it was to translate `gpa`, for a table's entry or
+/// for the request itself as `stage` says.
+fn guests_stage_two(fault: WalkFault<Unreachable>, gpa: Gpa, stage: Stage) -> Stop {
+    let (table, level) = (stage == Stage::TwoForTable, level(&fault));
+    let found = stop(fault, stage, unreachable(stage));
+    let own = StageTwoFault { gpa, table, level, owner: StageTwoOwner::Guest };
+    Stop { stage_two: found.stage_two.or(Some(own)), ..found }
+}
+
+fn nested_stop(level: u8, error: NestedError) -> Stop {
     match error {
         NestedError::Unreachable(error) => unreachable(Stage::One)(level, error),
-        NestedError::SecondStage(fault) => {
-            reason(fault, Stage::TwoForTable, unreachable(Stage::TwoForTable))
-        }
+        NestedError::SecondStage(gpa, fault) => guests_stage_two(fault, gpa, Stage::TwoForTable),
     }
 }

@@ -1,6 +1,6 @@
 //! A VM of the software host.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
@@ -11,6 +11,7 @@ use pci::RequesterId;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport, Released, Taken};
 use super::pasids::{HostPasids, ParkedAges};
+use super::stage_two::VmStageTwo;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
@@ -18,6 +19,7 @@ use crate::endpoint::Device;
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
+use crate::stage_two::{HostTables, Retired};
 use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, Fault,
@@ -30,24 +32,26 @@ use crate::{
 /// It ends with [`close`](Vm::close). One that is not closed lives on while a clone of this, an
 /// endpoint or a channel of it does.
 #[derive(Clone)]
-pub struct SoftwareVm(Arc<VmShared>);
+pub struct SoftwareVm(pub(super) Arc<VmShared>);
 
 /// What the handles, endpoints and channels of a VM share.
 pub(crate) struct VmShared {
     config: VmConfig,
     pub(crate) faults: FaultQueue,
+    /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
+    pub(super) stage_two: Option<VmStageTwo>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
-    control: Mutex<Control>,
+    pub(super) control: Mutex<Control>,
 }
 
 #[derive(Default)]
-struct Control {
+pub(super) struct Control {
     /// Number of the latest change.
-    sequence: u64,
+    pub(super) sequence: u64,
     /// Changes up to this one are known to be complete.
     complete: u64,
-    memory: Arc<MemoryMap>,
+    pub(super) memory: Arc<MemoryMap>,
     contexts: Option<Arc<dyn ContextSource>>,
     /// Attached devices, and which attachment of the requester it is.
     devices: BTreeMap<RequesterId, u64>,
@@ -58,13 +62,15 @@ struct Control {
     /// Given back when the VM is closed.
     place: Option<Place>,
     grants: Grants,
-    closed: bool,
+    /// Tables out of use, in the order of the tickets after which nothing can be in them.
+    pub(super) retired: VecDeque<(Ticket, Retired)>,
+    pub(super) closed: bool,
 }
 
 impl Control {
     /// Posts a change to the channels that `concerns` picks; gives what that leaves to be
     /// dropped after the lock is released.
-    fn post<R>(
+    pub(super) fn post<R>(
         &mut self,
         concerns: impl Fn(&ChannelShared) -> bool,
         change: impl Fn(&mut Batch) -> R,
@@ -94,6 +100,9 @@ impl Control {
         }
         self.complete = self.complete.max(complete);
         settled.pasids = self.grants.release(Ticket(self.complete));
+        while self.retired.front().is_some_and(|(ticket, _)| ticket.0 <= self.complete) {
+            settled.tables.extend(self.retired.pop_front().map(|(_, tables)| tables));
+        }
         (ticket.0 <= self.complete, settled)
     }
 
@@ -117,6 +126,7 @@ impl Control {
 struct Settled {
     channels: Vec<Leftover>,
     pasids: Released,
+    tables: Vec<Retired>,
 }
 
 impl SoftwareVm {
@@ -124,12 +134,18 @@ impl SoftwareVm {
         config: VmConfig,
         place: Place,
         host: &Arc<HostPasids>,
+        tables: &Arc<HostTables>,
     ) -> Result<Self, HostError> {
+        let stage_two = match &config.stage_two {
+            Some(config) => Some(VmStageTwo::new(config, tables).ok_or(HostError::NoMemory)?),
+            None => None,
+        };
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {
             config,
             faults: FaultQueue::default(),
+            stage_two,
             control: Mutex::new(control),
         })))
     }
@@ -179,6 +195,9 @@ impl Vm for SoftwareVm {
 
     fn set_memory(&self, map: MemoryMap) -> Ticket {
         let new = Arc::new(map.clone());
+        if let Some(stage_two) = &self.0.stage_two {
+            return stage_two.set_memory(&self.0.control, new);
+        }
         let (ticket, _old) = {
             let mut control = self.0.control.lock();
             if control.closed {
@@ -287,6 +306,7 @@ impl Vm for SoftwareVm {
 
     fn close(&self) -> Ticket {
         let (ticket, (_old, set)) = {
+            let mut editor = self.0.stage_two.as_ref().map(VmStageTwo::edit);
             let mut control = self.0.control.lock();
             if control.closed || sabotage::is(Sabotage::KeepOnClose) {
                 return Ticket(control.sequence);
@@ -301,6 +321,8 @@ impl Vm for SoftwareVm {
             let revoked = control.grants.revoke_all();
             let (ticket, _) = control.post(|_| true, Batch::detach);
             control.grants.park(revoked, ticket);
+            let tables = editor.as_mut().map(|editor| (ticket, editor.close()));
+            control.retired.extend(tables);
             (ticket, (old, control.grants.close()))
         };
         if let Some(set) = set {
@@ -322,6 +344,7 @@ impl VmShared {
         let shared = Self {
             config: VmConfig::named("identity"),
             faults: FaultQueue::default(),
+            stage_two: None,
             control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
@@ -359,14 +382,13 @@ impl VmShared {
         let contexts = control.contexts.clone().filter(|_| attached);
         let counters = Arc::<ChannelCounters>::default();
         let grants = self.config.enforce_grants.then(|| control.grants.check());
-        let state = ChannelState::new(device.requester, memory, contexts, grants, counters.clone());
+        let stage_two = self.stage_two.as_ref().map(|stage_two| stage_two.walker().clone());
+        let requester = device.requester;
+        let state =
+            ChannelState::new(requester, memory, stage_two, contexts, grants, counters.clone());
         let slot = Slot::new(state, control.sequence);
-        let shared = Arc::new(ChannelShared {
-            requester: device.requester,
-            attachment: device.attachment,
-            slot,
-            counters,
-        });
+        let shared =
+            Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
     }

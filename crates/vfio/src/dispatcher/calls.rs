@@ -16,7 +16,7 @@ use crate::spec::{
     AttachDevice, CacheInvalidate, Completion, CountersArgument, CreateVm, MapDma,
     OwnCacheInvalidate, ReadFault, SetHandle, Ticketed, UnmapDma,
 };
-use crate::{counters, fault, invalidation, Handle, Refusal, Reply, Request, Revision};
+use crate::{counters, fault, invalidation, stage_two, Handle, Refusal, Reply, Request, Revision};
 
 /// A VM, and what its client may name of it.
 pub(super) struct Machine<V> {
@@ -39,6 +39,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         quota: request.quota,
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
+        stage_two: stage_two::decode(&request.stage_two)?,
     };
     match host.create_vm(config) {
         Ok(vm) => Ok(Machine { vm, memory: SpinMutex::default(), granted: Granted::default() }),

@@ -83,7 +83,7 @@ impl Rig {
 }
 
 fn create(quota: u32) -> CreateVm {
-    CreateVm { argsz: 128, quota, ..CreateVm::new_zeroed() }
+    CreateVm { argsz: 144, quota, ..CreateVm::new_zeroed() }
 }
 
 fn ticketed(flags: u32) -> Ticketed {
@@ -445,10 +445,10 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
             bytes(&SetHandle { argsz: 8, flags: HANDLE_UNSET })
         }
         Request::Completion => bytes(&Completion { argsz: 24, ..Completion::new_zeroed() }),
-        Request::ReadFault => bytes(&ReadFault { argsz: 80, ..ReadFault::new_zeroed() }),
+        Request::ReadFault => bytes(&ReadFault { argsz: 96, ..ReadFault::new_zeroed() }),
         Request::AttachDevice => bytes(&AttachDevice { argsz: 16, ..AttachDevice::new_zeroed() }),
         Request::GetCounters => {
-            bytes(&CountersArgument { argsz: 112, ..CountersArgument::new_zeroed() })
+            bytes(&CountersArgument { argsz: 128, ..CountersArgument::new_zeroed() })
         }
     }
 }

@@ -350,6 +350,7 @@ pub(super) fn fault(page: u64) -> Fault {
         privileged: false,
         translation_request: false,
         reason: FaultReason::PasidEntryNotPresent,
+        stage_two: None,
     }
 }
 
