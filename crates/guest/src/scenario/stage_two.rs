@@ -8,12 +8,15 @@
 //!   destination  | 0 | 1 | 2 | ...           taken out for the first part: one of these
 //! ```
 
-use dsa::spec::Flags;
+use std::time::Duration;
+
+use dsa::spec::{Flags, Status};
 use guest_protocol::sync;
 
 use crate::dma::{fault_in, Mapping, Place, Span, PAGE};
-use crate::failure::{ensure, same, Context, Outcome};
+use crate::failure::{ensure, same, Context, Failure, Outcome};
 use crate::job;
+use crate::kmsg::KernelLog;
 use crate::model::pattern::Random;
 use crate::pagemap::physical;
 use crate::queue::Queue;
@@ -24,9 +27,8 @@ const PAGES: usize = 24;
 const SIZE: usize = PAGES * PAGE;
 /// Copies of random parts while all is in place.
 const COPIES: usize = 200;
-/// Status of a copy that stopped at a page that it could not read; at one that it could not write.
-const STOPPED_READING: u8 = 0x03;
-const STOPPED_WRITING: u8 = 0x83;
+/// How long the kernel may take to log a fault.
+const LOGGED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The scenario.
 pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
@@ -98,6 +100,7 @@ impl Ground {
             End::Destination => "a page taken out of the second stage is not written",
             End::Source => "a page taken out of the second stage is not read",
         };
+        let mut log = KernelLog::from_now()?;
         let stopped = self.stops(end, page).and_then(|found| {
             let now = physical(self.page(end, page))?;
             ensure!(now == gpa, "the kernel has moved the page from {gpa:#x} to {now:#x}");
@@ -105,6 +108,10 @@ impl Ground {
         });
         report.check(what, stopped);
         let address = self.page(end, page).address();
+        report.check(
+            "the guest's kernel hears of it as of a fault",
+            dmar_fault(&mut log, end, address),
+        );
         let access = [("gpa", gpa), ("address", address), ("write", write)];
         report.sync(sync::STAGE_TWO_FAULT, &access)?;
         report.check("its neighbours are in reach as before", self.neighbours(end, page));
@@ -125,16 +132,13 @@ impl Ground {
     fn stops(&mut self, end: End, page: usize) -> Outcome {
         const EMPTY: u8 = 0x5c;
         self.destination().fill(EMPTY);
-        let status = match end {
-            End::Source => STOPPED_READING,
-            End::Destination => STOPPED_WRITING,
-        };
         let missing = self.page(end, page).address();
         for attempt in ["at first", "after touching the page"] {
             let operation = job::copy(self.source(), self.destination());
             let record = self.queue.once(operation, Flags::empty())?;
-            let got = record.status.into_bits();
-            ensure!(got == status, "{attempt}: status {got:#04x}, not {status:#04x}");
+            // No page fault: there is nothing that the guest could mend.
+            let status = record.status.status();
+            ensure!(status == Ok(Status::TranslationError), "{attempt}: status {status:?}");
             let at = record.fault_address.0;
             ensure!(
                 at & !(PAGE as u64 - 1) == missing,
@@ -158,8 +162,8 @@ impl Ground {
             let (from, to) = (self.page(End::Source, other), self.page(End::Destination, other));
             let operation = job::copy(from, to);
             let record = self.queue.once(operation, Flags::empty())?;
-            let status = record.status.into_bits();
-            ensure!(status == 1, "page {other}: status {status:#04x}");
+            let status = record.status.status();
+            ensure!(status == Ok(Status::Success), "page {other}: status {status:?}");
         }
         for other in (0..PAGES).filter(|other| *other != page) {
             let expected = &self.data[other * PAGE..(other + 1) * PAGE];
@@ -181,4 +185,12 @@ impl Ground {
         same("copied bytes", &self.destination().read(), &self.data)?;
         Ok(format!("{SIZE} bytes copied"))
     }
+}
+
+/// The line of the kernel's IOMMU driver about an access to the page at `address`.
+fn dmar_fault(log: &mut KernelLog, end: End, address: u64) -> Outcome {
+    let access = if end == End::Source { "DMA Read PASID" } else { "DMA Write PASID" };
+    let address = format!("fault addr {address:#x} ");
+    let line = log.find(LOGGED_WITHIN, |line| line.contains(access) && line.contains(&address))?;
+    line.map_err(|seen| Failure::new(format!("the kernel logged no such fault, but {seen:?}")))
 }
