@@ -25,18 +25,21 @@ enum Told {
     Free,
 }
 
+/// Who was told what, and of which PASID of the guest's.
+type Log = Arc<Mutex<Vec<(&'static str, Told, u32)>>>;
+
 type Hook = Box<dyn Fn(Told) + Send + Sync>;
 
 /// Writes down what it is told, and does something then.
 struct Recorder {
     name: &'static str,
-    log: Arc<Mutex<Vec<(&'static str, Told, u32)>>>,
+    log: Log,
     refuse: Mutex<bool>,
     hook: Mutex<Option<Hook>>,
 }
 
 impl Recorder {
-    fn new(name: &'static str, log: &Arc<Mutex<Vec<(&'static str, Told, u32)>>>) -> Arc<Self> {
+    fn new(name: &'static str, log: &Log) -> Arc<Self> {
         let (log, refuse, hook) = (log.clone(), Mutex::new(false), Mutex::new(None));
         Arc::new(Self { name, log, refuse, hook })
     }
@@ -86,7 +89,7 @@ fn five() -> GuestPasid {
 struct Watched {
     hosted: Hosted,
     cpu: Arc<Recorder>,
-    log: Arc<Mutex<Vec<(&'static str, Told, u32)>>>,
+    log: Log,
     space: HwptId,
     _subscription: iommu::PasidSubscription,
 }
@@ -100,7 +103,7 @@ impl Watched {
         let mut hosted = Hosted::on(host, Numbering::Private);
         let space = hosted.space(0x10_0000, 11);
         hosted.grant(5);
-        let log = Arc::default();
+        let log = Log::default();
         let cpu = Recorder::new("cpu", &log);
         let _subscription = host.subscribe("cpu", Priority::Cpu, cpu.clone()).unwrap();
         Self { hosted, cpu, log, space, _subscription }

@@ -11,7 +11,7 @@ use common::*;
 use iommu::{
     AddressSpace, AllocPasidError, FaultReason, Hardware, HwptFlags, HwptId, HwptParent,
     HwptRequest, InvalidField, Numbering, ObjectError, PasidRange, SecondStageLevels, SoftwareHost,
-    StageOneInvalidation, StageOneTable, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    StageOneInvalidation, StageOneTable, Vm, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use pci::RequesterId;
