@@ -278,3 +278,19 @@ fn what_the_vms_reset_undid_is_noticed() {
         machine.end();
     }
 }
+
+#[test]
+fn a_domain_outlives_its_vm() {
+    for mut machine in Machine::both(Numbering::Identity) {
+        let five = machine.root(5);
+        let mut domain = machine.domain(&[ONE, TWO]);
+        machine.vm().alloc_pasid(only(5)).unwrap();
+        domain.bind_gpasid_for_all(&bind(five, 5)).unwrap();
+        machine.wait(Some(machine.vm().close()));
+        let closed = NestingError::Object(ObjectError::Closed);
+        assert_eq!(domain.bind_gpasid_for_all(&bind(five, 6)), Err(closed));
+        machine.wait(domain.close().unwrap());
+        assert!(domain.reap());
+        machine.end();
+    }
+}
