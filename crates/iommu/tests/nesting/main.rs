@@ -13,6 +13,7 @@ mod mock;
 mod model;
 mod msi;
 mod software;
+mod software_smmu;
 mod unwind;
 
 use common::{pasid, CAPS};
