@@ -1,5 +1,5 @@
-//! SMMUv3: the stream-table entry, the context descriptors and what they ask for, and the events
-//! that tell of faults (Arm IHI 0070, chapters 5 and 7).
+//! SMMUv3: the stream-table entry, the context descriptors and what they ask for, the events that
+//! tell of faults, and commands (Arm IHI 0070, chapters 4, 5 and 7).
 //!
 //! ```text
 //!  STE ──S1ContextPtr──► CD table                    ┌─ TTB0 ─► stage 1, low half
@@ -16,11 +16,13 @@
 //! 52-bit descriptors for 4 KiB and 16 KiB granules (IDR5.DS 0). Memory types and shareability are read
 //! and have no effect: all memory is coherent.
 
+mod command;
 mod descriptor;
 mod event;
 mod nested;
 mod stream;
 
+pub use command::{opcode, CommandWord0, CommandWord1};
 pub use descriptor::{
     Descriptor, DescriptorError, DescriptorPointer, DescriptorWord0, DescriptorWord1,
     DescriptorWord2, Regime, DESCRIPTOR_SIZE, POINTER_SIZE,
