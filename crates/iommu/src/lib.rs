@@ -98,4 +98,7 @@ pub use pasid::{
 pub use software::{
     SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
-pub use stage_two::{Layout, SecondStageLevels, StageTwoConfig, StageTwoError, StageTwoFormat};
+pub use stage_two::{
+    ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,
+    StageTwoFormat, Vtcr,
+};
