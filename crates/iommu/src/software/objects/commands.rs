@@ -3,20 +3,82 @@
 //! Only those that can do no harm to others are taken: they name the guest's own devices, by the
 //! numbers that it has for them, and its own translations, under the VM's tag.
 
+use bitfield_struct::bitfield;
 use mem::{Iova, Range};
 use pci::RequesterId;
 
 use super::Objects;
-use crate::format::smmuv3::{opcode, CommandWord0 as Word0, CommandWord1 as Word1};
 use crate::software::vm::VmShared;
 use crate::{
-    InvalidField, Invalidation, ObjectError, PageRange, Pasid, SmmuInvalidation, Ticket, ViommuId,
-    ViommuKind, Vmid,
+    Asid, InvalidField, Invalidation, ObjectError, PageRange, Pasid, SmmuInvalidation, Ticket,
+    ViommuId, ViommuKind, Vmid,
 };
 
 const PAGE_BITS: u32 = 12;
 /// Size of an ATC_INV from which on it covers all addresses.
 const ATC_ALL: u8 = 52;
+
+/// Word 0 of a command.
+#[bitfield(u64)]
+struct Word0 {
+    /// What to do.
+    opcode: u8,
+    #[bits(1)]
+    unused: u8,
+    /// G of ATC_INV: for all substreams.
+    global: bool,
+    #[bits(1)]
+    unused_10: u8,
+    /// SSV: there is a substream.
+    has_substream: bool,
+    /// SSID; with TLBI, NUM is in the lower bits of it and SCALE further up.
+    #[bits(20)]
+    substream: u32,
+    /// SID; with TLBI, VMID is in the lower half of it and ASID in the upper.
+    stream: u32,
+}
+
+impl Word0 {
+    /// NUM: how many times the range is as long, less one.
+    fn number(self) -> u64 {
+        u64::from(self.substream() & 0x1f)
+    }
+
+    /// SCALE: log2 of the granules in a range.
+    fn scale(self) -> u32 {
+        self.substream() >> 8 & 0x1f
+    }
+
+    fn asid(self) -> Asid {
+        Asid((self.stream() >> 16) as u16)
+    }
+}
+
+/// Word 1 of a command.
+#[bitfield(u64)]
+struct Word1 {
+    /// Leaf: only last-level entries changed.
+    leaf: bool,
+    #[bits(9)]
+    unused: u16,
+    /// TG: the granule of a range; zero if the command is about one page.
+    #[bits(2)]
+    granule: u8,
+    /// The address's page.
+    #[bits(52)]
+    page: u64,
+}
+
+impl Word1 {
+    /// Size of ATC_INV: log2 of the pages, in the lowest bits.
+    fn size(self) -> u8 {
+        (self.into_bits() & 0x3f) as u8
+    }
+
+    fn address(self) -> u64 {
+        self.page() << PAGE_BITS
+    }
+}
 
 impl VmShared {
     /// Carries out a guest's commands.
@@ -113,6 +175,18 @@ fn device_tlb(word0: Word0, word1: Word1, requester: RequesterId) -> Invalidatio
     }
     let pasid = (!word0.global()).then(|| Pasid::from_field(word0.substream()));
     Invalidation::DeviceTlbPasid { requester, pasid, range }
+}
+
+/// Commands that a guest may have carried out.
+mod opcode {
+    pub(super) const CFGI_CD: u8 = 0x05;
+    pub(super) const CFGI_CD_ALL: u8 = 0x06;
+    pub(super) const TLBI_NH_ALL: u8 = 0x10;
+    pub(super) const TLBI_NH_ASID: u8 = 0x11;
+    pub(super) const TLBI_NH_VA: u8 = 0x12;
+    pub(super) const TLBI_NH_VAA: u8 = 0x13;
+    pub(super) const TLBI_NSNH_ALL: u8 = 0x30;
+    pub(super) const ATC_INV: u8 = 0x40;
 }
 
 #[cfg(all(test, not(loom)))]

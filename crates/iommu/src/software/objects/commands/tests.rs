@@ -1,7 +1,7 @@
 //! Commands bit by bit, as the specification has them.
 
 use super::*;
-use crate::{Asid, HwptFlags, HwptParent};
+use crate::{HwptFlags, HwptParent};
 
 const VMID: Vmid = Vmid(0x77);
 /// The guest's number of the device, and the host's.
