@@ -211,6 +211,7 @@ pub(crate) fn level<E>(fault: &WalkFault<E>) -> u8 {
     match *fault {
         WalkFault::NotPresent { level }
         | WalkFault::Reserved { level, .. }
+        | WalkFault::AccessFlag { level }
         | WalkFault::Permission { level, .. }
         | WalkFault::Tables { level, .. } => level,
         WalkFault::NonCanonical | WalkFault::BeyondWidth | WalkFault::Contended => 0,
