@@ -2,7 +2,9 @@
 //! device in front of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod hosted;
 pub mod scenarios;
+pub mod smmu;
 
 use std::sync::{Arc, Mutex};
 
