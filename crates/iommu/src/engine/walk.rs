@@ -291,7 +291,6 @@ pub(crate) fn level<E>(fault: &WalkFault<E>) -> u8 {
         WalkFault::NotPresent { level }
         | WalkFault::AccessFlag { level }
         | WalkFault::Reserved { level, .. }
-        | WalkFault::AccessFlag { level }
         | WalkFault::Permission { level, .. }
         | WalkFault::Tables { level, .. } => level,
         WalkFault::NonCanonical | WalkFault::BeyondWidth | WalkFault::Contended => 0,
