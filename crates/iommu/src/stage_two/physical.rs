@@ -61,6 +61,11 @@ impl<'a, M: GuestMemory> GuestPhysical<'a, M> {
         self.stage_two.is_some()
     }
 
+    /// The root of that stage 2.
+    pub(crate) fn root(&self) -> Option<HostAddr> {
+        self.stage_two.map(HostStageTwo::root)
+    }
+
     /// Why stage 2 stopped the latest access, if it did and nobody has asked yet.
     pub(crate) fn take_stop(&self) -> Option<Untranslated> {
         self.stop.take()
