@@ -53,11 +53,11 @@ impl Device {
         [Some(Some(GuestPasid(pasid))), without]
     }
 
-    /// PASID tables that the directory has room for.
-    pub(super) fn tables(&self) -> u32 {
+    /// Number of PASIDs that requests may carry.
+    pub(super) fn pasids(&self) -> u32 {
         match self.context {
             Context::Table(table) if table.pasid_enable => {
-                (1u32 << table.pasid_bits.min(Pasid::BITS as u8)).div_ceil(PASIDS_PER_TABLE)
+                1 << table.pasid_bits.min(Pasid::BITS as u8)
             }
             _ => 0,
         }

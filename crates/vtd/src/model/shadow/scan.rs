@@ -42,7 +42,8 @@ impl<V: Vm> Shadow<V> {
         view: View<'_>,
         budget: &mut Budget,
     ) -> bool {
-        let Some(tables) = self.devices.get(&requester).map(Device::tables) else { return true };
+        let Some(pasids) = self.devices.get(&requester).map(Device::pasids) else { return true };
+        let tables = pasids.div_ceil(PASIDS_PER_TABLE);
         let mut next = match work.table {
             Some(next) => next,
             None => {
@@ -55,12 +56,11 @@ impl<V: Vm> Shadow<V> {
             next += 1;
         }
         work.table = Some(next);
-        next >= tables && self.end_from(requester, tables, budget)
+        next >= tables && self.end_from(requester, pasids, budget)
     }
 
-    /// Ends what is bound to PASIDs beyond the directory's; whether that is done.
-    fn end_from(&mut self, requester: RequesterId, tables: u32, budget: &mut Budget) -> bool {
-        let first = tables.saturating_mul(PASIDS_PER_TABLE);
+    /// Ends what is bound to PASIDs from number `first` on; whether that is done.
+    fn end_from(&mut self, requester: RequesterId, first: u32, budget: &mut Budget) -> bool {
         while let Some(pasid) = self.next_bound(requester, first) {
             if budget.is_spent() {
                 return false;
@@ -93,22 +93,22 @@ impl<V: Vm> Shadow<V> {
         view: View<'_>,
         budget: &mut Budget,
     ) {
-        let Some(Context::Table(table)) = self.devices.get(&requester).map(|of| of.context) else {
-            return;
-        };
+        let Some(device) = self.devices.get(&requester) else { return };
+        let Context::Table(table) = device.context else { return };
         let first = index * PASIDS_PER_TABLE;
+        let end = device.pasids().min(first + PASIDS_PER_TABLE);
         self.count_read(1, budget);
         let Ok(leaf) = read::leaf(view.memory, &table, Pasid::from_field(first)) else {
             while let Some(pasid) = self.next_bound(requester, first) {
-                if pasid.0.get() - first >= PASIDS_PER_TABLE {
+                if pasid.0.get() >= end {
                     break;
                 }
                 budget.take(self.set(requester, Some(pasid), None));
             }
             return;
         };
-        self.count_read(PASIDS_PER_TABLE, budget);
-        for number in first..first + PASIDS_PER_TABLE {
+        self.count_read(end.saturating_sub(first), budget);
+        for number in first..end {
             let pasid = Pasid::from_field(number);
             let entry = read::entry(view.memory, &table, &leaf, pasid).ok();
             self.set_pasid(requester, &table, pasid, entry, budget);
@@ -129,7 +129,7 @@ impl<V: Vm> Shadow<V> {
         let Context::Table(table) = device.context else { return false };
         let was_bound = device.is_bound(pasid, domain);
         let is_rid_pasid = table.rid_pasid == pasid;
-        let covered = table.pasid_enable && pasid.get() / PASIDS_PER_TABLE < device.tables();
+        let covered = pasid.get() < device.pasids();
         if is_rid_pasid {
             self.read_without_pasid(requester, view, budget);
         } else if covered {
