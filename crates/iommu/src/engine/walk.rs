@@ -193,7 +193,10 @@ pub(crate) fn reason<E>(
     match fault {
         WalkFault::NonCanonical => FaultReason::NonCanonical,
         WalkFault::BeyondWidth => FaultReason::AddressWidth { stage },
-        WalkFault::NotPresent { level } => FaultReason::NotPresent { stage, level },
+        // The formats walked here set accessed flags by themselves, or keep none.
+        WalkFault::NotPresent { level } | WalkFault::AccessFlag { level } => {
+            FaultReason::NotPresent { stage, level }
+        }
         WalkFault::Reserved { level, .. } => FaultReason::TableReserved { stage, level },
         WalkFault::Permission { kind, .. } => {
             FaultReason::Permission { stage, user: kind == Denied::User }
@@ -207,6 +210,7 @@ pub(crate) fn reason<E>(
 pub(crate) fn level<E>(fault: &WalkFault<E>) -> u8 {
     match *fault {
         WalkFault::NotPresent { level }
+        | WalkFault::AccessFlag { level }
         | WalkFault::Reserved { level, .. }
         | WalkFault::Permission { level, .. }
         | WalkFault::Tables { level, .. } => level,

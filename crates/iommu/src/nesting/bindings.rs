@@ -12,8 +12,8 @@ use pci::RequesterId;
 use tables::Tables;
 
 use crate::{
-    GuestPasid, HwptId, Invalidation, ObjectError, Pasid, StageOneInvalidation, Ticket, Vm,
-    VtdStageOne,
+    GuestPasid, HwptId, Invalidation, ObjectError, ObjectId, Pasid, StageOneInvalidation, Ticket,
+    Vm, VtdStageOne,
 };
 
 /// Entries that one [`Bindings`] holds at most, over all devices, and nested tables.
@@ -253,6 +253,11 @@ impl<V: Vm> Bindings<V> {
     /// too.
     pub fn reap(&mut self) {
         self.tables.reap(&self.vm);
+    }
+
+    /// Nested tables that are left over, for who ends them later. There must be nothing bound.
+    pub(super) fn into_retired(self) -> impl Iterator<Item = ObjectId> {
+        self.tables.into_retired()
     }
 
     fn places(&self, scope: Scope) -> impl DoubleEndedIterator<Item = Place> + '_ {

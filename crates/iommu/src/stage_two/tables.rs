@@ -17,7 +17,6 @@ const CHUNK_BITS: u32 = 18;
 /// How often it can grow: 512 MiB, which is tables for a quarter of 1 TiB of guests' memory in
 /// pages of 4 KiB.
 const CHUNKS: usize = 2048;
-const END: u64 = BASE + ((CHUNKS as u64) << CHUNK_BITS);
 /// log2 of the bytes of the smallest table.
 const MIN_BITS: u32 = 12;
 /// log2 of the bytes of the largest: 16 pages of 64 KiB.
@@ -35,6 +34,8 @@ pub(crate) struct HostTables {
 struct Free {
     /// From here on nothing was ever in use.
     fresh: u64,
+    /// First address past what there is.
+    end: u64,
     /// By size, from the smallest.
     lists: [Vec<HostAddr>; SIZES],
     /// Bytes in use.
@@ -48,8 +49,14 @@ pub(crate) struct NoTable;
 impl HostTables {
     /// No tables.
     pub(crate) fn new() -> Self {
-        let free = Free { fresh: BASE, lists: Default::default(), used: 0 };
-        Self { chunks: (0..CHUNKS).map(|_| Once::new()).collect(), free: SpinMutex::new(free) }
+        Self::with_chunks(CHUNKS)
+    }
+
+    /// No tables, and fewer than usual to come.
+    pub(super) fn with_chunks(chunks: usize) -> Self {
+        let end = BASE + ((chunks as u64) << CHUNK_BITS);
+        let free = Free { fresh: BASE, end, lists: Default::default(), used: 0 };
+        Self { chunks: (0..chunks).map(|_| Once::new()).collect(), free: SpinMutex::new(free) }
     }
 
     /// 2^`size_bits` bytes at a multiple of that, all zero; `None` if there are none, or the size
@@ -117,7 +124,7 @@ impl Free {
         let size = 1 << size_bits;
         let table = list.pop().or_else(|| {
             let table = self.fresh.next_multiple_of(size);
-            if table > END - size {
+            if table > self.end.checked_sub(size)? {
                 return None;
             }
             // What is passed over for the alignment serves as small tables.

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use pci::RequesterId;
 
 use crate::{
-    HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, StageOneTable, Vm, VtdStageOne,
+    HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, ObjectId, StageOneTable, Vm,
+    VtdStageOne,
 };
 
 /// What two entries have in common if one nested table serves both: root, width, flags.
@@ -82,6 +83,11 @@ impl Tables {
     /// Ends retired tables; those that the host still uses are tried again next time.
     pub(super) fn reap<V: Vm>(&mut self, vm: &V) {
         self.retired.retain(|hwpt| vm.destroy((*hwpt).into()) == Err(ObjectError::Busy));
+    }
+
+    /// Those that are not gone yet.
+    pub(super) fn into_retired(self) -> impl Iterator<Item = ObjectId> {
+        self.retired.into_iter().map(Into::into)
     }
 
     /// How many there are, retired ones included.
