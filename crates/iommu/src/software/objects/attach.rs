@@ -23,13 +23,6 @@ use crate::{
     Pasid, Ticket,
 };
 
-/// Who may use a place, and in whose name.
-struct Claim {
-    host: Pasid,
-    /// Of a PASID: which one, and the reference that stands for what will be cached.
-    pasid: Option<(Tag, Ref)>,
-}
-
 impl VmShared {
     /// Attaches `hwpt` where nothing is attached.
     pub(in crate::software) fn attach_hwpt(
@@ -41,14 +34,13 @@ impl VmShared {
         if pasid.is_some() {
             self.watch()?;
         }
-        let (key, reference) = {
+        let claimed = {
             let mut control = self.control.lock();
-            let claim = self.claim(&mut control, device, pasid, hwpt)?;
-            let (tag, reference) = claim.pasid.unzip();
-            let key = control.attached.occupy((device, pasid), hwpt, (claim.host, tag))?;
-            control.objects.add_use(hwpt.into());
-            (key, reference)
+            let claimed = self.claim(&mut control, (device, pasid), hwpt);
+            claimed.map_err(|error| (error, control.attached.prune(device)))
         };
+        // What is pruned is dropped with no lock held.
+        let (key, reference) = claimed.map_err(|(error, _pruned)| error)?;
         let Some(reference) = reference else {
             let (programmed, _left) = self.program(key, State::Open(None));
             return programmed;
@@ -92,14 +84,19 @@ impl VmShared {
 
     /// Programs what `key` occupies; if that cannot be, vacates it. The rest is to be dropped with
     /// no lock held.
-    fn program(&self, key: Key, state: State) -> (Result<(), ObjectError>, Option<State>) {
+    fn program(
+        &self,
+        key: Key,
+        state: State,
+    ) -> (Result<(), ObjectError>, Option<(State, Option<Device>)>) {
         let mut control = self.control.lock();
         let programmed = self.program_locked(&mut control, key);
         if let Err(error) = programmed {
             if let Some(place) = control.attached.vacate(key) {
                 control.objects.drop_use(place.hwpt.into());
             }
-            return (Err(error), Some(state));
+            let pruned = control.attached.prune(key.device);
+            return (Err(error), Some((state, pruned)));
         }
         if let Some((place, _)) = control.attached.occupied(key) {
             place.state = state;
@@ -234,6 +231,7 @@ impl VmShared {
                 control.attached.clear(entry, ticket);
             }
         }
+        outcome.prune(control.attached.prune(key.device));
         if let Some(mut held) = held {
             control.attached.give_back(ticket, held.returning());
             outcome.push(held);
@@ -249,16 +247,15 @@ impl VmShared {
     }
 
     /// Checks that `hwpt` may be attached there, makes the device's table if it has none, and
-    /// finds out who the PASID is.
+    /// occupies the place; gives a reference to the PASID, if it is one.
     fn claim(
         &self,
         control: &mut Control,
-        requester: RequesterId,
-        pasid: Option<GuestPasid>,
-        hwpt: HwptId,
-    ) -> Result<Claim, ObjectError> {
+        (requester, pasid): (RequesterId, Option<GuestPasid>),
+        id: HwptId,
+    ) -> Result<(Key, Option<Ref>), ObjectError> {
         control.check_device(requester)?;
-        let hwpt = *control.objects.hwpt(hwpt)?;
+        let hwpt = *control.objects.hwpt(id)?;
         if pasid.is_some() && matches!(self.platform.hardware, Hardware::Smmuv3(_)) {
             return Err(ObjectError::NotSupported);
         }
@@ -273,14 +270,24 @@ impl VmShared {
         if device.place(pasid).is_some() {
             return Err(ObjectError::Busy);
         }
-        let Some(pasid) = pasid else { return Ok(Claim { host: RID_PASID, pasid: None }) };
+        let reference = match pasid {
+            Some(pasid) => Some(self.reference(control, pasid)?),
+            None => None,
+        };
+        let tag = reference.as_ref().map(Ref::tag);
+        let host = tag.map_or(RID_PASID, |tag| Pasid::from_field(tag.id().0));
+        let key = control.attached.occupy((requester, pasid), id, (host, tag))?;
+        control.objects.add_use(id.into());
+        Ok((key, reference))
+    }
+
+    /// A reference to a PASID of the VM, in the driver's name.
+    fn reference(&self, control: &Control, pasid: GuestPasid) -> Result<Ref, ObjectError> {
         let granted = control.grants.granted(pasid).ok_or(ObjectError::NotGranted(pasid))?;
-        let reference = granted.share(self.iommu()?).map_err(|error| match error {
+        granted.share(self.iommu()?).map_err(|error| match error {
             HoldError::NoMemory => ObjectError::NoMemory,
             _ => ObjectError::NotGranted(pasid),
-        })?;
-        let host = Pasid::from_field(reference.id().0);
-        Ok(Claim { host, pasid: Some((reference.tag(), reference)) })
+        })
     }
 
     fn new_device(&self, control: &mut Control) -> Result<Device, ObjectError> {

@@ -128,11 +128,16 @@ pub(in crate::software) struct Outcome {
     held: Vec<Held>,
     returned: Vec<Returning>,
     attached: Vec<Arc<Attached>>,
+    pruned: Option<Device>,
 }
 
 impl Outcome {
     pub(super) fn push(&mut self, held: Held) {
         self.held.push(held);
+    }
+
+    pub(super) fn prune(&mut self, device: Option<Device>) {
+        self.pruned = device;
     }
 }
 
@@ -258,6 +263,13 @@ impl Devices {
         self.occupied(key)?;
         let device = self.all.get_mut(&key.device)?;
         device.places.remove(&key.pasid)
+    }
+
+    /// Takes a device that has never had anything attached, and is not about to.
+    pub(super) fn prune(&mut self, device: RequesterId) -> Option<Device> {
+        let unused = |device: &Device| !device.adopted && device.places.is_empty();
+        self.all.get(&device).filter(|device| unused(device))?;
+        self.all.remove(&device)
     }
 
     /// Condemns what is attached of the PASIDs that `of` picks, which were given back; `drained`
