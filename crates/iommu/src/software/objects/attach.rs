@@ -4,6 +4,8 @@
 //! so nobody else changes it, but its device, its PASID or the VM may go.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use ioasid::{BindError, HoldError, SubscribeError, Tag};
 use pci::RequesterId;
@@ -11,13 +13,15 @@ use pci::RequesterId;
 use super::compose::Program;
 use super::devices::{Cleared, Device, Held, Key, State};
 use super::{Hwpt, Outcome};
-use crate::channel::Batch;
+use crate::channel::{Batch, ChannelShared};
+use crate::sabotage::{self, Sabotage};
 use crate::software::attached::{Attached, Attachments, RID_PASID};
 use crate::software::bindings::{Driver, DRIVER};
+use crate::software::control::Control;
 use crate::software::host_table::ProgramError;
 use crate::software::pasids::Ref;
 use crate::software::platform::MAX_DOMAINS;
-use crate::software::vm::{Control, VmShared};
+use crate::software::vm::VmShared;
 use crate::{
     DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation, ObjectError,
     Pasid, Ticket,
@@ -31,6 +35,8 @@ impl VmShared {
         pasid: Option<GuestPasid>,
         hwpt: HwptId,
     ) -> Result<(), ObjectError> {
+        // What was given up before may go now: it must not pile up if nobody polls.
+        self.release_parked();
         if pasid.is_some() {
             self.watch()?;
         }
@@ -63,8 +69,8 @@ impl VmShared {
             Err(HoldError::NoMemory) => return give_up(ObjectError::NoMemory),
             Err(_) => return give_up(not_granted(key)),
         };
+        // If it fails, dropping `prepared` undoes it, with no lock held.
         let (programmed, _left) = self.program(key, State::Committing(cached));
-        // If it failed, dropping `prepared` undoes it, with no lock held.
         programmed?;
         let binding = prepared.commit();
         let mut rest = Some(binding);
@@ -82,26 +88,23 @@ impl VmShared {
         Ok(())
     }
 
-    /// Programs what `key` occupies; if that cannot be, vacates it. The rest is to be dropped with
-    /// no lock held.
-    fn program(
-        &self,
-        key: Key,
-        state: State,
-    ) -> (Result<(), ObjectError>, Option<(State, Option<Device>)>) {
+    /// Programs what `key` occupies; if that cannot be, vacates it. What is left then is to
+    /// be dropped with no lock held.
+    fn program(&self, key: Key, state: State) -> (Result<(), ObjectError>, Outcome) {
         let mut control = self.control.lock();
-        let programmed = self.program_locked(&mut control, key);
-        if let Err(error) = programmed {
+        if let Err(error) = self.program_locked(&mut control, key) {
             if let Some(place) = control.attached.vacate(key) {
                 control.objects.drop_use(place.hwpt.into());
             }
-            let pruned = control.attached.prune(key.device);
-            return (Err(error), Some((state, pruned)));
+            let mut outcome = Outcome::default();
+            outcome.push(Held::of(state));
+            outcome.prune(control.attached.prune(key.device));
+            return (Err(error), outcome);
         }
         if let Some((place, _)) = control.attached.occupied(key) {
             place.state = state;
         }
-        (Ok(()), None)
+        (Ok(()), Outcome::default())
     }
 
     fn program_locked(&self, control: &mut Control, key: Key) -> Result<(), ObjectError> {
@@ -222,13 +225,15 @@ impl VmShared {
             control.objects.drop_use(place.hwpt.into());
             if !matches!(place.state, State::Opening) {
                 // The entry first: it must not be found when the context is gone.
-                attached.clear(place.host);
+                if !sabotage::is(Sabotage::KeepEntry) {
+                    attached.clear(place.host);
+                }
                 if key.pasid.is_none() {
                     attached.set_whole(None);
                 }
                 ticket = control.forget_place(key.device, key.pasid, (domain, whole));
                 let entry = Cleared { device: key.device, attached, host: place.host };
-                control.attached.clear(entry, ticket);
+                control.attached.wipe_at(entry, ticket);
             }
         }
         outcome.prune(control.attached.prune(key.device));
@@ -366,15 +371,15 @@ impl Control {
 
     /// Posts to each channel of a device what `make` makes for it.
     fn post_each(&mut self, device: RequesterId, make: impl Fn(&Self) -> Attachments) {
-        let attached: alloc::vec::Vec<_> = {
-            let of = self.channels.iter().filter(|channel| channel.requester == device);
-            of.map(|_| make(self)).collect()
+        let Some(&attachment) = self.devices.get(&device) else { return };
+        let concerns = |channel: &ChannelShared| channel.attachment == attachment;
+        let channels = self.channels.iter().filter(|channel| concerns(channel));
+        let made: Vec<_> = channels.map(|_| make(self)).collect();
+        let made = RefCell::new(made);
+        let adopt = |batch: &mut Batch| {
+            made.borrow_mut().pop().and_then(|attached| batch.adopt_attached(attached))
         };
-        let attached = core::cell::RefCell::new(attached);
-        let _old = self.post(
-            |channel| channel.requester == device,
-            |batch| attached.borrow_mut().pop().and_then(|one| batch.adopt_attached(one)),
-        );
+        let _old = self.post(concerns, adopt);
     }
 }
 

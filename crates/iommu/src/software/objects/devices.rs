@@ -156,7 +156,8 @@ impl Held {
         self.reference.take().map(|reference| Returning::Reference { _reference: reference })
     }
 
-    fn of(state: State) -> Self {
+    /// What an occupant in that state holds.
+    pub(super) fn of(state: State) -> Self {
         match state {
             State::Opening | State::Closing => Self::new(None, None),
             State::Committing(reference) => Self::new(None, Some(reference)),
@@ -326,7 +327,8 @@ impl Devices {
         self.condemned_at.remove(&number);
         let Some(condemned) = self.condemned.remove(&key) else { return outcome };
         for entry in condemned.entries {
-            self.clear(entry, drained);
+            entry.attached.clear(entry.host);
+            self.wipe_at(entry, drained);
         }
         for mut held in condemned.held {
             self.give_back(drained, held.returning());
@@ -335,9 +337,8 @@ impl Devices {
         outcome
     }
 
-    /// Clears an entry now, and wipes it once `at` is complete.
-    pub(super) fn clear(&mut self, entry: Cleared, at: Ticket) {
-        entry.attached.clear(entry.host);
+    /// Wipes an entry that is cleared once `at` is complete.
+    pub(super) fn wipe_at(&mut self, entry: Cleared, at: Ticket) {
         let device = self.all.get_mut(&entry.device);
         let Some(device) = device.filter(|device| device.is(&entry.attached)) else { return };
         device.cleared.insert(entry.host, at);
