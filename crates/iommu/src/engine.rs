@@ -319,7 +319,9 @@ impl<M: GuestMemory> Engine<'_, M> {
     ) -> Result<Cached, Stop> {
         self.counters.walks.add(1);
         let found = walk(self.memory)?;
-        if self.memory.has_stage_two() {
+        // To an SMMU, an interrupt is a write like any other.
+        let smmu = matches!(self.caches.context, Some(DeviceContext::Smmuv3(_)));
+        if self.memory.has_stage_two() && !smmu {
             check_output(found.translate(request.address).0)?;
         }
         self.fill(tag, request.address, found, request.access)

@@ -212,7 +212,10 @@ fn fault_of(config: Config, state: State, op: Op) -> Option<(FaultReason, u8)> {
         State::BadTable if config == Config::Nested => {
             (R::NotPresent { stage: Stage::TwoForTable, level: 3 }, 0x10)
         }
-        State::BadTable => (R::TableAccess { stage, level: 1 }, 0x0b),
+        State::BadTable => of_no_memory(
+            (R::TableAccess { stage, level: 1 }, 0x0b),
+            (R::NotPresent { stage: Stage::TwoForTable, level: 3 }, 0x10),
+        ),
     })
 }
 
@@ -261,7 +264,8 @@ fn check(
             continue;
         };
         let (address, access) = (Iova(IOVA + OFFSET), op.access());
-        let error = if reason.is_recoverable() {
+        let hosts = state == State::BadTable && config != Config::Nested;
+        let error = if reason.is_recoverable() && !(hosts && STAGE_TWO.is_some()) {
             DmaError::Page { address, access }
         } else {
             DmaError::Refused { address, access }
@@ -434,7 +438,10 @@ fn stream_table_faults() {
     assert_eq!(fault, Some((FaultReason::AddressWidth { stage: Stage::One }, 0x11)));
     assert_eq!(
         one(&guest, &channel, without(), 0xfee0_0000, Op::Write).1,
-        Some((FaultReason::NoMemory, 0))
+        Some(of_no_memory(
+            (FaultReason::NoMemory, 0),
+            (FaultReason::NotPresent { stage: Stage::Two, level: 3 }, 0x10),
+        ))
     );
     // ATS is off.
     let (endpoint, channel) = (&_endpoint, &channel);
