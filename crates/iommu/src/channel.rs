@@ -12,7 +12,7 @@ use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
-use crate::software::GrantCheck;
+use crate::software::{Attachments, GrantCheck};
 use crate::stage_two::{GuestPhysical, HostStageTwo};
 use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
@@ -37,6 +37,8 @@ pub(crate) struct ChannelState {
     /// What guest physical addresses go through.
     stage_two: Option<Arc<HostStageTwo>>,
     contexts: Option<Arc<dyn ContextSource>>,
+    /// What is attached to the device; `None` as long as nothing has been.
+    attached: Option<Attachments>,
     /// In a cell because windows borrow the memory while further translations are made. It is
     /// only borrowed inside `translate`, so never twice.
     caches: RefCell<Caches>,
@@ -58,7 +60,12 @@ impl ChannelState {
         let caches =
             if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
         let caches = RefCell::new(caches);
-        Self { requester, memory, stage_two, contexts, caches, grants, counters }
+        Self { requester, memory, stage_two, contexts, attached: None, caches, grants, counters }
+    }
+
+    /// The channel of a device that something has been attached to.
+    pub(crate) fn attached(self, attached: Option<Attachments>) -> Self {
+        Self { attached, ..self }
     }
 
     /// The VM's memory; `None` once detached.
@@ -93,6 +100,7 @@ impl ChannelState {
         let outcome = Engine {
             memory: &physical,
             contexts: self.contexts.as_deref(),
+            attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
             counters,
@@ -123,6 +131,8 @@ pub(crate) struct Batch {
     memory: Option<MemoryMap>,
     /// The source of contexts to adopt.
     contexts: Option<Option<Arc<dyn ContextSource>>>,
+    /// What is attached from now on; it comes once in the life of a channel.
+    attached: Option<Attachments>,
     scopes: Vec<Invalidation>,
     /// PASIDs of which everything is to be forgotten, in every domain.
     pasids: Vec<Pasid>,
@@ -175,6 +185,12 @@ impl Batch {
         self.contexts.replace(source).flatten()
     }
 
+    /// Has the device translated by what is attached to it, and by nothing of before.
+    pub(crate) fn adopt_attached(&mut self, attached: Attachments) -> Option<Attachments> {
+        self.forget_everything();
+        self.attached.replace(attached)
+    }
+
     pub(crate) fn detach(&mut self) {
         self.detach = true;
     }
@@ -185,6 +201,7 @@ impl Batch {
 pub(crate) struct Leftover {
     _memory: [Option<MemoryMap>; 2],
     _contexts: [Option<Arc<dyn ContextSource>>; 2],
+    _attached: [Option<Attachments>; 2],
     _caches: Option<Caches>,
 }
 
@@ -204,6 +221,9 @@ impl State for ChannelState {
         if let Some(source) = batch.contexts.take() {
             leftover._contexts[0] = core::mem::replace(&mut self.contexts, source);
         }
+        if let Some(attached) = batch.attached.take() {
+            leftover._attached[0] = self.attached.replace(attached);
+        }
         let caches = self.caches.get_mut();
         if core::mem::take(&mut batch.everything) {
             caches.forget_all();
@@ -219,6 +239,7 @@ impl State for ChannelState {
             leftover._caches = Some(core::mem::replace(caches, closed));
             leftover._memory[1] = self.memory.take();
             leftover._contexts[1] = self.contexts.take();
+            leftover._attached[1] = self.attached.take();
         }
         caches.publish(&self.counters);
         leftover

@@ -10,6 +10,7 @@
 //!
 //! Nothing here is shared with another channel, and nothing blocks.
 
+mod attached;
 mod entry;
 mod smmuv3;
 mod walk;
@@ -17,14 +18,14 @@ mod walk;
 use mem::{Access, Gpa, GuestMemory, Iova};
 use pci::RequesterId;
 
-use crate::cache::{Allowed, Cached, Caches, Kind, Tag};
+use crate::cache::{Allowed, Cached, Caches, Kind, PasidState, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
-use crate::software::GrantCheck;
+use crate::software::{Attachments, GrantCheck};
 use crate::stage_two::{GuestPhysical, Output, Untranslated};
 use crate::{
-    AddressSpace, ContextFault, ContextSource, DeviceContext, DomainId, FaultReason, PasidTable,
-    Stage, StageTwo, StageTwoFault, StageTwoOwner,
+    AddressSpace, ContextFault, ContextSource, DeviceContext, DomainId, FaultReason, Pasid,
+    PasidTable, Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
 
 pub(crate) use walk::{allowed, level, reason, request};
@@ -120,6 +121,8 @@ pub(crate) struct Engine<'a, M> {
     pub(crate) memory: &'a GuestPhysical<'a, M>,
     /// Where contexts come from; `None` while translation is off.
     pub(crate) contexts: Option<&'a dyn ContextSource>,
+    /// What is attached to the device; `None` as long as nothing has been.
+    pub(crate) attached: Option<&'a Attachments>,
     /// Which PASIDs requests may carry; `None` for any.
     pub(crate) grants: Option<&'a GrantCheck>,
     pub(crate) caches: &'a mut Caches,
@@ -130,6 +133,12 @@ impl<M: GuestMemory> Engine<'_, M> {
     /// Translates one request.
     pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
         self.counters.translations.add(1);
+        if let Some(attached) = self.attached {
+            self.caches.context = self.caches.context.or_else(|| attached.device.whole());
+            if self.caches.context.is_none() {
+                return outside_interrupt_range(self.by_host_table(request, attached)?);
+            }
+        }
         let Some(context) = self.context(request)? else {
             return self.untranslated(request);
         };
@@ -224,6 +233,19 @@ impl<M: GuestMemory> Engine<'_, M> {
         let refused = |reason| Refusal::new(reason, table.fault_disable);
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
+        self.by_entry(request, &state, pasid, privileged, table.caps.address_bits)
+    }
+
+    /// Translates a request by the entry of `pasid`; `address_bits` is how wide an address may be
+    /// that is not translated.
+    fn by_entry(
+        &mut self,
+        request: &Request,
+        state: &PasidState,
+        pasid: Pasid,
+        privileged: bool,
+        address_bits: u8,
+    ) -> Result<Target, Refusal> {
         let refused = |stop| Refusal::new(stop, state.fault_disable);
         let privileges =
             |one| entry::check_privilege(one, privileged).map_err(|reason| refused(reason.into()));
@@ -231,7 +253,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         let (address, access) = (request.address, request.access);
         let cached = match &state.translation {
             Translation::PassThrough => {
-                if exceeds(Gpa(address.0), table.caps.address_bits) {
+                if exceeds(Gpa(address.0), address_bits) {
                     let reason = FaultReason::AddressWidth { stage: Stage::Two };
                     return Err(refused(reason.into()));
                 }
@@ -276,6 +298,17 @@ impl<M: GuestMemory> Engine<'_, M> {
         if let Some(cached) = self.hit(&[tag], request.address, request.access, privileged) {
             return Ok(cached);
         }
+        self.miss(request, tag, walk)
+    }
+
+    /// Walks, and caches what that finds. Kept out of the way of the hits.
+    #[inline(never)]
+    fn miss(
+        &mut self,
+        request: &Request,
+        tag: Tag,
+        walk: impl FnOnce(&GuestPhysical<'_, M>) -> Result<Cached<Gpa>, Stop>,
+    ) -> Result<Cached, Stop> {
         self.counters.walks.add(1);
         let found = walk(self.memory)?;
         if self.memory.has_stage_two() {

@@ -226,7 +226,7 @@ impl<'c> InFlight<'c> {
             self.device.vm.faults.note(fault);
         }
         if !unwanted {
-            self.device.vm.faults.record(fault);
+            self.device.vm.record(fault);
         }
         if recoverable {
             DmaError::Page { address, access }

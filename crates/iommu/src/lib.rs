@@ -63,6 +63,7 @@ pub mod format;
 mod host;
 mod in_flight;
 mod invalidation;
+pub mod nesting;
 mod objects;
 pub mod pasid;
 #[cfg(feature = "sabotage")]
@@ -96,7 +97,9 @@ pub use pasid::{
     PasidUsage, DEFAULT_QUOTA,
 };
 pub use software::{
-    SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS, STAGE_TWO_LOG_LIMIT,
+    HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
+    SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
+    MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
 pub use stage_two::{
     ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,

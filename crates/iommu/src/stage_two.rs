@@ -26,7 +26,7 @@ pub use pgtable::{ArmFlags, ArmStageTwo, Granule, SecondStageLevels, Vtcr};
 pub(crate) use editor::{Editor, Retired};
 pub(crate) use frames::Frames;
 pub(crate) use physical::{GuestPhysical, Output};
-pub(crate) use tables::HostTables;
+pub(crate) use tables::{HostTables, NoTable};
 pub(crate) use walk::{HostStageTwo, Untranslated};
 
 /// The host's stage 2 of a VM.

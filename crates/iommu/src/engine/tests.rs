@@ -94,6 +94,7 @@ fn translate(
     let counters = ChannelCounters::default();
     let answer = Engine {
         memory: &GuestPhysical::new(memory, None, &counters.stage_two_walks),
+        attached: None,
         contexts: Some(&Fixed(context)),
         grants: None,
         caches: &mut caches,

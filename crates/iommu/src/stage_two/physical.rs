@@ -16,6 +16,7 @@ pub(crate) struct Output(pub(crate) u64);
 
 impl Output {
     /// The memory there, as much of `len` bytes as is contiguous.
+    #[inline]
     pub(crate) fn window<'m, M: GuestMemory>(
         self,
         memory: &'m M,
@@ -59,6 +60,11 @@ impl<'a, M: GuestMemory> GuestPhysical<'a, M> {
     /// Whether addresses go through a stage 2.
     pub(crate) fn has_stage_two(&self) -> bool {
         self.stage_two.is_some()
+    }
+
+    /// The root of that stage 2.
+    pub(crate) fn root(&self) -> Option<HostAddr> {
+        self.stage_two.map(HostStageTwo::root)
     }
 
     /// Why stage 2 stopped the latest access, if it did and nobody has asked yet.

@@ -126,7 +126,6 @@ impl HostStageTwo {
     }
 
     /// The root, for tables that name it.
-    #[allow(dead_code)] // for PASID tables that the host owns
     pub(crate) fn root(&self) -> HostAddr {
         self.root
     }

@@ -15,16 +15,19 @@ pub mod memory;
 pub mod random;
 pub mod rig;
 pub mod scenarios;
+pub mod setup;
 pub mod unit;
 
 use std::sync::atomic::Ordering;
 
 use dsa::spec::{CompletionRecord, Status};
+use vtd::model::PasidTableMode;
 
 pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
 pub use memory::{pasid, Space, PAGE};
 pub use rig::{Rig, DEVICE, RAM};
+pub use setup::Setup;
 pub use unit::Unit;
 
 /// How a scenario ends: well, or with what went wrong, so that builds with a deliberate defect can
@@ -54,8 +57,8 @@ pub struct Guest {
 
 impl Guest {
     /// Boots on a host of its own.
-    pub fn boot(drive: Drive) -> Verdict<Self> {
-        Self::boot_on(Rig::new(drive))
+    pub fn boot(setup: Setup) -> Verdict<Self> {
+        Self::boot_on(Rig::new(setup))
     }
 
     /// Boots on `rig`.
@@ -72,6 +75,9 @@ impl Guest {
     pub fn process(&mut self, number: u32) -> Verdict<Space> {
         let space = Space::new(&mut self.rig.ram, pasid(number));
         self.unit.bind(&mut self.rig, &space)?;
+        let bindings = self.rig.machine.unit_counters().bindings;
+        let host_owned = self.rig.setup.tables == PasidTableMode::Host;
+        equal(bindings.made + bindings.refused > 0, host_owned, "the host was asked to bind")?;
         Ok(space)
     }
 

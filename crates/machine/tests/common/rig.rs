@@ -10,9 +10,9 @@ use mem::{Gpa, ReporterId};
 use pci::{Function, InterruptSink, RequesterId};
 use vtd::model::{Caps, Options};
 
-use super::drive::{Bells, Drive, Driver};
+use super::drive::{Bells, Driver};
 use super::memory::Ram;
-use super::Verdict;
+use super::{Setup, Verdict};
 
 /// The accelerator, 00:10.0.
 pub const DEVICE: RequesterId = RequesterId::from_bits(0x0080);
@@ -56,6 +56,7 @@ impl InterruptSink for Vectors {
 pub struct Rig {
     // Dropped first: threads end before what they work on goes.
     pub driver: Driver,
+    pub setup: Setup,
     pub host: SoftwareHost,
     pub machine: Arc<Machine<SoftwareVm>>,
     pub carrier: IommuFunction,
@@ -68,37 +69,37 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(drive: Drive) -> Self {
-        Self::on(&SoftwareHost::new(), drive, RAM)
+    pub fn new(setup: Setup) -> Self {
+        Self::on(&SoftwareHost::new(), setup, RAM)
     }
 
     /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
-    pub fn on(host: &SoftwareHost, drive: Drive, ram: u64) -> Self {
-        Self::with(host, drive, ram, VmConfig::named("guest"), Options::default())
+    pub fn on(host: &SoftwareHost, setup: Setup, ram: u64) -> Self {
+        Self::with(host, setup, ram, setup.config("guest"), setup.unit())
     }
 
     /// The same, with a VM and a unit as wanted.
     pub fn with(
         host: &SoftwareHost,
-        drive: Drive,
+        setup: Setup,
         ram: u64,
         config: VmConfig,
         unit: Options,
     ) -> Self {
         let vm = host.create_vm(config).expect("room for a VM");
-        let endpoint = vm.attach(DEVICE).expect("the first device");
-        let device = Device::new(Config::default(), endpoint).expect("the default device");
-        let engines = (0..device.engines()).map(|_| Arc::default()).collect();
-        let bells = Bells { engines, ..Bells::default() };
         let (messages, vectors) = (Arc::<Messages>::default(), Arc::<Vectors>::default());
-        device.set_interrupts(Some(vectors.clone()));
-        let rung = bells.engines.clone();
-        device.set_waker(Some(Arc::new(move |engine: usize| rung[engine].ring())));
-
+        let mut bells = Bells::default();
         let bell = bells.unit.clone();
         let caps = Caps::new(unit).expect("a possible unit");
         let waker = Arc::new(move || bell.ring());
         let machine = Arc::new(Machine::new(vm, caps, messages.clone(), waker));
+
+        let endpoint = machine.attach(DEVICE).expect("the first device");
+        let device = Device::new(Config::default(), endpoint).expect("the default device");
+        bells.engines = (0..device.engines()).map(|_| Arc::default()).collect();
+        device.set_interrupts(Some(vectors.clone()));
+        let rung = bells.engines.clone();
+        device.set_waker(Some(Arc::new(move |engine: usize| rung[engine].ring())));
         let misplaced = Arc::<AtomicU64>::default();
         let count = misplaced.clone();
         let tell = Box::new(move |_| {
@@ -106,10 +107,20 @@ impl Rig {
         });
         let carrier = IommuFunction::new(machine.clone(), CARRIER_BAR_ADDRESS, tell);
         let carrier = carrier.expect("the carrier's layout");
-        let driver = Driver::new(drive, &machine, &device, &bells);
+        let driver = Driver::new(setup.drive, &machine, &device, &bells);
         let (host, ram) = (host.clone(), Ram::new(ram));
-        let rig =
-            Self { driver, host, machine, carrier, misplaced, device, messages, vectors, ram };
+        let rig = Self {
+            driver,
+            setup,
+            host,
+            machine,
+            carrier,
+            misplaced,
+            device,
+            messages,
+            vectors,
+            ram,
+        };
         REPORTERS.into_iter().for_each(|reporter| rig.report(reporter));
         rig
     }

@@ -7,7 +7,7 @@ use vtd::spec::VcmdLayout;
 use super::super::accelerator::copy;
 use super::super::random::Random;
 use super::super::unit::{self, ALLOCATE_PASID, FAULT_PENDING, FREE_PASID, FSTS};
-use super::super::{check, equal, pasid, succeeded, Drive, Guest, Rig, Space, Verdict};
+use super::super::{check, equal, pasid, succeeded, Guest, Rig, Setup, Space, Verdict};
 use super::super::{DEDICATED, OTHER, PAGE, RAM};
 use super::{COPY, DESTINATION, RECORD, SOURCE};
 
@@ -16,12 +16,11 @@ const INVALID_PASID: u64 = 16;
 const LEN: usize = 20_001;
 
 /// A guest that asks for its PASIDs; it has no others.
-fn tenant(host: &SoftwareHost, drive: Drive, numbering: Numbering) -> Verdict<Guest> {
-    let config =
-        VmConfig { quota: 2, numbering, enforce_grants: true, ..VmConfig::named("tenant") };
+fn tenant(host: &SoftwareHost, setup: Setup, numbering: Numbering) -> Verdict<Guest> {
+    let config = VmConfig { quota: 2, numbering, enforce_grants: true, ..setup.config("tenant") };
     let virtual_commands = Some(VcmdLayout::Revision33);
-    let unit = Options { virtual_commands, ..Options::default() };
-    Guest::boot_on(Rig::with(host, drive, RAM, config, unit))
+    let unit = Options { virtual_commands, ..setup.unit() };
+    Guest::boot_on(Rig::with(host, setup, RAM, config, unit))
 }
 
 fn allocate(guest: &Guest) -> Verdict<u32> {
@@ -61,12 +60,12 @@ fn copy_at_once(guests: &[(Guest, Space)], random: &mut Random) -> Verdict {
 
 /// Two guests use the same PASID at the same time, each with its own memory behind it; one gives it
 /// back, and the other goes on with it.
-pub fn private_numbers(drive: Drive) -> Verdict {
+pub fn private_numbers(setup: Setup) -> Verdict {
     let host = SoftwareHost::new();
     let mut random = Random::new(3);
     let mut guests = Vec::new();
     for _ in 0..2 {
-        let mut guest = tenant(&host, drive, Numbering::Private)?;
+        let mut guest = tenant(&host, setup, Numbering::Private)?;
         let number = allocate(&guest)?;
         let space = process(&mut guest, number)?;
         guest.accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
@@ -86,6 +85,43 @@ pub fn private_numbers(drive: Drive) -> Verdict {
     copy_at_once(&guests, &mut random)?;
     let ungranted = guests[0].0.rig.machine.vm().counters().ungranted;
     equal(ungranted, 0, "the other guest's refusals")
+}
+
+/// Two guests that number their PASIDs themselves, both from the same number on, over tables of
+/// the host: each PASID is one of the host's while it is bound, and never the other guest's. One
+/// guest is killed, and the other goes on.
+pub fn own_numbers(setup: Setup) -> Verdict {
+    const NUMBER: u32 = 0x10;
+    let host = SoftwareHost::new();
+    let mut random = Random::new(5);
+    let mut guests = Vec::new();
+    for _ in 0..2 {
+        let mut guest = Guest::boot_on(Rig::on(&host, setup, RAM))?;
+        let space = process(&mut guest, NUMBER)?;
+        guest.accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
+        guests.push((guest, space));
+    }
+    let hosts: Vec<_> = host.pasid_report().vms.iter().map(|vm| vm.entries[0].host).collect();
+    check(hosts.len() == 2 && hosts[0] != hosts[1], "one number of the host each")?;
+    for _ in 0..20 {
+        copy_at_once(&guests, &mut random)?;
+    }
+
+    let (killed, _space) = guests.remove(0);
+    let vm = killed.rig.machine.vm().clone();
+    let ticket = killed.rig.machine.close();
+    killed.rig.wait("the end of the VM", || vm.is_complete(ticket))?;
+    copy_at_once(&guests, &mut random)?;
+    equal(vm.pasid_usage().live + vm.pasid_usage().parked, 0, "PASIDs of the one that is gone")?;
+
+    let (mut other, space) = guests.remove(0);
+    other.accelerator.close(&other.rig, DEDICATED)?;
+    other.exit(space)?;
+    equal(other.rig.machine.unit_counters().bindings.bound, 0, "bound in the other")?;
+    let ticket = other.rig.machine.reset();
+    other.rig.wait("the reset", || other.rig.machine.vm().is_complete(ticket))?;
+    equal(other.rig.machine.vm().pasid_usage().live, 0, "PASIDs of the other")?;
+    host.check_books().map_err(|error| error.to_string())
 }
 
 /// A copy that has to be refused because its PASID is not granted; the error is the `nth` of the device.
@@ -109,9 +145,9 @@ fn refused(guest: &Guest, space: &Space, nth: u64) -> Verdict {
 
 /// A guest binds a process to a PASID that is another guest's, and to one of its own: it can do
 /// nothing with the first, not even give it back, and its tables do not matter.
-pub fn strangers_number(drive: Drive) -> Verdict {
+pub fn strangers_number(setup: Setup) -> Verdict {
     let host = SoftwareHost::new();
-    let mut victim = tenant(&host, drive, Numbering::Identity)?;
+    let mut victim = tenant(&host, setup, Numbering::Identity)?;
     let theirs = allocate(&victim)?;
     let space = process(&mut victim, theirs)?;
     victim.accelerator.open(&victim.rig, DEDICATED, space.pasid)?;
@@ -119,7 +155,7 @@ pub fn strangers_number(drive: Drive) -> Verdict {
     let mut random = Random::new(4);
     copy_at_once(&victim, &mut random)?;
 
-    let mut guest = tenant(&host, drive, Numbering::Identity)?;
+    let mut guest = tenant(&host, setup, Numbering::Identity)?;
     let own = allocate(&guest)?;
     check(own != theirs, "a number of its own")?;
     let strange = process(&mut guest, theirs)?;
