@@ -24,6 +24,7 @@ mod event;
 mod nested;
 mod stream;
 
+pub(crate) use command::opcode;
 pub use command::{
     guest_command, AtcCommandWord1, CommandError, DeviceCommandWord0, TlbCommandWord0,
     TlbCommandWord1,

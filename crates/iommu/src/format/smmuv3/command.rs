@@ -8,15 +8,15 @@ use pci::RequesterId;
 use crate::{Asid, Invalidation, PageRange, Pasid, SmmuInvalidation, Vmid};
 
 /// Numbers of the commands that a guest may give.
-mod opcode {
-    pub(super) const CFGI_CD: u8 = 0x05;
-    pub(super) const CFGI_CD_ALL: u8 = 0x06;
-    pub(super) const TLBI_NH_ALL: u8 = 0x10;
-    pub(super) const TLBI_NH_ASID: u8 = 0x11;
-    pub(super) const TLBI_NH_VA: u8 = 0x12;
-    pub(super) const TLBI_NH_VAA: u8 = 0x13;
-    pub(super) const TLBI_NSNH_ALL: u8 = 0x30;
-    pub(super) const ATC_INV: u8 = 0x40;
+pub(crate) mod opcode {
+    pub(crate) const CFGI_CD: u8 = 0x05;
+    pub(crate) const CFGI_CD_ALL: u8 = 0x06;
+    pub(crate) const TLBI_NH_ALL: u8 = 0x10;
+    pub(crate) const TLBI_NH_ASID: u8 = 0x11;
+    pub(crate) const TLBI_NH_VA: u8 = 0x12;
+    pub(crate) const TLBI_NH_VAA: u8 = 0x13;
+    pub(crate) const TLBI_NSNH_ALL: u8 = 0x30;
+    pub(crate) const ATC_INV: u8 = 0x40;
 }
 
 /// Bits 63:0 of a command about a device: `CMD_CFGI_*` and `CMD_ATC_INV`.
