@@ -9,8 +9,8 @@ use common::*;
 use iommu::format::smmuv3::event;
 use iommu::{
     AddressSpace, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, DeviceContext,
-    DmaError, FaultReason, Invalidation, SmmuInvalidation, Stage, StreamContext,
-    StreamTranslation as Stream, Vm,
+    DmaError, DomainId, FaultReason, Invalidation, PasidRange, SmmuInvalidation, SoftwareHost,
+    Stage, StreamContext, StreamTranslation as Stream, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, Iova};
 
@@ -569,4 +569,34 @@ fn global_pages() {
     let page = SmmuInvalidation::StageOnePages { vmid: VMID, asid: Some(iommu::Asid(2)), pages };
     guest.settle(Invalidation::Smmuv3(page));
     assert!(!passes(2));
+}
+
+/// Where grants are enforced, a substream that was not granted has no descriptor; one that is taken
+/// back leaves nothing behind.
+#[test]
+fn grants() {
+    let config = VmConfig { enforce_grants: true, ..VmConfig::named("grants") };
+    let mut guest = Guest::with(&SoftwareHost::new(), config);
+    let (_endpoint, channel) = guest.attach();
+    let (root, table) = (guest.table(), guest.table());
+    guest.set_one(root, IOVA, 1, DATA | PAGE & !NOT_GLOBAL);
+    for substream in 0..16 {
+        guest.set_descriptor(table, substream, descriptor(root, asid(substream as u16)));
+    }
+    guest.set_stream(Stream::StageOne(linear(table, 4, DefaultSubstream::Zero)));
+    let reason = |space| reason_of(&guest, &channel, space, IOVA);
+    let absent = Some(FaultReason::PasidEntryNotPresent);
+    // Not even while the page itself is cached for every substream.
+    assert_eq!(reason(without()), None);
+    assert_eq!(reason(with(5)), absent);
+    let granted = guest.vm.alloc_pasid(PasidRange::new(pasid(5), pasid(5)).unwrap()).unwrap();
+    assert_eq!(reason(with(5)), None);
+    assert_eq!(reason(with(6)), absent);
+    assert_eq!(guest.vm.counters().ungranted, 2);
+    let cached = guest.vm.cached_pasids();
+    let domain = DomainId(VMID.0);
+    assert_eq!(cached.into_iter().collect::<Vec<_>>(), [(pasid(0), domain), (pasid(5), domain)]);
+    guest.vm.free_pasid(granted).unwrap();
+    assert_eq!(reason(with(5)), absent);
+    assert_eq!(guest.vm.cached_pasids().len(), 1);
 }
