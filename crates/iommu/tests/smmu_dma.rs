@@ -63,49 +63,71 @@ fn expected(config: Config, bits: u8, default: DefaultSubstream, substream: Opti
     }
 }
 
+/// Where requests go in `substreams`; what they find there says by which descriptor.
+const AT: u64 = 0x20_0000;
+/// What is at the address itself.
+const UNTRANSLATED: u64 = 0x1b9;
+
+/// The word that the descriptor of `substream` leads to, and what is in it.
+fn marked(substream: u64) -> (Gpa, u64) {
+    (Gpa(DATA + substream * 4096), 0x100 + substream)
+}
+
+/// Makes one access; which word it was, by what it read or, if it only wrote, by what it left.
+fn answer(guest: &Guest, channel: &Channel, space: AddressSpace, op: Op) -> Answer {
+    let words = (0..16).map(|substream| (Answer::Descriptor(substream), marked(substream)));
+    let words: Vec<_> = words.chain([(Answer::Bypass, (Gpa(AT), UNTRANSLATED))]).collect();
+    for (_, (gpa, word)) in &words {
+        guest.memory.store_u64(*gpa, *word).unwrap();
+    }
+    let (result, fault) = one(guest, channel, space, AT, op);
+    let held = |gpa: &Gpa| guest.memory.load_u64(*gpa).unwrap();
+    let changed: Vec<_> = words.iter().filter(|(_, (gpa, word))| held(gpa) != *word).collect();
+    let Ok(read) = result else {
+        assert!(changed.is_empty());
+        return fault.map_or(Answer::Silent, |(_, event)| Answer::Event(event));
+    };
+    assert_eq!((fault, changed.len()), (None, usize::from(op != Op::Read)));
+    let found = match op {
+        Op::Write => changed.first().copied(),
+        _ => words.iter().find(|(_, (_, word))| *word == read),
+    };
+    found.unwrap().0
+}
+
 #[test]
 fn substreams() {
+    use DefaultSubstream::{Bypass, Terminate, Zero};
     let mut guest = Guest::new();
     let (_endpoint, channel) = guest.attach();
     let table = guest.table();
     let two = stage_two(guest.identity_two(true));
-    // What a request finds at 0x20_0000 says by which descriptor.
-    const AT: u64 = 0x20_0000;
     for substream in 0..16 {
         let root = guest.table();
-        let data = DATA + substream * 4096;
-        guest.set_one(root, AT, 1, data | PAGE);
+        guest.set_one(root, AT, 1, marked(substream).0 .0 | PAGE);
         guest.set_descriptor(table, substream, descriptor(root, asid(substream as u16)));
-        guest.memory.store_u64(Gpa(data), substream).unwrap();
     }
-    guest.memory.store_u64(Gpa(AT), 0xb9).unwrap();
     for config in
         [Config::Abort, Config::Bypass, Config::StageOne, Config::StageTwo, Config::Nested]
     {
-        for default in
-            [DefaultSubstream::Terminate, DefaultSubstream::Bypass, DefaultSubstream::Zero]
+        for (default, bits) in
+            [Terminate, Bypass, Zero].into_iter().flat_map(|default| [(default, 0), (default, 4)])
         {
-            for bits in [0, 4] {
-                let table = linear(table, bits, default);
-                guest.set_stream(match config {
-                    Config::Abort => Stream::Abort,
-                    Config::Bypass => Stream::Bypass,
-                    Config::StageOne => Stream::StageOne(table),
-                    Config::StageTwo => Stream::StageTwo(two),
-                    Config::Nested => Stream::Nested(table, two),
-                });
-                for substream in [None, Some(0), Some(1), Some(15), Some(16), Some(0xf_ffff)] {
-                    let space = substream.map_or(without(), with);
-                    let (result, fault) = one(&guest, &channel, space, AT, Op::Read);
-                    let answer = match (result, fault) {
-                        (Ok(0xb9), None) => Answer::Bypass,
-                        (Ok(number), None) => Answer::Descriptor(number),
-                        (Err(_), Some((_, event))) => Answer::Event(event),
-                        (Err(_), None) => Answer::Silent,
-                        other => panic!("{other:?}"),
-                    };
-                    let expected = expected(config, bits, default, substream);
-                    assert_eq!(answer, expected, "{config:?} {bits} {default:?} {substream:?}");
+            let table = linear(table, bits, default);
+            guest.set_stream(match config {
+                Config::Abort => Stream::Abort,
+                Config::Bypass => Stream::Bypass,
+                Config::StageOne => Stream::StageOne(table),
+                Config::StageTwo => Stream::StageTwo(two),
+                Config::Nested => Stream::Nested(table, two),
+            });
+            for substream in [None, Some(0), Some(1), Some(15), Some(16), Some(0xf_ffff)] {
+                let space = substream.map_or(without(), with);
+                let expected = expected(config, bits, default, substream);
+                for op in Op::ALL {
+                    let answer = answer(&guest, &channel, space, op);
+                    let what = format!("{config:?} {bits} {default:?} {substream:?} {op:?}");
+                    assert_eq!(answer, expected, "{what}");
                 }
             }
         }
