@@ -4,11 +4,12 @@
 mod common;
 
 use common::scenarios::{self, Verdict};
+use common::smmu_scenarios;
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 13] = [
+const CASES: [(Sabotage, &str, Scenario); 16] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -22,6 +23,9 @@ const CASES: [(Sabotage, &str, Scenario); 13] = [
     (Sabotage::WrongPasid, "grants", scenarios::grants),
     (Sabotage::ForgetOwner, "owners", scenarios::owners),
     (Sabotage::SkipStageTwo, "stage_two", scenarios::stage_two),
+    (Sabotage::SkipIotlbInvalidation, "smmu", smmu_scenarios::smmu),
+    (Sabotage::NoAccessedDirty, "smmu", smmu_scenarios::smmu),
+    (Sabotage::WrongPasid, "smmu", smmu_scenarios::smmu),
 ];
 
 /// One test, since a defect is on for the whole process.
