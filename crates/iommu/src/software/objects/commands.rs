@@ -1,14 +1,13 @@
-//! A guest's SMMUv3 commands, with its identifiers rewritten to the host's: the devices are those that
-//! it has numbers for in the vIOMMU, and the tag is the VM's.
+//! A guest's SMMUv3 commands, with its identifiers rewritten to the host's (IHI 0070, chapter 4).
+//!
+//! Only those that can do no harm to others are taken: they name the guest's own devices, by the
+//! numbers that it has for them, and its own translations, under the VM's tag.
 
 use super::Objects;
 use crate::channel::Batch;
 use crate::format::smmuv3::{guest_command, CommandError};
 use crate::software::vm::VmShared;
 use crate::{InvalidField, Invalidation, ObjectError, Ticket, ViommuId, ViommuKind, Vmid};
-
-/// The tag of a VM to which nothing has been attached: no translation has it.
-const UNUSED: Vmid = Vmid(0);
 
 impl VmShared {
     /// Carries out a guest's commands.
@@ -23,11 +22,13 @@ impl VmShared {
         if kind != ViommuKind::Smmuv3 {
             return Err((0, ObjectError::NotSupported));
         }
-        let vmid = control.vmid.as_ref().map_or(UNUSED, |vmid| Vmid(vmid.id().0));
+        let vmid = control.vmid.as_ref().map(|vmid| Vmid(vmid.id().0));
         let mut ticket = Ticket(control.sequence);
         for (done, &command) in commands.iter().enumerate() {
-            let what = rewritten(command, &control.objects, viommu, vmid);
-            let what = what.map_err(|error| (done, error))?;
+            let what =
+                decode(command, &control.objects, viommu, vmid).map_err(|error| (done, error))?;
+            // Without a tag nothing has ever been attached, so nothing is cached.
+            let Some(what) = what else { continue };
             control.history.invalidations += 1;
             let forget = |batch: &mut Batch| batch.forget(what);
             ticket = control.post(|channel| what.concerns(channel.requester), forget).0;
@@ -36,13 +37,13 @@ impl VmShared {
     }
 }
 
-/// What a command has forgotten.
-fn rewritten(
+/// What a command has forgotten; nothing if it is about translations and there is no tag.
+fn decode(
     command: [u64; 2],
     objects: &Objects,
     viommu: ViommuId,
-    vmid: Vmid,
-) -> Result<Invalidation, ObjectError> {
+    vmid: Option<Vmid>,
+) -> Result<Option<Invalidation>, ObjectError> {
     let device = |stream| objects.device_by(viommu, u64::from(stream));
     guest_command(command, vmid, device).map_err(|error| match error {
         CommandError::Opcode { .. } => ObjectError::NotSupported,
@@ -50,3 +51,6 @@ fn rewritten(
         CommandError::Size { .. } => ObjectError::Invalid(InvalidField::Range),
     })
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
