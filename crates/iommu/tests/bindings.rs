@@ -305,6 +305,28 @@ fn a_subscribers_own_reference_keeps_the_number_after_the_vms_end() {
     host.check_books().unwrap();
 }
 
+#[test]
+fn a_vm_that_nobody_closes_gives_everything_back_with_its_last_handle() {
+    let watched = Watched::new();
+    let host = watched.hosted.guest.host.clone();
+    watched.hosted.attach(5, watched.space);
+    watched.vm().attach_hwpt(DEVICE, None, watched.hosted.parent).unwrap();
+    watched.log();
+    let Watched { hosted, log, _subscription, .. } = watched;
+    let Hosted { guest, endpoint, channel, .. } = hosted;
+    drop(guest);
+    // A device of it keeps the VM.
+    assert_eq!(dma(&channel, with(5), VA, Op::Read), Ok(11));
+    drop((channel, endpoint));
+    while host.work(1) == ioasid::Work::More {}
+    let told: Vec<_> = log.lock().unwrap().iter().map(|&(_, told, _)| told).collect();
+    // The device was detached before the VM was gone.
+    assert_eq!(told, [Told::Unbind, Told::Free]);
+    assert_eq!((host.pasid_report().live, host.pasid_report().parked), (0, 0));
+    assert_eq!(host.table_bytes(), 0);
+    host.check_books().unwrap();
+}
+
 /// What a handler does while it is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Action {
