@@ -317,6 +317,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     /// What is cached for `address` under one of `tags` and allows the access.
+    #[inline]
     fn hit(
         &mut self,
         tags: &[Tag],

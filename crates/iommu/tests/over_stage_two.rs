@@ -17,6 +17,8 @@ mod one_dma;
 mod requests;
 #[path = "scenarios.rs"]
 mod scenarios;
+#[path = "smmu_descriptors.rs"]
+mod smmu_descriptors;
 #[path = "smmu_dma.rs"]
 mod smmu_dma;
 #[path = "smmu_model.rs"]
