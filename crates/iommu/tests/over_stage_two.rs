@@ -3,10 +3,14 @@
 // Each of them brings its own.
 #![allow(clippy::duplicate_mod)]
 
+#[path = "bindings.rs"]
+mod bindings;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 #[path = "model.rs"]
 mod model;
+#[path = "objects.rs"]
+mod objects;
 #[path = "one_dma.rs"]
 mod one_dma;
 #[path = "requests.rs"]

@@ -9,7 +9,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 16] = [
+const CASES: [(Sabotage, &str, Scenario); 19] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -22,6 +22,9 @@ const CASES: [(Sabotage, &str, Scenario); 16] = [
     (Sabotage::IgnoreGrants, "grants", scenarios::grants),
     (Sabotage::WrongPasid, "grants", scenarios::grants),
     (Sabotage::ForgetOwner, "owners", scenarios::owners),
+    (Sabotage::KeepEntry, "attached", scenarios::attached),
+    (Sabotage::WrongPasid, "attached", scenarios::attached),
+    (Sabotage::SkipIotlbInvalidation, "attached", scenarios::attached),
     (Sabotage::SkipStageTwo, "stage_two", scenarios::stage_two),
     (Sabotage::SkipIotlbInvalidation, "smmu", smmu_scenarios::smmu),
     (Sabotage::NoAccessedDirty, "smmu", smmu_scenarios::smmu),

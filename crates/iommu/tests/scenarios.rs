@@ -46,6 +46,11 @@ fn no_starvation() {
 }
 
 #[test]
+fn attached() {
+    assert_eq!(scenarios::attached(), Ok(()));
+}
+
+#[test]
 fn parking() {
     assert_eq!(scenarios::parking(), Ok(()));
 }

@@ -136,6 +136,11 @@ impl HostStageTwo {
         &self.format
     }
 
+    /// Which byte of the guest lies at `host`; `None` where none ever does.
+    pub(crate) fn guest_at(&self, host: HostAddr) -> Option<Gpa> {
+        self.frames.guest(host)
+    }
+
     /// Looks `gpa` up for `access`. What walks mark is marked.
     pub(crate) fn walk(&self, gpa: Gpa, access: Access) -> Result<HostLeaf, Untranslated> {
         if sabotage::is(Sabotage::SkipStageTwo) {

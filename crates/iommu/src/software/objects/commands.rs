@@ -4,6 +4,7 @@
 //! numbers that it has for them, and its own translations, under the VM's tag.
 
 use super::Objects;
+use crate::channel::Batch;
 use crate::format::smmuv3::{guest_command, CommandError};
 use crate::software::vm::VmShared;
 use crate::{InvalidField, Invalidation, ObjectError, Ticket, ViommuId, ViommuKind, Vmid};
@@ -29,7 +30,7 @@ impl VmShared {
             // Without a tag nothing has ever been attached, so nothing is cached.
             let Some(what) = what else { continue };
             control.history.invalidations += 1;
-            let forget = |batch: &mut crate::channel::Batch| batch.forget(what);
+            let forget = |batch: &mut Batch| batch.forget(what);
             ticket = control.post(|channel| what.concerns(channel.requester), forget).0;
         }
         Ok(ticket)
