@@ -80,12 +80,12 @@ impl ChannelState {
 
     /// Adds the PASIDs whose table entry is cached, and their domains.
     pub(crate) fn add_pasids(&self, pasids: &mut BTreeMap<Pasid, DomainId>) {
-        pasids.extend(self.caches.borrow().pasids.domains());
+        pasids.extend(self.caches.borrow().pasid_domains());
     }
 
     /// The domain of the PASID-table entry that is cached for `pasid`.
     pub(crate) fn domain_of(&self, pasid: Pasid) -> Option<DomainId> {
-        self.caches.borrow().pasids.get(pasid).map(|state| state.domain)
+        self.caches.borrow().domain_of(pasid)
     }
 
     /// Translates `request` over `memory`, which is this channel's.

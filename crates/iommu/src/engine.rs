@@ -12,6 +12,7 @@
 
 mod attached;
 mod entry;
+mod smmuv3;
 mod walk;
 
 use mem::{Access, Gpa, GuestMemory, Iova};
@@ -35,12 +36,12 @@ const INTERRUPT_START: u64 = 0xfee0_0000;
 const INTERRUPT_LAST: u64 = 0xfeef_ffff;
 
 /// Most words of guest memory that one translation loads or updates, the look-up of the device's
-/// context aside: a directory entry, a PASID-table entry of 8 words, and a nested walk in which
-/// every entry changes under every attempt. The host's stage 2 has each of them looked up once
-/// more, in the host's memory.
+/// context aside: a directory entry, a PASID-table entry of 8 words, each at an address that is
+/// walked for, too (a context descriptor's is), and a nested walk in which every entry changes under
+/// every attempt. The host's stage 2 has each of them looked up once more, in the host's memory.
 pub const MAX_TABLE_ACCESSES: u64 = {
     let walk = pgtable::MAX_ATTEMPTS as u64 * pgtable::MAX_LEVELS as u64 * 2;
-    1 + 8 + walk * (walk + 1) + walk
+    walk + 1 + walk + 8 + walk * (walk + 1) + walk
 };
 
 /// A request of a device.
@@ -145,6 +146,8 @@ impl<M: GuestMemory> Engine<'_, M> {
             DeviceContext::PassThrough { fault_disable, .. }
             | DeviceContext::StageTwo { fault_disable, .. } => fault_disable,
             DeviceContext::PasidTable(table) => table.fault_disable,
+            // Each of its structures says so for its own faults.
+            DeviceContext::Smmuv3(_) => false,
         };
         let refused = |stop| Refusal::new(stop, fault_disable);
         let target = match context {
@@ -159,6 +162,8 @@ impl<M: GuestMemory> Engine<'_, M> {
                 target(&cached, request.address, fault_disable)
             }
             DeviceContext::PasidTable(table) => self.by_pasid_table(request, &table)?,
+            // To an SMMU, an interrupt is a write like any other.
+            DeviceContext::Smmuv3(stream) => return self.by_stream(request, &stream),
         };
         outside_interrupt_range(target)
     }
@@ -207,15 +212,7 @@ impl<M: GuestMemory> Engine<'_, M> {
             let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
             return Ok(Target { output, len_minus_one, fault_disable });
         }
-        // One mapping of each half of the address space to itself.
-        let half = Cached {
-            base: Gpa(address.0 & 1 << 63),
-            size_bits: 63,
-            scope_bits: 63,
-            kind: Kind::StageTwo,
-            allowed: Allowed::ALL,
-        };
-        let cached = self.probe(request, tag, privileged, |_| Ok(half))?;
+        let cached = self.probe(request, tag, privileged, |_| Ok(half_of(address)))?;
         Ok(target(&cached, address, fault_disable))
     }
 
@@ -271,13 +268,16 @@ impl<M: GuestMemory> Engine<'_, M> {
             Translation::FirstStage(one) => {
                 privileges(one)?;
                 self.probe(request, tag, privileged, |memory| {
-                    walk::stage_one(memory, one, address, access, privileged)
+                    walk::stage_one(memory, &one.into(), address, access, privileged)
+                        .map(|found| found.cached)
                 })
             }
             Translation::Nested(one, root, format) => {
                 privileges(one)?;
                 self.probe(request, tag, privileged, |memory| {
-                    walk::nested(memory, one, (*root, format), address, access, privileged)
+                    let two = (*root, format);
+                    walk::nested(memory, &one.into(), two, address, access, privileged)
+                        .map(|found| found.cached)
                 })
             }
         };
@@ -295,25 +295,61 @@ impl<M: GuestMemory> Engine<'_, M> {
         privileged: bool,
         walk: impl FnOnce(&GuestPhysical<'_, M>) -> Result<Cached<Gpa>, Stop>,
     ) -> Result<Cached, Stop> {
-        if let Some(cached) = self.caches.iotlb.get(tag, request.address) {
-            if cached.allowed.contains(request.access, privileged) {
-                self.counters.iotlb_hits.add(1);
-                return Ok(*cached);
-            }
+        if let Some(cached) = self.hit(&[tag], request.address, request.access, privileged) {
+            return Ok(cached);
         }
-        self.counters.iotlb_misses.add(1);
         self.counters.walks.add(1);
         let found = walk(self.memory)?;
         if self.memory.has_stage_two() {
             check_output(found.translate(request.address).0)?;
         }
+        self.fill(tag, request.address, found, request.access)
+    }
+
+    /// What is cached for `address` under one of `tags` and allows the access.
+    fn hit(
+        &mut self,
+        tags: &[Tag],
+        address: Iova,
+        access: Access,
+        privileged: bool,
+    ) -> Option<Cached> {
+        let found = tags.iter().find_map(|tag| {
+            let cached = self.caches.iotlb.get(*tag, address)?;
+            cached.allowed.contains(access, privileged).then_some(*cached)
+        });
+        let counter =
+            if found.is_some() { &self.counters.iotlb_hits } else { &self.counters.iotlb_misses };
+        counter.add(1);
+        found
+    }
+
+    /// Completes a translation by the host's stage 2, if there is one, and caches it.
+    fn fill(
+        &mut self,
+        tag: Tag,
+        address: Iova,
+        found: Cached<Gpa>,
+        access: Access,
+    ) -> Result<Cached, Stop> {
         let cached = self
             .memory
-            .complete(found, request.address, request.access)
+            .complete(found, address, access)
             .map_err(|stop| Stop::of_host(&stop, false))?;
-        self.caches.iotlb.insert(tag, request.address, cached);
+        self.caches.iotlb.insert(tag, address, cached);
         self.caches.publish(self.counters);
         Ok(cached)
+    }
+}
+
+/// The half of the address space that `address` is in, mapped to itself.
+fn half_of(address: Iova) -> Cached<Gpa> {
+    Cached {
+        base: Gpa(address.0 & 1 << 63),
+        size_bits: 63,
+        scope_bits: 63,
+        kind: Kind::StageTwo,
+        allowed: Allowed::ALL,
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Stage {
     Two,
     /// Stage 2, of the address of a stage-1 table in a nested translation.
     TwoForTable,
+    /// Stage 2, of the address of a context descriptor (SMMUv3), or of a table of them.
+    TwoForDescriptor,
 }
 
 /// An unrecoverable fault of one request.
@@ -69,6 +71,9 @@ impl Fault {
 }
 
 /// What was wrong with a request, by the structure at which translation stopped.
+///
+/// The names are VT-d's. For SMMUv3, the root is the stream table, the context its entry, the PASID
+/// directory the first level of a table of context descriptors, a PASID entry a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum FaultReason {
     /// The root table pointer cannot be used (reserved bits, unsupported mode).
@@ -91,7 +96,10 @@ pub enum FaultReason {
     AtsDisabled,
     /// A request with PASID, and the context does not allow PASIDs.
     PasidDisabled,
-    /// The PASID is beyond what the directory covers.
+    /// A request without PASID, and the context takes none (SMMUv3: S1DSS).
+    PasidRequired,
+    /// The PASID is beyond what the directory covers; or it is 0, and the context has that stand
+    /// for requests without any (SMMUv3: S1DSS).
     PasidRange,
     /// A PASID directory entry could not be read.
     PasidDirectoryAccess,
@@ -111,7 +119,8 @@ pub enum FaultReason {
     SupervisorDisabled,
     /// The address is not canonical.
     NonCanonical,
-    /// The address is beyond the width of the table or of the hardware.
+    /// The address is beyond the width of the table or of the hardware (SMMUv3: or what a table
+    /// leads to is).
     AddressWidth {
         /// At which stage.
         stage: Stage,
@@ -127,6 +136,13 @@ pub enum FaultReason {
     },
     /// A table entry is not present.
     NotPresent {
+        /// At which stage.
+        stage: Stage,
+        /// At which level; 1 is the leaf level.
+        level: u8,
+    },
+    /// The access flag of a page is clear, and it is for software to set it (Arm).
+    AccessFlag {
         /// At which stage.
         stage: Stage,
         /// At which level; 1 is the leaf level.
@@ -159,6 +175,6 @@ impl FaultReason {
     /// Whether a page request could resolve it (VT-d: recoverable fault; the tables are in order
     /// but do not map the address for this access).
     pub const fn is_recoverable(&self) -> bool {
-        matches!(self, Self::NotPresent { .. } | Self::Permission { .. })
+        matches!(self, Self::NotPresent { .. } | Self::Permission { .. } | Self::AccessFlag { .. })
     }
 }

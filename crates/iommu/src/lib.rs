@@ -75,14 +75,18 @@ mod software;
 mod stage_two;
 mod sync;
 
-pub use context::{ContextFault, ContextSource, DeviceContext, PasidTable, StageTwo, TableCaps};
+pub use context::{
+    Asid, ContextFault, ContextSource, DefaultSubstream, DescriptorForm, DescriptorTable,
+    DeviceContext, PasidTable, SmmuStageTwo, StageTwo, StreamContext, StreamTranslation, TableCaps,
+    Vmid,
+};
 pub use dma::{AddressSpace, DmaError};
 pub use endpoint::{Channel, Endpoint};
 pub use engine::MAX_TABLE_ACCESSES;
 pub use fault::{Fault, FaultReason, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
-pub use invalidation::{Invalidation, PageRange, Ticket};
+pub use invalidation::{Invalidation, PageRange, SmmuInvalidation, Ticket};
 pub use objects::{
     EventQueueId, FaultQueueId, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField,
     IoasId, ObjectError, ObjectId, SmmuCaps, StageOneInvalidation, StageOneTable, VdeviceId,

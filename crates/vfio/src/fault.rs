@@ -27,6 +27,7 @@ impl Code {
             Stage::One => 1,
             Stage::Two => 2,
             Stage::TwoForTable => 3,
+            Stage::TwoForDescriptor => 4,
         };
         Self { stage, ..Self::new(code) }
     }
@@ -71,6 +72,10 @@ impl Code {
             }
             R::AccessedDirty { stage } => (Self::at(27, stage), REASON_ACCESS),
             R::NoMemory => (Self::new(28), REASON_UNKNOWN),
+            R::PasidRequired => (Self::new(29), REASON_PASID_INVALID),
+            R::AccessFlag { stage, level } => {
+                (Self { level, ..Self::at(30, stage) }, REASON_ACCESS)
+            }
         }
     }
 
@@ -81,6 +86,7 @@ impl Code {
             1 => Some(Stage::One),
             2 => Some(Stage::Two),
             3 => Some(Stage::TwoForTable),
+            4 => Some(Stage::TwoForDescriptor),
             _ => None,
         };
         Some(match self.code {
@@ -112,6 +118,8 @@ impl Code {
             26 => R::Permission { stage: stage?, user: self.user },
             27 => R::AccessedDirty { stage: stage? },
             28 => R::NoMemory,
+            29 => R::PasidRequired,
+            30 => R::AccessFlag { stage: stage?, level },
             _ => return None,
         })
     }

@@ -11,7 +11,7 @@ use alloc::vec;
 use mem::{Access, Gpa, Iova, Range};
 
 use crate::stage_two::Output;
-use crate::{DomainId, Pasid};
+use crate::{Asid, DomainId, Pasid, Vmid};
 
 /// Sets of an IOTLB; a power of two.
 const SETS: usize = 256;
@@ -23,8 +23,8 @@ pub(crate) const CAPACITY: usize = SETS * WAYS;
 
 const PAGE_BITS: u32 = 12;
 
-/// Under which name a translation is cached: the domain, the PASID that was used for it, and
-/// whether the request carried that PASID or had none.
+/// Under which name a translation is cached: the domain (SMMUv3: VMID), the PASID that was used for
+/// it, whether the request carried that PASID or had none, and the ASID where there is one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tag(u64);
 
@@ -33,6 +33,8 @@ impl Tag {
     const HAS_PASID: u64 = 1 << 62;
     const REQUESTED: u64 = 1 << 61;
     const PHYSICAL: u64 = 1 << 60;
+    const HAS_ASID: u64 = 1 << 59;
+    const GLOBAL: u64 = 1 << 58;
     const NONE: Self = Self(0);
 
     /// A translation of a guest physical address, for a request while translation is off. Of no
@@ -50,6 +52,26 @@ impl Tag {
     pub(crate) fn of_pasid(domain: DomainId, pasid: Pasid, requested: bool) -> Self {
         let flags = Self::VALID | Self::HAS_PASID | if requested { Self::REQUESTED } else { 0 };
         Self(flags | u64::from(pasid.get()) << 16 | u64::from(domain.0))
+    }
+
+    /// A translation of `vmid`'s by the context descriptor of `substream`, which has `asid`;
+    /// `requested` if the request named it.
+    pub(crate) fn of_substream(vmid: Vmid, asid: Asid, substream: Pasid, requested: bool) -> Self {
+        let tag = Self::of_pasid(DomainId(vmid.0), substream, requested);
+        Self(tag.0 | Self::HAS_ASID | u64::from(asid.0) << 36)
+    }
+
+    /// A translation that is the same in every address space of `vmid`.
+    pub(crate) fn of_global(vmid: Vmid) -> Self {
+        Self(Self::VALID | Self::GLOBAL | u64::from(vmid.0))
+    }
+
+    pub(crate) fn asid(self) -> Option<Asid> {
+        (self.0 & Self::HAS_ASID != 0).then_some(Asid((self.0 >> 36) as u16))
+    }
+
+    pub(crate) fn is_global(self) -> bool {
+        self.0 & Self::GLOBAL != 0
     }
 
     /// The domain; zero, which is no guest's, for a translation of none.

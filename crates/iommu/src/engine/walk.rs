@@ -1,7 +1,10 @@
 //! Walks of page tables in guest memory, and what may be cached of them.
 
 use mem::{Access, Gpa, GuestMemory, Iova, MemError};
-use pgtable::{Denied, Format, Leaf, SecondStage, Tables, WalkFault};
+use pgtable::{
+    ArmStageOne, ArmStageTwo, Denied, FirstStage, Format, Leaf, ReservedBits, SecondStage, Tables,
+    WalkFault,
+};
 
 use super::Stop;
 use crate::cache::{Allowed, Cached, Kind};
@@ -48,10 +51,73 @@ impl<M: GuestMemory> Tables for Physical<'_, M> {
 }
 
 /// First-stage tables at addresses that a second stage translates.
-struct Nested<'a, M> {
+struct Nested<'a, M, F> {
     tables: Physical<'a, M>,
     root: Gpa,
-    format: &'a SecondStage,
+    format: &'a F,
+}
+
+/// A first-stage table.
+pub(super) struct Table<'a, F> {
+    root: Gpa,
+    format: &'a F,
+    write_protect: bool,
+}
+
+impl<'a, F> Table<'a, F> {
+    /// The table of `format` whose root is at `root`.
+    pub(super) fn new(root: Gpa, format: &'a F) -> Self {
+        Self { root, format, write_protect: false }
+    }
+}
+
+impl<'a> From<&'a StageOne> for Table<'a, FirstStage> {
+    fn from(one: &'a StageOne) -> Self {
+        let StageOne { root, format, supervisor: _, write_protect } = one;
+        Self { root: *root, format, write_protect: *write_protect }
+    }
+}
+
+/// What a walk that begins with a first stage found.
+pub(super) struct Found {
+    pub(super) cached: Cached<Gpa>,
+    /// Whether the first stage has it in every address space.
+    pub(super) global: bool,
+}
+
+/// A format, and how its architecture speaks of faults.
+pub(super) trait Walked: Format {
+    /// The fault as the architecture has it.
+    fn adapt<E>(&self, fault: WalkFault<E>) -> WalkFault<E> {
+        fault
+    }
+}
+
+impl Walked for FirstStage {}
+impl Walked for SecondStage {}
+
+impl Walked for ArmStageOne {
+    fn adapt<E>(&self, fault: WalkFault<E>) -> WalkFault<E> {
+        adapt_arm(self, fault)
+    }
+}
+
+impl Walked for ArmStageTwo {
+    fn adapt<E>(&self, fault: WalkFault<E>) -> WalkFault<E> {
+        adapt_arm(self, fault)
+    }
+}
+
+/// To Arm, an address that is too wide for a table is one that the table does not map, at its start
+/// level; and one that is too wide for what comes out is too wide.
+fn adapt_arm<F: Format, E>(format: &F, fault: WalkFault<E>) -> WalkFault<E> {
+    match fault {
+        WalkFault::NonCanonical | WalkFault::BeyondWidth => {
+            WalkFault::NotPresent { level: format.levels() }
+        }
+        WalkFault::Reserved { which: ReservedBits::Address, .. } => WalkFault::BeyondWidth,
+        other => other,
+    }
 }
 
 /// Why an entry of a nested first-stage table could not be reached.
@@ -62,10 +128,11 @@ enum NestedError {
     Unreachable(Unreachable),
 }
 
-impl<M: GuestMemory> Nested<'_, M> {
+impl<M: GuestMemory, F: Walked> Nested<'_, M, F> {
     fn walk(&self, address: u64, access: Access) -> Result<Leaf, WalkFault<Unreachable>> {
         let request = request(access, false, false);
         pgtable::walk(self.format, self.root.0, address, &request, &self.tables)
+            .map_err(|fault| self.format.adapt(fault))
     }
 
     fn entry(&self, entry: u64, access: Access) -> Result<u64, NestedError> {
@@ -76,7 +143,7 @@ impl<M: GuestMemory> Nested<'_, M> {
     }
 }
 
-impl<M: GuestMemory> Tables for Nested<'_, M> {
+impl<M: GuestMemory, F: Walked> Tables for Nested<'_, M, F> {
     type Error = NestedError;
 
     fn load(&self, entry: u64) -> Result<u64, NestedError> {
@@ -96,24 +163,24 @@ impl<M: GuestMemory> Tables for Nested<'_, M> {
 }
 
 /// Walks a first-stage table.
-pub(super) fn stage_one<M: GuestMemory>(
+pub(super) fn stage_one<M: GuestMemory, F: Walked>(
     memory: &GuestPhysical<'_, M>,
-    table: &StageOne,
+    one: &Table<'_, F>,
     address: Iova,
     access: Access,
     privileged: bool,
-) -> Result<Cached<Gpa>, Stop> {
-    let request = request(access, privileged, table.write_protect);
-    let leaf = pgtable::walk(&table.format, table.root.0, address.0, &request, &Physical(memory))
-        .map_err(|fault| stop(fault, Stage::One, unreachable(Stage::One)))?;
-    let allowed = allowed(&table.format, &leaf, table.write_protect);
-    Ok(cached(&leaf, allowed, Kind::StageOne))
+) -> Result<Found, Stop> {
+    let request = request(access, privileged, one.write_protect);
+    let leaf = pgtable::walk(one.format, one.root.0, address.0, &request, &Physical(memory))
+        .map_err(|fault| stop(one.format.adapt(fault), Stage::One, unreachable(Stage::One)))?;
+    let allowed = allowed(one.format, &leaf, one.write_protect);
+    Ok(Found { cached: cached(&leaf, allowed, Kind::StageOne), global: leaf.global })
 }
 
 /// Walks a second-stage table of the guest's.
-pub(super) fn stage_two<M: GuestMemory>(
+pub(super) fn stage_two<M: GuestMemory, F: Walked>(
     memory: &GuestPhysical<'_, M>,
-    (root, format): (Gpa, &SecondStage),
+    (root, format): (Gpa, &F),
     address: Iova,
     access: Access,
 ) -> Result<Cached<Gpa>, Stop> {
@@ -123,22 +190,35 @@ pub(super) fn stage_two<M: GuestMemory>(
     Ok(cached(&leaf, allowed(format, &leaf, false), Kind::StageTwo))
 }
 
+/// Translates the address of a context descriptor, or of a table of them, by a second-stage table
+/// of the guest's.
+pub(super) fn for_descriptor<M: GuestMemory, F: Walked>(
+    memory: &GuestPhysical<'_, M>,
+    (root, format): (Gpa, &F),
+    address: Gpa,
+) -> Result<Gpa, Stop> {
+    let leaf = Nested { tables: Physical(memory), root, format }
+        .walk(address.0, Access::Read)
+        .map_err(|fault| guests_stage_two(fault, address, Stage::TwoForDescriptor))?;
+    Ok(Gpa(leaf.translate(address.0)))
+}
+
 /// Walks a first-stage table whose every address goes through a second-stage table of the guest's.
 ///
 /// The first stage is marked accessed and dirty before the second is asked for the page itself,
 /// so a fault there leaves marks of an access that did not happen, as processors do.
-pub(super) fn nested<M: GuestMemory>(
+pub(super) fn nested<M: GuestMemory, F: Walked, G: Walked>(
     memory: &GuestPhysical<'_, M>,
-    one: &StageOne,
-    (root, format): (Gpa, &SecondStage),
+    one: &Table<'_, F>,
+    (root, format): (Gpa, &G),
     address: Iova,
     access: Access,
     privileged: bool,
-) -> Result<Cached<Gpa>, Stop> {
+) -> Result<Found, Stop> {
     let tables = Nested { tables: Physical(memory), root, format };
     let request = request(access, privileged, one.write_protect);
-    let outer = pgtable::walk(&one.format, one.root.0, address.0, &request, &tables)
-        .map_err(|fault| stop(fault, Stage::One, nested_stop))?;
+    let outer = pgtable::walk(one.format, one.root.0, address.0, &request, &tables)
+        .map_err(|fault| stop(one.format.adapt(fault), Stage::One, nested_stop))?;
     let middle = outer.translate(address.0);
     let inner = tables
         .walk(middle, access)
@@ -147,14 +227,15 @@ pub(super) fn nested<M: GuestMemory>(
     let size_bits = outer.size_bits.min(inner.size_bits);
     let base = inner.translate(middle) & !((1u64 << size_bits) - 1);
     let allowed =
-        allowed(&one.format, &outer, one.write_protect).and(allowed(format, &inner, false));
-    Ok(Cached {
+        allowed(one.format, &outer, one.write_protect).and(allowed(format, &inner, false));
+    let cached = Cached {
         base: Gpa(base),
         size_bits: size_bits as u8,
         scope_bits: outer.size_bits as u8,
         kind: Kind::Nested,
         allowed,
-    })
+    };
+    Ok(Found { cached, global: outer.global })
 }
 
 pub(crate) fn request(access: Access, privileged: bool, write_protect: bool) -> pgtable::Request {
@@ -193,10 +274,8 @@ pub(crate) fn reason<E>(
     match fault {
         WalkFault::NonCanonical => FaultReason::NonCanonical,
         WalkFault::BeyondWidth => FaultReason::AddressWidth { stage },
-        // The formats walked here set accessed flags by themselves, or keep none.
-        WalkFault::NotPresent { level } | WalkFault::AccessFlag { level } => {
-            FaultReason::NotPresent { stage, level }
-        }
+        WalkFault::NotPresent { level } => FaultReason::NotPresent { stage, level },
+        WalkFault::AccessFlag { level } => FaultReason::AccessFlag { stage, level },
         WalkFault::Reserved { level, .. } => FaultReason::TableReserved { stage, level },
         WalkFault::Permission { kind, .. } => {
             FaultReason::Permission { stage, user: kind == Denied::User }
@@ -237,7 +316,7 @@ fn unreachable(stage: Stage) -> impl FnOnce(u8, Unreachable) -> Stop {
 /// Where the guest's second stage stopped when it was to translate `gpa`, for a table's entry or
 /// for the request itself as `stage` says.
 fn guests_stage_two(fault: WalkFault<Unreachable>, gpa: Gpa, stage: Stage) -> Stop {
-    let (table, level) = (stage == Stage::TwoForTable, level(&fault));
+    let (table, level) = (stage != Stage::Two, level(&fault));
     let found = stop(fault, stage, unreachable(stage));
     let own = StageTwoFault { gpa, table, level, owner: StageTwoOwner::Guest };
     Stop { stage_two: found.stage_two.or(Some(own)), ..found }

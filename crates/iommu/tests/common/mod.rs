@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod scenarios;
+pub mod smmu;
 
 use std::sync::{Arc, Mutex};
 

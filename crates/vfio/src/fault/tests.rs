@@ -28,8 +28,9 @@ pub(crate) fn reasons() -> Vec<FaultReason> {
         R::NonCanonical,
         R::InterruptAddress,
         R::NoMemory,
+        R::PasidRequired,
     ];
-    for stage in [Stage::One, Stage::Two, Stage::TwoForTable] {
+    for stage in [Stage::One, Stage::Two, Stage::TwoForTable, Stage::TwoForDescriptor] {
         reasons.push(R::AddressWidth { stage });
         reasons.push(R::AccessedDirty { stage });
         reasons.extend([true, false].map(|user| R::Permission { stage, user }));
@@ -37,6 +38,7 @@ pub(crate) fn reasons() -> Vec<FaultReason> {
             reasons.push(R::TableAccess { stage, level });
             reasons.push(R::NotPresent { stage, level });
             reasons.push(R::TableReserved { stage, level });
+            reasons.push(R::AccessFlag { stage, level });
         }
     }
     reasons
