@@ -97,8 +97,8 @@ pub use pasid::{
     PasidUsage, DEFAULT_QUOTA,
 };
 pub use software::{
-    HostConfig, PasidEvent, PasidSubscriber, PasidSubscription, SoftwareHost, SoftwareVm,
-    EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS, MAX_VMS,
-    STAGE_TWO_LOG_LIMIT,
+    HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
+    SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
+    MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
 pub use stage_two::{Layout, SecondStageLevels, StageTwoConfig, StageTwoError, StageTwoFormat};

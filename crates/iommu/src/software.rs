@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use attached::{Attachments, RID_PASID};
-pub use bindings::{PasidEvent, PasidSubscriber, PasidSubscription};
+pub use bindings::{PasidEvent, PasidHold, PasidSubscriber, PasidSubscription};
 pub use faults::{FAULT_QUEUE_LIMIT, STAGE_TWO_LOG_LIMIT};
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError, Executor, Priority, SubscribeError, Work};

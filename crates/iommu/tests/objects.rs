@@ -4,118 +4,17 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use common::hosted::*;
 use common::*;
 use iommu::{
-    AllocPasidError, Channel, DmaError, Endpoint, FaultReason, GuestPasid, Hardware, HwptFlags,
-    HwptId, HwptParent, HwptRequest, InvalidField, Layout, Numbering, ObjectError, PasidRange,
-    SecondStageLevels, SoftwareHost, StageOneInvalidation, StageOneTable, StageTwoConfig,
-    StageTwoFormat, Vm, VmConfig, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    AddressSpace, AllocPasidError, FaultReason, Hardware, HwptFlags, HwptId, HwptParent,
+    HwptRequest, InvalidField, Numbering, ObjectError, PasidRange, SecondStageLevels, SoftwareHost,
+    StageOneInvalidation, StageOneTable, Vm, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use pci::RequesterId;
-
-const VA: u64 = 0x1_2345_6000;
-
-fn guest(number: u32) -> GuestPasid {
-    GuestPasid(pasid(number))
-}
-
-/// A guest whose host owns the tables: a device, and address spaces that map [`VA`] to a page each.
-struct Hosted {
-    guest: Guest,
-    parent: HwptId,
-    _endpoint: Endpoint,
-    channel: Channel,
-}
-
-impl Hosted {
-    fn new() -> Self {
-        Self::on(&SoftwareHost::new(), Numbering::Identity)
-    }
-
-    fn on(host: &SoftwareHost, numbering: Numbering) -> Self {
-        Self::with(host, VmConfig { numbering, ..VmConfig::named("hosted") })
-    }
-
-    /// With guest physical memory all over the host's.
-    fn shuffled(levels: SecondStageLevels) -> Self {
-        let format = StageTwoFormat::Vtd { levels };
-        let stage_two = Some(StageTwoConfig { format, layout: Layout::Shuffled { seed: 7 } });
-        let config = VmConfig { stage_two, ..VmConfig::named("shuffled") };
-        Self::with(&SoftwareHost::new(), config)
-    }
-
-    fn with(host: &SoftwareHost, config: VmConfig) -> Self {
-        let guest = Guest::with(host, config);
-        let (_endpoint, channel) = guest.attach();
-        let parent = HwptParent::Ioas(guest.vm.ioas().unwrap());
-        let flags = HwptFlags::NEST_PARENT | HwptFlags::PASID;
-        let request = HwptRequest { device: DEVICE, parent, flags, data: None, fault: None };
-        let parent = guest.vm.alloc_hwpt(&request).unwrap();
-        Self { guest, parent, _endpoint, channel }
-    }
-
-    /// A stage 1 that maps [`VA`] to `page`, which holds `word`.
-    fn space(&mut self, page: u64, word: u64) -> HwptId {
-        let root = self.root(page, word);
-        self.nested(root).unwrap()
-    }
-
-    fn root(&mut self, page: u64, word: u64) -> Gpa {
-        self.guest.memory.store_u64(Gpa(page), word).unwrap();
-        let root = self.guest.table();
-        self.guest.set_first(root, VA, 1, page | PRESENT | WRITABLE | USER);
-        root
-    }
-
-    fn nested(&self, root: Gpa) -> Result<HwptId, ObjectError> {
-        let table = VtdStageOne { flags: VtdStageOneFlags::empty(), root, address_width: 48 };
-        self.guest.vm.alloc_hwpt(&self.request(table))
-    }
-
-    fn request(&self, table: VtdStageOne) -> HwptRequest {
-        HwptRequest {
-            device: DEVICE,
-            parent: HwptParent::Hwpt(self.parent),
-            flags: HwptFlags::PASID,
-            data: Some(StageOneTable::Vtd(table)),
-            fault: None,
-        }
-    }
-
-    /// Has the VM granted a PASID of that number.
-    fn grant(&self, number: u32) -> GuestPasid {
-        let range = PasidRange::new(pasid(number), pasid(number)).unwrap();
-        assert_eq!(self.guest.vm.alloc_pasid(range), Ok(guest(number)));
-        guest(number)
-    }
-
-    fn read(&self, number: u32) -> Result<u64, DmaError> {
-        dma(&self.channel, with(number), VA, Op::Read)
-    }
-
-    /// Why the latest request was refused.
-    fn reason(&self) -> Option<FaultReason> {
-        let fault = core::iter::from_fn(|| self.guest.vm.take_fault()).last();
-        fault.map(|fault| fault.reason)
-    }
-
-    fn attach(&self, number: u32, hwpt: HwptId) {
-        self.guest.vm.attach_hwpt(DEVICE, Some(guest(number)), hwpt).unwrap();
-    }
-
-    /// Everything is given back, and the books balance.
-    fn end(self) {
-        let Self { guest, _endpoint, channel, .. } = self;
-        drop((channel, _endpoint));
-        wait(&guest.vm, guest.vm.close());
-        let host = guest.host.clone();
-        drop(guest);
-        host.check_books().unwrap();
-        assert_eq!(host.pasid_report().live, 0);
-        assert_eq!(host.pasid_report().parked, 0);
-    }
-}
 
 const BLOCKED: Option<FaultReason> = Some(FaultReason::PasidEntryNotPresent);
 
@@ -195,15 +94,6 @@ fn two_vms_with_the_same_pasid_never_meet() {
     two.end();
 }
 
-impl Hosted {
-    /// Everything of this VM is given back.
-    fn end_one(self) {
-        wait(&self.guest.vm, self.guest.vm.close());
-        assert_eq!(self.guest.vm.pasid_usage().live, 0);
-        assert_eq!(self.guest.vm.pasid_usage().parked, 0);
-    }
-}
-
 #[test]
 fn what_is_detached_is_blocked_and_forgotten() {
     let mut hosted = Hosted::new();
@@ -275,8 +165,8 @@ fn a_device_that_goes_takes_its_attachments_along() {
     let space = hosted.space(0x10_0000, 11);
     hosted.grant(5);
     hosted.attach(5, space);
-    let Hosted { guest: of, _endpoint, channel, parent } = hosted;
-    wait(&of.vm, _endpoint.detach());
+    let Hosted { guest: of, endpoint, channel, parent } = hosted;
+    wait(&of.vm, endpoint.detach());
     let holders = of.host.pasid_report().vms[0].entries[0].holders.clone();
     assert_eq!(holders, ["guest", "iotlb"]);
     assert_eq!(
@@ -285,10 +175,10 @@ fn a_device_that_goes_takes_its_attachments_along() {
     );
     of.vm.destroy(space.into()).unwrap();
     // The same requester again begins anew: it is translated by the source of contexts.
-    let (_endpoint, channel_two) = of.attach();
+    let (endpoint, channel_two) = of.attach();
     assert!(dma(&channel_two, with(5), VA, Op::Read).is_err());
     drop(channel);
-    Hosted { guest: of, _endpoint, channel: channel_two, parent }.end();
+    Hosted { guest: of, endpoint, channel: channel_two, parent }.end();
 }
 
 #[test]
@@ -488,4 +378,86 @@ fn stage_two_stands_under_everything_that_is_attached() {
         hosted.end();
         assert_eq!(host.table_bytes(), 0);
     }
+}
+
+/// Has `change` called with 0, 1 and so on while another thread reads: whatever it is given instead,
+/// that finds the old or the new. Ends when it has found each often.
+fn change_while_reading(hosted: &Hosted, space: AddressSpace, change: impl Fn(usize)) {
+    const OFTEN: usize = 200;
+    let (channel, stop) = (hosted.endpoint.channel(), AtomicBool::new(false));
+    let seen = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let which = match dma(&channel, space, LOW, Op::Read) {
+                    Ok(11) => 0,
+                    Ok(22) => 1,
+                    other => panic!("{other:?}"),
+                };
+                seen[which].fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let often = |seen: &AtomicUsize| seen.load(Ordering::Relaxed) >= OFTEN;
+        let mut rounds = 0..1_000_000;
+        while rounds.start % 8 != 0 || !seen.iter().all(often) {
+            change(rounds.next().expect("the reader stopped, or finds but one"));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_table_is_replaced_without_a_request_being_refused() {
+    for shuffled in [false, true] {
+        let mut hosted = match shuffled {
+            true => Hosted::shuffled(SecondStageLevels::Four),
+            false => Hosted::new(),
+        };
+        // As by a paging table, so by one that maps that address elsewhere.
+        hosted.guest.memory.store_u64(Gpa(LOW), 22).unwrap();
+        let one = hosted.low_space(0x10_0000, 11);
+        let two = hosted.low_space(0x11_0000, 22);
+        hosted.grant(5);
+        hosted.attach(5, one);
+        let vm = &hosted.guest.vm;
+        vm.attach_hwpt(DEVICE, None, one).unwrap();
+        for (space, pasid) in [(with(5), Some(guest(5))), (without(), None)] {
+            change_while_reading(&hosted, space, |round| {
+                let to = [two, hosted.parent, two, one][round % 4];
+                let ticket = vm.replace_hwpt(DEVICE, pasid, to).unwrap();
+                if round % 16 < 4 {
+                    wait(vm, ticket);
+                    let expected = if to == one { 11 } else { 22 };
+                    assert_eq!(dma(&hosted.channel, space, LOW, Op::Read), Ok(expected));
+                }
+            });
+        }
+        hosted.end();
+    }
+}
+
+#[test]
+fn a_whole_table_and_one_for_each_pasid_take_turns_without_a_request_being_refused() {
+    let mut hosted = Hosted::new();
+    let vm = hosted.guest.vm.clone();
+    let one = hosted.low_space(0x10_0000, 11);
+    let root = hosted.guest.table();
+    hosted.guest.memory.store_u64(Gpa(0x11_0000), 22).unwrap();
+    hosted.guest.set_first(root, LOW, 1, 0x11_0000 | PRESENT | WRITABLE | USER);
+    hosted.guest.set_pasid(0, first_stage(root, DOMAIN));
+    let table = VtdPasidTable { directory: hosted.guest.directory, pasid_bits: 10 };
+    let request = HwptRequest {
+        device: DEVICE,
+        parent: HwptParent::Hwpt(hosted.parent),
+        flags: HwptFlags::empty(),
+        data: Some(StageOneTable::VtdPasidTable(table)),
+        fault: None,
+    };
+    let whole = vm.alloc_hwpt(&request).unwrap();
+    vm.attach_hwpt(DEVICE, None, one).unwrap();
+    change_while_reading(&hosted, without(), |round| {
+        let to = [whole, one][round % 2];
+        let _ = vm.replace_hwpt(DEVICE, None, to).unwrap();
+    });
+    hosted.end();
 }

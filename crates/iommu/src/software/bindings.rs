@@ -9,16 +9,16 @@
 
 use alloc::sync::{Arc, Weak};
 
-use ioasid::{Event, Priority, Refusal, SubscribeError, Tag};
+use ioasid::{Event, HoldError, Priority, Refusal, SubscribeError, Tag};
 
-use super::pasids::{Cut, Since};
+use super::pasids::{Cut, Ref, Since};
 use super::vm::VmShared;
 use crate::{GuestPasid, HostPasid, Pasid};
 
 pub(crate) type Binding = ioasid::Binding<Since, Cut>;
 
 /// What somebody is told of a PASID of a VM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PasidEvent<'e> {
     /// The VM's name, for people.
     pub vm: &'e str,
@@ -28,6 +28,28 @@ pub struct PasidEvent<'e> {
     pub host: HostPasid,
     /// Which life of the host's number it is.
     pub tag: Tag,
+    event: &'e Event<'e, Since, Cut>,
+}
+
+impl PasidEvent<'_> {
+    /// A reference to the host's PASID in the subscriber's own name: the number is not granted
+    /// again before that is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`HoldError::Parked`] if the PASID was given back, so always in
+    /// [`PasidSubscriber::free`]: who needs time then holds it since it was attached.
+    /// [`HoldError::NoMemory`].
+    pub fn hold(&self) -> Result<PasidHold, HoldError> {
+        self.event.hold().map(|reference| PasidHold { _reference: reference })
+    }
+}
+
+/// A reference to a PASID of the host: see [`PasidEvent::hold`].
+#[derive(Debug)]
+#[must_use = "dropping it ends the reference"]
+pub struct PasidHold {
+    _reference: Ref,
 }
 
 /// Somebody who is told: a table by which processors translate a guest's PASIDs, for example.
@@ -86,7 +108,7 @@ impl Adapter {
         // Without a number in its set it has the host's.
         let guest = event.spid().map_or(host, |spid| Pasid::from_field(spid.0));
         let (guest, host) = (GuestPasid(guest), HostPasid(host));
-        tell(&PasidEvent { vm, guest, host, tag: event.tag() });
+        tell(&PasidEvent { vm, guest, host, tag: event.tag(), event });
     }
 }
 
