@@ -66,6 +66,9 @@ pub enum HostError {
         /// What could be had.
         available: u32,
     },
+    /// Memory cannot be mapped with that stage 2.
+    #[error("the host cannot map memory with such a stage 2")]
+    UnsupportedStageTwo,
     /// The host has no memory for another VM.
     #[error("the host has no memory for another VM")]
     NoMemory,

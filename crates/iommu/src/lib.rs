@@ -101,4 +101,7 @@ pub use software::{
     SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
     MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
-pub use stage_two::{Layout, SecondStageLevels, StageTwoConfig, StageTwoError, StageTwoFormat};
+pub use stage_two::{
+    ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,
+    StageTwoFormat, Vtcr,
+};

@@ -21,7 +21,7 @@ mod physical;
 mod tables;
 mod walk;
 
-pub use pgtable::SecondStageLevels;
+pub use pgtable::{ArmFlags, ArmStageTwo, Granule, SecondStageLevels, Vtcr};
 
 pub(crate) use editor::{Editor, Retired};
 pub(crate) use frames::Frames;
@@ -46,6 +46,9 @@ pub enum StageTwoFormat {
         /// Depth.
         levels: SecondStageLevels,
     },
+    /// Arm stage 2, with any granule. Needs two levels or more, and an output size of 48 bits or
+    /// more.
+    Arm(ArmStageTwo),
 }
 
 /// Where a guest's memory lies in the host's.
@@ -53,8 +56,8 @@ pub enum StageTwoFormat {
 pub enum Layout {
     /// At the addresses that the guest has for it.
     Identity,
-    /// Shuffled: large frames (2 MiB, with pages of 4 KiB) change places, and in a quarter of them
-    /// the pages do, too. Never in the interrupt range, and never where the guest believes.
+    /// Shuffled: large frames (2 MiB, with pages of 4 KiB; what an entry of level 2 maps) change
+    /// places, and in a quarter of them the pages do, too. Never in the interrupt range, and never where the guest believes.
     Shuffled {
         /// Which shuffle.
         seed: u64,

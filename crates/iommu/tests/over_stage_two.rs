@@ -1,5 +1,7 @@
 //! The tests of everything else once more, over a shuffled stage 2 of the host's.
 #![cfg(not(loom))]
+// Each of them brings its own.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "lifecycle.rs"]
 mod lifecycle;

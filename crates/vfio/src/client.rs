@@ -57,6 +57,7 @@ impl<T: Transport> Host for Client<T> {
             }),
             Err(Errno::ENOSPC) => Err(HostError::TooManyVms { limit: request.limit as usize }),
             Err(Errno::ENOMEM) => Err(HostError::NoMemory),
+            Err(Errno::EOPNOTSUPP) => Err(HostError::UnsupportedStageTwo),
             Err(_) => Err(none),
         }
     }

@@ -10,7 +10,7 @@ use super::SoftwareVm;
 use crate::channel::Batch;
 use crate::stage_two::{Editor, HostStageTwo, HostTables, Retired};
 use crate::sync::{Mutex, MutexGuard};
-use crate::{Fault, StageTwoConfig, StageTwoError, Ticket};
+use crate::{Fault, HostError, StageTwoConfig, StageTwoError, Ticket};
 
 /// The host's stage 2 of one VM.
 pub(crate) struct VmStageTwo {
@@ -21,10 +21,13 @@ pub(crate) struct VmStageTwo {
 }
 
 impl VmStageTwo {
-    /// An empty one; `None` if there is no memory for it.
-    pub(super) fn new(config: &StageTwoConfig, tables: &Arc<HostTables>) -> Option<Self> {
+    /// An empty one.
+    pub(super) fn new(
+        config: &StageTwoConfig,
+        tables: &Arc<HostTables>,
+    ) -> Result<Self, HostError> {
         let editor = Editor::new(HostStageTwo::new(config, tables)?);
-        Some(Self { walker: editor.stage_two().clone(), editor: Mutex::new(editor) })
+        Ok(Self { walker: editor.stage_two().clone(), editor: Mutex::new(editor) })
     }
 
     /// What walks it.

@@ -22,8 +22,12 @@ fn range(start: u64, len: u64) -> Range<Gpa> {
 
 /// An editor and its tables; `levels` of VT-d.
 fn editor(levels: SecondStageLevels, layout: Layout) -> (Editor, Arc<HostTables>) {
+    editor_of(StageTwoFormat::Vtd { levels }, layout)
+}
+
+fn editor_of(format: StageTwoFormat, layout: Layout) -> (Editor, Arc<HostTables>) {
     let tables = Arc::new(HostTables::with_chunks(16));
-    let config = StageTwoConfig { format: StageTwoFormat::Vtd { levels }, layout };
+    let config = StageTwoConfig { format, layout };
     let editor = Editor::new(HostStageTwo::new(&config, &tables).unwrap());
     (editor, tables)
 }
@@ -383,6 +387,74 @@ proptest! {
         drop(editor);
         prop_assert_eq!(tables.used(), 0);
     }
+}
+
+/// Formats of Arm with their frames: log2 of a page, and of what an entry of level 2 maps.
+fn arm_formats() -> Vec<(ArmStageTwo, u32, u32)> {
+    let of = |granule, input, output| ArmStageTwo::new(granule, input, output).unwrap();
+    alloc::vec![
+        (of(Granule::Kib4, 34, 48), 12, 21),
+        (of(Granule::Kib4, 40, 48).with_flags(ArmFlags::AccessDirty), 12, 21),
+        (of(Granule::Kib4, 44, 48).with_flags(ArmFlags::Ignore), 12, 21),
+        (of(Granule::Kib16, 40, 48), 14, 25),
+        (of(Granule::Kib16, 48, 52).with_flags(ArmFlags::Access), 14, 25),
+        (of(Granule::Kib64, 42, 48), 16, 29),
+        (of(Granule::Kib64, 52, 52).with_flags(ArmFlags::AccessDirty), 16, 29),
+    ]
+}
+
+#[test]
+fn every_arm_granule() {
+    use Access::{Read, Write};
+    for (format, page, large) in arm_formats() {
+        for layout in [Layout::Identity, SHUFFLED] {
+            let (mut editor, tables) = editor_of(StageTwoFormat::Arm(format), layout);
+            // Its memory is never touched, so it is never there.
+            let (far, len) = (1 << large, 3 << large);
+            let memory = [(0, 0x2_0000, Write), (0x10_0000, 0x1_0000, Read), (far, len, Write)];
+            drop(editor.set_memory(map(&memory)));
+            for (gpa, expected) in [
+                (0, (true, true)),
+                (0x1_ffff, (true, true)),
+                (0x2_0000, (false, false)),
+                (0x10_0000, (true, false)),
+                (0x11_0000, (false, false)),
+                (far, (true, true)),
+                (far + len - 1, (true, true)),
+                (far + len, (false, false)),
+            ] {
+                assert_eq!(reads_and_writes(&editor, gpa), expected, "{gpa:#x} {format:?}");
+            }
+            let frames = Frames::new(layout, page, large);
+            for frame in 1..4 {
+                let gpa = Gpa(frame << large | 0x1_2345);
+                let leaf = editor.stage_two().walk(gpa, Write).unwrap();
+                assert_eq!(leaf.size_bits, if frames.splits(gpa) { page } else { large });
+                assert_eq!(Some(leaf.translate(gpa).0), frames.host(gpa));
+            }
+            drop(editor.clear(range(far + 0x123, 1)).unwrap());
+            let stop = editor.stage_two().walk(Gpa(far), Read).unwrap_err();
+            assert_eq!((stop.gpa, stop.level()), (Gpa(far), 1));
+            assert!(editor.stage_two().walk(Gpa(far + (1 << page)), Read).is_ok());
+            drop(editor);
+            assert_eq!(tables.used(), 0);
+        }
+    }
+}
+
+#[test]
+fn formats_that_cannot_map_the_memory() {
+    let tables = Arc::new(HostTables::with_chunks(1));
+    let narrow = ArmStageTwo::new(Granule::Kib4, 40, 44).unwrap();
+    let shallow = ArmStageTwo::new(Granule::Kib64, 32, 48).unwrap();
+    assert_eq!(pgtable::Format::levels(&shallow), 1);
+    for format in [narrow, shallow] {
+        let config =
+            StageTwoConfig { format: StageTwoFormat::Arm(format), layout: Layout::Identity };
+        let refused = HostStageTwo::new(&config, &tables).unwrap_err();
+        assert_eq!(refused, crate::HostError::UnsupportedStageTwo);
+    }
+    assert_eq!(tables.used(), 0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use mem::{Access, Gpa, HostAddr};
-use pgtable::{Format, Leaf, Rights, SecondStage, WalkFault};
+use pgtable::{ArmStageTwo, Format, Leaf, Rights, SecondStage, WalkFault, MIN_TABLE_BITS};
 
 use super::frames::HOST_BITS;
 use super::tables::NoTable;
@@ -11,12 +11,13 @@ use super::{Frames, HostTables, StageTwoConfig, StageTwoFormat};
 use crate::cache::Allowed;
 use crate::engine;
 use crate::sabotage::{self, Sabotage};
-use crate::{FaultReason, Stage};
+use crate::{FaultReason, HostError, Stage};
 
 /// A format of the host's tables.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum HostFormat {
     Vtd(SecondStage),
+    Arm(ArmStageTwo),
 }
 
 /// Calls a method of the format, whichever it is.
@@ -24,20 +25,26 @@ macro_rules! with {
     ($format:expr, $name:ident => $call:expr) => {
         match $format {
             HostFormat::Vtd($name) => $call,
+            HostFormat::Arm($name) => $call,
         }
     };
 }
 
 impl HostFormat {
-    fn new(format: StageTwoFormat) -> Self {
+    /// `None` if memory cannot be mapped with it.
+    fn new(format: StageTwoFormat) -> Option<Self> {
         match format {
-            StageTwoFormat::Vtd { levels } => Self::Vtd(SecondStage {
+            StageTwoFormat::Vtd { levels } => Some(Self::Vtd(SecondStage {
                 output_bits: HOST_BITS,
                 one_gib_pages: false,
                 snoop_control: false,
                 device_tlb: false,
                 ..SecondStage::new(levels)
-            }),
+            })),
+            StageTwoFormat::Arm(format) => {
+                let possible = format.levels() >= 2 && format.sizes().output_bits >= HOST_BITS;
+                possible.then_some(Self::Arm(format))
+            }
         }
     }
 
@@ -51,8 +58,8 @@ impl HostFormat {
     }
 
     /// log2 of the bytes of a table of level `level`.
-    pub(super) fn table_bits(&self, _level: u8) -> u32 {
-        12
+    pub(super) fn table_bits(&self, level: u8) -> u32 {
+        with!(self, format => format.table_bits(level)).max(MIN_TABLE_BITS)
     }
 
     pub(super) fn translates(&self, gpa: Gpa) -> bool {
@@ -102,12 +109,20 @@ pub(crate) struct HostLeaf {
 }
 
 impl HostStageTwo {
-    /// An empty table; `None` if there is no memory for it.
-    pub(crate) fn new(config: &StageTwoConfig, tables: &Arc<HostTables>) -> Option<Self> {
-        let format = HostFormat::new(config.format);
-        let root = tables.allocate(format.table_bits(format.levels()))?;
+    /// An empty table.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it, or memory cannot be mapped with it.
+    pub(crate) fn new(
+        config: &StageTwoConfig,
+        tables: &Arc<HostTables>,
+    ) -> Result<Self, HostError> {
+        let format = HostFormat::new(config.format).ok_or(HostError::UnsupportedStageTwo)?;
+        let root_bits = format.table_bits(format.levels());
+        let root = tables.allocate(root_bits).ok_or(HostError::NoMemory)?;
         let frames = Frames::new(config.layout, format.size_bits(1), format.size_bits(2));
-        Some(Self { tables: tables.clone(), root, format, frames })
+        Ok(Self { tables: tables.clone(), root, format, frames })
     }
 
     /// The root, for tables that name it.

@@ -47,7 +47,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
             match error {
                 HostError::TooManyVms { limit } => request.limit = saturate(limit),
                 HostError::QuotaUnavailable { available, .. } => request.available = available,
-                HostError::NoMemory => {}
+                HostError::UnsupportedStageTwo | HostError::NoMemory => {}
             }
             copy_out(&request, argument);
             Err(error.into())

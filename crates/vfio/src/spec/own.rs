@@ -24,6 +24,14 @@ pub(super) mod flags {
     pub const STAGE_TWO_NONE: u8 = 0;
     /// VT-d second stage.
     pub const STAGE_TWO_VTD: u8 = 1;
+    /// Arm stage 2.
+    pub const STAGE_TWO_ARM: u8 = 2;
+    /// Which [`iommu::ArmFlags`]: fault, ignore, access, access and dirty.
+    pub const ARM_FLAGS: u8 = 3;
+    /// DS: addresses of 52 bits.
+    pub const ARM_WIDE: u8 = 4;
+    /// XNX: fetches are told apart by privilege.
+    pub const ARM_EXECUTE_BY_PRIVILEGE: u8 = 8;
     /// The guest's memory lies where the guest has it.
     pub const LAYOUT_IDENTITY: u8 = 0;
     /// The guest's memory is shuffled.
@@ -95,14 +103,14 @@ pub struct CreateVm {
 pub struct StageTwoArgument {
     /// A `STAGE_TWO_` value.
     pub format: u8,
-    /// VT-d: number of levels, 3 to 5.
-    pub shape: u8,
-    /// Zero.
-    pub bits: u8,
     /// A `LAYOUT_` value.
     pub layout: u8,
-    /// Zero.
-    pub reserved: u32,
+    /// VT-d: number of levels, 3 to 5.
+    pub levels: u8,
+    /// Arm: `ARM_` bits.
+    pub arm: u8,
+    /// Arm: T0SZ, SL0, TG0 and PS where VTCR has them.
+    pub vtcr: u32,
     /// Which shuffle, with [`LAYOUT_SHUFFLED`](flags::LAYOUT_SHUFFLED).
     pub seed: u64,
 }
