@@ -13,7 +13,9 @@ impl<V: Vm> Domain<V> {
     /// # Errors
     ///
     /// [`NestingError::Duplicate`]; [`NestingError::OtherHardware`] if it is behind an IOMMU that
-    /// can do something else than the first device's; what the host says.
+    /// can do something else than the first device's; what the host says. With
+    /// [`NestingError::Stuck`] the device is in the domain, but has stage 2 where it should be
+    /// blocked: remove it.
     pub fn add_device(&mut self, device: RequesterId) -> Result<(), NestingError> {
         if self.members.contains_key(&device) {
             return Err(NestingError::Duplicate(device));
@@ -88,11 +90,11 @@ impl<V: Vm> Domain<V> {
         let joined = self
             .go(Move { device, from: None, to: Some(first) })
             .and_then(|_| self.go(Move { device, from: Some(first), to }));
-        if let Err(error) = joined {
-            let _ = self.remove_device(device);
-            return Err(error.into());
+        let Err(cause) = joined else { return Ok(()) };
+        match self.remove_device(device) {
+            Ok(_) => Err(cause.into()),
+            Err(_) => Err(NestingError::Stuck { device, cause }),
         }
-        Ok(())
     }
 
     /// Takes a device out, unbinding its PASIDs first: nothing of it is translated any more.
@@ -127,7 +129,7 @@ impl<V: Vm> Domain<V> {
         while let Some((&device, _)) = self.members.first_key_value() {
             latest = latest.max(self.remove_device(device)?);
         }
-        self.retire(self.current.table());
+        self.retire(self.current.owned());
         self.current = Current::Default;
         self.drop_base();
         Ok(latest)
