@@ -166,7 +166,8 @@ impl SoftwareVm {
         platform: &Arc<Platform>,
     ) -> Result<Self, HostError> {
         let stage_two = config.stage_two.as_ref();
-        let stage_two = stage_two.map(|config| VmStageTwo::new(config, &platform.tables)).transpose()?;
+        let stage_two =
+            stage_two.map(|config| VmStageTwo::new(config, &platform.tables)).transpose()?;
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {

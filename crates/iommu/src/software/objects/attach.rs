@@ -356,7 +356,10 @@ impl VmShared {
             // Guest memory is where the guest says it is.
             None => PasidWord0::new().with_translation_type(if alone { 4 } else { 1 }),
             Some((stage_two, config)) => {
-                let StageTwoFormat::Vtd { levels } = config.format;
+                // A PASID-table entry of VT-d can name no other.
+                let StageTwoFormat::Vtd { levels } = config.format else {
+                    return Err(ObjectError::NotSupported);
+                };
                 PasidWord0::new()
                     .with_translation_type(if alone { 2 } else { 3 })
                     .with_address_width(levels as u8 - 2)
