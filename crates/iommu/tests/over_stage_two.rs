@@ -7,8 +7,6 @@
 mod lifecycle;
 #[path = "model.rs"]
 mod model;
-#[path = "one_dma.rs"]
-mod one_dma;
 #[path = "requests.rs"]
 mod requests;
 #[path = "scenarios.rs"]
