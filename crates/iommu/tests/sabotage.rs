@@ -8,7 +8,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 13] = [
+const CASES: [(Sabotage, &str, Scenario); 21] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -22,6 +22,14 @@ const CASES: [(Sabotage, &str, Scenario); 13] = [
     (Sabotage::WrongPasid, "grants", scenarios::grants),
     (Sabotage::ForgetOwner, "owners", scenarios::owners),
     (Sabotage::SkipStageTwo, "stage_two", scenarios::stage_two),
+    (Sabotage::SkipIotlbInvalidation, "hosted_model", scenarios::hosted_model),
+    (Sabotage::NoAccessedDirty, "hosted_model", scenarios::hosted_model),
+    (Sabotage::LeakCache, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipStageTwo, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipIotlbInvalidation, "holes", scenarios::holes),
+    (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
+    (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
+    (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
 ];
 
 /// One test, since a defect is on for the whole process.

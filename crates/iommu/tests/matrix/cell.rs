@@ -87,12 +87,12 @@ impl Stop {
     /// Whether the device may ask for the page: its tables are in order, but do not let it.
     fn is_page(&self) -> bool {
         let guests = self.stage_two.is_none_or(|stop| stop.owner == StageTwoOwner::Guest);
-        let page = match self.reason {
+        let page = matches!(
+            self.reason,
             FaultReason::NotPresent { .. }
-            | FaultReason::Permission { .. }
-            | FaultReason::AccessFlag { .. } => true,
-            _ => false,
-        };
+                | FaultReason::Permission { .. }
+                | FaultReason::AccessFlag { .. }
+        );
         guests && page
     }
 }
