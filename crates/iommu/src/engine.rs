@@ -298,6 +298,17 @@ impl<M: GuestMemory> Engine<'_, M> {
         if let Some(cached) = self.hit(&[tag], request.address, request.access, privileged) {
             return Ok(cached);
         }
+        self.miss(request, tag, walk)
+    }
+
+    /// Walks, and caches what that finds. Kept out of the way of the hits.
+    #[inline(never)]
+    fn miss(
+        &mut self,
+        request: &Request,
+        tag: Tag,
+        walk: impl FnOnce(&GuestPhysical<'_, M>) -> Result<Cached<Gpa>, Stop>,
+    ) -> Result<Cached, Stop> {
         self.counters.walks.add(1);
         let found = walk(self.memory)?;
         if self.memory.has_stage_two() {

@@ -16,6 +16,7 @@ pub(crate) struct Output(pub(crate) u64);
 
 impl Output {
     /// The memory there, as much of `len` bytes as is contiguous.
+    #[inline]
     pub(crate) fn window<'m, M: GuestMemory>(
         self,
         memory: &'m M,

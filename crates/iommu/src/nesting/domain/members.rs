@@ -22,11 +22,13 @@ impl<V: Vm> Domain<V> {
         }
         self.reap();
         let hardware = self.vm.hardware(device)?;
-        if self.base.is_none() {
+        let is_first = self.base.is_none();
+        if is_first {
             self.base = Some(self.make_base(device, hardware)?);
         }
         let added = self.join(device, hardware);
-        if added.is_err() && self.members.is_empty() && self.current == Current::Default {
+        // One that is stuck still stands on it.
+        if is_first && added.is_err() && self.members.is_empty() {
             self.drop_base();
         }
         added
