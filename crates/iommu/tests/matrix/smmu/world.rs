@@ -1,19 +1,20 @@
 //! A guest behind an SMMUv3 whose tables are in order, and what can be broken in them.
 
 use iommu::{
-    AddressSpace, Channel, DescriptorForm, DescriptorTable, Endpoint, Hardware, Invalidation,
-    SmmuInvalidation, StreamTranslation,
+    AddressSpace, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, Endpoint, Hardware,
+    HwptFlags, HwptId, HwptParent, HwptRequest, Invalidation, ObjectError, SmmuInvalidation,
+    StageOneTable, StreamTranslation, ViommuId, ViommuKind, Vm,
 };
 use mem::{Gpa, GuestMemory};
 
 use super::oracle::{path, Path};
-use super::{Case, Config, Damage, Entry, One, Page, Two, SUBSTREAM};
+use super::{Case, Config, Damage, Entry, One, Owner, Page, Two, SUBSTREAM};
 use crate::cell::{Patch, DATA, IOVA};
 use crate::common::smmu::{
     asid, descriptor, stage_two, AF, BLOCK, EL0, PAGE, READ_ONLY, S2_PAGE, S2_READ, S2_WRITE, SMMU,
     TABLE,
 };
-use crate::common::{Guest, MEMORY, NOWHERE, TABLES};
+use crate::common::{wait, Guest, DEVICE, MEMORY, NOWHERE, TABLES};
 use crate::ground::Ground;
 
 /// Where context descriptors are: two leaves of 64 KiB, or one array.
@@ -35,19 +36,58 @@ pub struct World {
     two: Gpa,
     /// First level of the table of descriptors.
     pointers: Gpa,
+    /// The guest's part of the host's unit, if its entries are attached, and what is attached.
+    viommu: Option<ViommuId>,
+    attached: Option<HwptId>,
     _endpoint: Endpoint,
 }
 
 impl World {
-    pub fn new(case: Case, ground: Ground) -> Self {
+    pub fn new(case: Case, owner: Owner, ground: Ground) -> Self {
+        let mut world = Self::unattached(case, ground);
+        world.build();
+        if owner == Owner::Host {
+            world.viommu = Some(world.viommu());
+        }
+        world.install(world.table(), world.two).unwrap();
+        world
+    }
+
+    fn unattached(case: Case, ground: Ground) -> Self {
         let mut guest = ground.guest(Hardware::Smmuv3(SMMU));
         let (endpoint, channel) = guest.attach();
         let (one, two, pointers) = (guest.table(), guest.table(), guest.table());
-        let mut world =
-            Self { guest, channel, case, ground, one, two, pointers, _endpoint: endpoint };
-        world.build();
-        world.install(world.table(), two);
-        world
+        Self {
+            guest,
+            channel,
+            case,
+            ground,
+            one,
+            two,
+            pointers,
+            viommu: None,
+            attached: None,
+            _endpoint: endpoint,
+        }
+    }
+
+    /// Asserts that what the host cannot do is refused.
+    pub fn is_refused(case: Case, ground: Ground) {
+        let mut world = Self::unattached(case, ground);
+        world.viommu = Some(world.viommu());
+        assert_eq!(world.install(world.table(), world.two), Err(ObjectError::NotSupported));
+    }
+
+    /// The guest's part of the unit, by which it knows the device.
+    fn viommu(&self) -> ViommuId {
+        let vm = &self.guest.vm;
+        let parent = HwptParent::Ioas(vm.ioas().unwrap());
+        let flags = HwptFlags::NEST_PARENT;
+        let request = HwptRequest { device: DEVICE, parent, flags, data: None, fault: None };
+        let parent = vm.alloc_hwpt(&request).unwrap();
+        let viommu = vm.alloc_viommu(DEVICE, parent, ViommuKind::Smmuv3).unwrap();
+        vm.alloc_vdevice(viommu, DEVICE, 0x17).unwrap();
+        viommu
     }
 
     fn build(&mut self) {
@@ -87,7 +127,10 @@ impl World {
         }
     }
 
-    fn install(&self, table: Gpa, two: Gpa) {
+    fn install(&mut self, table: Gpa, two: Gpa) -> Result<(), ObjectError> {
+        if let Some(viommu) = self.viommu {
+            return self.install_hosts(viommu, table);
+        }
         let Case { form, bits, default, .. } = self.case;
         let table = DescriptorTable { root: table, bits, form, default };
         self.guest.set_stream(match self.case.config {
@@ -97,6 +140,51 @@ impl World {
             Config::Two => StreamTranslation::StageTwo(stage_two(two)),
             Config::Nested => StreamTranslation::Nested(table, stage_two(two)),
         });
+        Ok(())
+    }
+
+    /// Attaches the guest's stream-table entry over the host's stage 2.
+    fn install_hosts(&mut self, viommu: ViommuId, table: Gpa) -> Result<(), ObjectError> {
+        let words = self.words(table);
+        let vm = &self.guest.vm;
+        let hwpt = vm.alloc_hwpt(&HwptRequest {
+            device: DEVICE,
+            parent: HwptParent::Viommu(viommu),
+            flags: HwptFlags::empty(),
+            data: Some(StageOneTable::Smmuv3(words)),
+            fault: None,
+        })?;
+        match self.attached.replace(hwpt) {
+            None => vm.attach_hwpt(DEVICE, None, hwpt)?,
+            Some(old) => {
+                wait(vm, vm.replace_hwpt(DEVICE, None, hwpt)?);
+                vm.destroy(old.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first words of the guest's stream-table entry: V, Config, S1Fmt, S1ContextPtr, S1CDMax;
+    /// S1DSS.
+    fn words(&self, table: Gpa) -> [u64; 2] {
+        let Case { config, form, bits, default } = self.case;
+        let config = match config {
+            Config::Abort => return [1, 0],
+            Config::Bypass => return [1 | 4 << 1, 0],
+            Config::One => 5,
+            Config::Two | Config::Nested => unreachable!("stage 2 is the host's"),
+        };
+        let form = match form {
+            DescriptorForm::Linear => 0,
+            DescriptorForm::Leaves4K => 1,
+            DescriptorForm::Leaves64K => 2,
+        };
+        let default = match default {
+            DefaultSubstream::Terminate => 0,
+            DefaultSubstream::Bypass => 1,
+            DefaultSubstream::Zero => 2,
+        };
+        [1 | config << 1 | form << 4 | table.0 | u64::from(bits) << 59, default]
     }
 
     /// The leaf with the descriptor of a substream.
@@ -197,7 +285,7 @@ impl World {
         match damage {
             Damage::None | Damage::FarAddress | Damage::HighHalf | Damage::Nowhere => {}
             Damage::One(damage) => self.damage_one(damage, &mut patch),
-            Damage::Two(Two::BadRoot) => self.install(self.table(), Gpa(NOWHERE)),
+            Damage::Two(Two::BadRoot) => self.install(self.table(), Gpa(NOWHERE)).unwrap(),
             Damage::Two(damage) => self.damage_two(damage, &mut patch),
             Damage::Table(damage) => self.damage_page(self.one_entry(1).0, damage, &mut patch),
             Damage::Descriptor(damage) => {
@@ -206,7 +294,7 @@ impl World {
                 }
             }
             Damage::Pointer(damage) => self.damage_page(self.pointers.0, damage, &mut patch),
-            Damage::Entry(Entry::BadTable) => self.install(Gpa(NOWHERE), self.two),
+            Damage::Entry(Entry::BadTable) => self.install(Gpa(NOWHERE), self.two).unwrap(),
             Damage::Entry(damage) => self.damage_entry(damage, &mut patch),
         }
         patch
@@ -215,7 +303,7 @@ impl World {
     /// Mends it.
     pub fn undo(&mut self, patch: Patch) {
         patch.undo(&self.guest);
-        self.install(self.table(), self.two);
+        self.install(self.table(), self.two).unwrap();
     }
 
     fn damage_one(&self, damage: One, patch: &mut Patch) {
