@@ -2,6 +2,7 @@
 
 mod calls;
 mod memory;
+mod objects;
 mod pasids;
 
 use alloc::sync::Arc;
@@ -12,6 +13,7 @@ use iommu::{Host, Vm};
 use spin::mutex::SpinMutex;
 
 pub use memory::MAX_MAPPINGS;
+pub use objects::MAX_INVALIDATE_ENTRIES;
 
 use crate::{Errno, File, Handle, Refusal, Reply, Request, Revision, Transport};
 use calls::Machine;

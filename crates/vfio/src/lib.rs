@@ -89,13 +89,16 @@ mod errno;
 mod fault;
 mod invalidation;
 mod number;
+mod objects;
 mod refusal;
 pub mod spec;
 mod transport;
 
 pub use argument::{ArgumentError, MAX_ARGUMENT};
 pub use client::{Client, ClientVm, Failures};
-pub use dispatcher::{Container, Dispatcher, DispatcherCounts, MAX_CONTAINERS, MAX_MAPPINGS};
+pub use dispatcher::{
+    Container, Dispatcher, DispatcherCounts, MAX_CONTAINERS, MAX_INVALIDATE_ENTRIES, MAX_MAPPINGS,
+};
 pub use door::{Door, DoorVm};
 pub use errno::Errno;
 pub use number::{Request, Revision};

@@ -1,6 +1,6 @@
 //! Why a call is refused. It has changed nothing then.
 
-use iommu::{AllocPasidError, AttachError, FreePasidError, HostError};
+use iommu::{AllocPasidError, AttachError, FreePasidError, HostError, ObjectError};
 use mem::{Gpa, LayoutError};
 
 use crate::{ArgumentError, Errno};
@@ -68,6 +68,15 @@ pub enum Refusal {
     /// The host takes no such PASID back.
     #[error(transparent)]
     FreePasid(#[from] FreePasidError),
+    /// The VM does not do that with its objects.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// No device of a VM has such a number.
+    #[error("no device has the number {number:#x}")]
+    NoSuchDevice {
+        /// The number.
+        number: u32,
+    },
     /// None of the caller's PASIDs lies in the range.
     #[error("none of the VM's PASIDs lies in the range")]
     NoPasidThere,
@@ -106,6 +115,7 @@ impl Refusal {
         match self {
             Self::UnknownRequest { .. } => Errno::ENOTTY,
             Self::Argument(error) => error.errno(),
+            Self::Object(error) => object_errno(error),
             Self::Flags { .. }
             | Self::Value { .. }
             | Self::UnwantedHandle
@@ -131,7 +141,26 @@ impl Refusal {
             Self::Host(HostError::NoMemory) | Self::AllocPasid(AllocPasidError::NoMemory) => {
                 Errno::ENOMEM
             }
-            Self::FreePasid(FreePasidError::NotGranted(_)) | Self::NoPasidThere => Errno::ENOENT,
+            Self::FreePasid(FreePasidError::NotGranted(_))
+            | Self::NoPasidThere
+            | Self::NoSuchDevice { .. } => Errno::ENOENT,
         }
+    }
+}
+
+/// iommufd's number for what happened to an object, where it has one.
+const fn object_errno(error: &ObjectError) -> Errno {
+    match error {
+        ObjectError::NotSupported => Errno::EOPNOTSUPP,
+        ObjectError::NoDevice(_) | ObjectError::NoObject(_) => Errno::ENOENT,
+        ObjectError::Busy => Errno::EBUSY,
+        ObjectError::NotAttached | ObjectError::WrongModel | ObjectError::Invalid(_) => {
+            Errno::EINVAL
+        }
+        ObjectError::NotGranted(_) => Errno::EACCES,
+        ObjectError::TooMany { .. } => Errno::ENOSPC,
+        ObjectError::Refused => Errno::EPERM,
+        ObjectError::NoMemory => Errno::ENOMEM,
+        ObjectError::Closed => Errno::ENODEV,
     }
 }

@@ -9,6 +9,7 @@ use pci::RequesterId;
 use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
+use super::objects::{Objects, Parents};
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
 use crate::spec::flags::*;
@@ -23,6 +24,7 @@ pub(super) struct Machine<V> {
     pub(super) vm: V,
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
+    parents: Parents,
 }
 
 /// Refuses a handle.
@@ -41,7 +43,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         enforce_grants: set(VM_ENFORCE_GRANTS),
     };
     match host.create_vm(config) {
-        Ok(vm) => Ok(Machine { vm, memory: SpinMutex::default(), granted: Granted::default() }),
+        Ok(vm) => Ok(Machine::new(vm)),
         Err(error) => {
             match error {
                 HostError::TooManyVms { limit } => request.limit = saturate(limit),
@@ -70,6 +72,11 @@ fn saturate(limit: usize) -> u32 {
 }
 
 impl<V: Vm> Machine<V> {
+    fn new(vm: V) -> Self {
+        let (memory, granted, parents) = Default::default();
+        Self { vm, memory, granted, parents }
+    }
+
     pub(super) fn dispatch(
         &self,
         request: Request,
@@ -83,6 +90,11 @@ impl<V: Vm> Machine<V> {
             Request::SetFaultEvent => return self.set_fault_event(argument, handle),
             _ => no_handle(handle)?,
         }
+        let own = revision == Revision::Own;
+        let objects = Objects { vm: &self.vm, parents: &self.parents, own };
+        if let Some(result) = objects.dispatch(request, argument) {
+            return result;
+        }
         match (request, revision) {
             (Request::UnmapDma, _) => self.unmap_dma(argument),
             (Request::UpdateMemory, _) => self.update_memory(argument),
@@ -95,10 +107,8 @@ impl<V: Vm> Machine<V> {
             (Request::PasidRequest, _) => self.granted.posted(&self.vm, argument),
             (Request::GetCounters, _) => self.get_counters(argument),
             (Request::CloseVm, _) => self.close(argument),
-            (Request::CreateVm, _) => Err(Refusal::VmExists),
-            (Request::MapDma | Request::SetContexts | Request::SetFaultEvent, _) => {
-                Err(Refusal::NoHandle)
-            }
+            // Not a request for a VM; those with a handle and those for objects are carried out.
+            (_, _) => Err(Refusal::VmExists),
         }
     }
 
@@ -245,6 +255,7 @@ impl<V: Vm> Machine<V> {
         self.memory.lock().close();
         let ticket = self.vm.close();
         self.granted.clear();
+        self.parents.clear();
         write_ticket(request, ticket, argument);
         Ok(Reply::default())
     }

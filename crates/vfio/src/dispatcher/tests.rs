@@ -13,6 +13,9 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::*;
+
+mod hostile;
+
 use crate::spec::flags::*;
 use crate::spec::*;
 use crate::{invalidation, ArgumentError};
@@ -409,126 +412,6 @@ fn state(rig: &Rig) -> State {
         segments: segments.segments().iter().map(|s| (s.range, s.offset)).collect(),
         memory: std::format!("{:?}", machine.memory.lock()),
         vms: rig.dispatcher.host().vms(),
-    }
-}
-
-/// A good argument of each request, to be spoilt.
-fn good(request: Request, revision: Revision) -> Vec<u8> {
-    let own = revision == Revision::Own;
-    match request {
-        Request::MapDma => map(0x8000, 0x1000).as_bytes().to_vec(),
-        Request::UnmapDma => bytes(&UnmapDma { argsz: 24, flags: 0, iova: 0, size: 0x1000 }),
-        Request::CacheInvalidate => {
-            let what = Invalidation::DeviceTlb {
-                requester: DEVICE,
-                range: mem::Range { start: mem::Iova(0), last: mem::Iova(0xfff) },
-            };
-            let encoded = invalidation::encode(what);
-            let argsz = 64;
-            if own {
-                bytes(&encoded)
-            } else {
-                bytes(&CacheInvalidate { argsz, flags: 0, info: encoded.info })
-            }
-        }
-        Request::PasidRequest => {
-            let mut bytes = vec![0; if own { 48 } else { 16 }];
-            bytes[0] = bytes.len() as u8;
-            bytes[4] = 1;
-            bytes[12] = 9;
-            bytes
-        }
-        Request::CreateVm => bytes(&create(1)),
-        Request::CloseVm => bytes(&ticketed(0)),
-        Request::UpdateMemory => bytes(&ticketed(UPDATE_BEGIN)),
-        Request::SetContexts | Request::SetFaultEvent => {
-            bytes(&SetHandle { argsz: 8, flags: HANDLE_UNSET })
-        }
-        Request::Completion => bytes(&Completion { argsz: 24, ..Completion::new_zeroed() }),
-        Request::ReadFault => bytes(&ReadFault { argsz: 80, ..ReadFault::new_zeroed() }),
-        Request::AttachDevice => bytes(&AttachDevice { argsz: 16, ..AttachDevice::new_zeroed() }),
-        Request::GetCounters => {
-            bytes(&CountersArgument { argsz: 112, ..CountersArgument::new_zeroed() })
-        }
-    }
-}
-
-fn bytes(value: &(impl IntoBytes + Immutable)) -> Vec<u8> {
-    value.as_bytes().to_vec()
-}
-
-#[derive(Debug, Clone)]
-enum Stimulus {
-    Random { number: u32, bytes: Vec<u8> },
-    Spoilt { request: usize, spoil: Vec<(usize, u8)>, keep: usize },
-}
-
-fn stimuli() -> impl Strategy<Value = Vec<(Stimulus, u8)>> {
-    let number = prop_oneof![0x3b60..0x3be0u32, any::<u32>()];
-    let random = (number, prop::collection::vec(any::<u8>(), 0..140))
-        .prop_map(|(number, bytes)| Stimulus::Random { number, bytes });
-    let byte = prop_oneof![Just(0u8), Just(1), Just(0xff), any::<u8>()];
-    let spoil = prop::collection::vec((0..140usize, byte), 0..4);
-    let keep = prop_oneof![3 => Just(usize::MAX), 1 => 0..140usize];
-    let spoilt = (0..13usize, spoil, keep).prop_map(|(request, spoil, keep)| Stimulus::Spoilt {
-        request,
-        spoil,
-        keep,
-    });
-    prop::collection::vec((prop_oneof![1 => random, 4 => spoilt], 0..4u8), 1..60)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Whatever the bytes, nothing panics, and what is refused changes nothing.
-    #[test]
-    fn hostile_bytes(revision in 0..3usize, stimuli in stimuli()) {
-        let revision =
-            [Revision::Own, Revision::PasidRequestV7, Revision::PasidTableV13][revision];
-        let rig = Rig::with(revision, 3);
-        rig.call_with(Request::MapDma, &mut map(0, 0x1000), memory()).unwrap();
-        for (stimulus, handle) in stimuli {
-            let (number, mut argument) = match stimulus {
-                Stimulus::Random { number, bytes } => (number, bytes),
-                Stimulus::Spoilt { request, spoil, keep } => {
-                    let request = Request::all().nth(request).unwrap();
-                    let mut argument = good(request, revision);
-                    for (at, byte) in spoil {
-                        let len = argument.len();
-                        argument[at % len] = byte;
-                    }
-                    argument.truncate(keep);
-                    (request.number(revision).unwrap_or(0x3bff), argument)
-                }
-            };
-            let handle = match handle {
-                0 => memory(),
-                1 => bell(),
-                _ => None,
-            };
-            let before = state(&rig);
-            if rig.container.call(number, &mut argument, handle).is_err() {
-                prop_assert_eq!(state(&rig), before);
-            }
-        }
-    }
-}
-
-#[test]
-fn good_arguments_are_good() {
-    for revision in [Revision::Own, Revision::PasidRequestV7, Revision::PasidTableV13] {
-        for request in Request::all() {
-            let Some(number) = request.number(revision) else { continue };
-            let rig = Rig::without_vm(revision);
-            if request != Request::CreateVm {
-                rig.call(Request::CreateVm, &mut create(1)).unwrap();
-            }
-            let handle = if request == Request::MapDma { memory() } else { None };
-            let result = rig.container.call(number, &mut good(request, revision), handle);
-            let posted = request == Request::CacheInvalidate && revision != Revision::Own;
-            // Of which the posted structure does not say the device.
-            assert_eq!(result.is_err(), posted, "{request:?} {result:?}");
-        }
     }
 }
 

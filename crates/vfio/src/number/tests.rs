@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-const REVISIONS: [Revision; 3] = [Revision::Own, Revision::PasidRequestV7, Revision::PasidTableV13];
+const REVISIONS: [Revision; 4] =
+    [Revision::Own, Revision::PasidRequestV7, Revision::PasidTableV13, Revision::Iommufd];
 
 #[test]
 fn numbers_as_posted() {
@@ -19,9 +20,33 @@ fn numbers_as_posted() {
 }
 
 #[test]
+fn numbers_of_iommufd() {
+    let numbers = [
+        (Request::Destroy, 0x3b80),
+        (Request::IoasAlloc, 0x3b81),
+        (Request::HwptAlloc, 0x3b89),
+        (Request::GetHwInfo, 0x3b8a),
+        (Request::HwptInvalidate, 0x3b8d),
+        (Request::FaultQueueAlloc, 0x3b8e),
+        (Request::ViommuAlloc, 0x3b90),
+        (Request::VdeviceAlloc, 0x3b91),
+        (Request::VeventqAlloc, 0x3b93),
+    ];
+    for (request, number) in numbers {
+        assert_eq!(request.number(Revision::Own), Some(number));
+        assert_eq!(request.number(Revision::Iommufd), Some(number));
+        assert_eq!(request.number(Revision::PasidTableV13), None);
+    }
+}
+
+#[test]
 fn our_own_are_nobody_elses() {
-    for request in Request::all().filter(|r| !matches!(r, Request::MapDma | Request::UnmapDma)) {
+    for request in Request::all() {
         let number = request.number(Revision::Own).unwrap();
+        let linux = [0x3b71, 0x3b72].contains(&number) || (0x3b80..0x3b94).contains(&number);
+        if linux {
+            continue;
+        }
         // VFIO has 0x64 and up, iommufd 0x80 and up; neither has come near this.
         assert!((0x3bd0..=0x3bff).contains(&number), "{request:?}");
     }

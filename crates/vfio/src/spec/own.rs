@@ -73,7 +73,7 @@ pub struct CreateVm {
 
 impl Argument for CreateVm {
     const FLAGS: Option<u32> = Some(flags::VM_PRIVATE_PASIDS | flags::VM_ENFORCE_GRANTS);
-    const RESERVED: Range<usize> = 20..24;
+    const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
 }
 
 /// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`) and `CloseVm` (no
@@ -131,7 +131,7 @@ pub struct OwnCacheInvalidate {
 
 impl Argument for OwnCacheInvalidate {
     const FLAGS: Option<u32> = Some(flags::INVALIDATE_REQUESTER | flags::INVALIDATE_NO_PASID);
-    const RESERVED: Range<usize> = 76..80;
+    const RESERVED: [Range<usize>; 2] = [76..80, 0..0];
 }
 
 /// [`PasidRequest`](super::PasidRequest) with its results inside.
@@ -165,7 +165,7 @@ pub struct OwnPasidRequest {
 impl Argument for OwnPasidRequest {
     const FLAGS: Option<u32> =
         Some(PASID_ALLOC | PASID_FREE | flags::PASID_QUERY | flags::PASID_RELEASE);
-    const RESERVED: Range<usize> = 36..40;
+    const RESERVED: [Range<usize>; 2] = [36..40, 0..0];
 }
 
 /// Asks whether everything up to a ticket is over.
@@ -185,7 +185,7 @@ pub struct Completion {
 }
 
 impl Argument for Completion {
-    const RESERVED: Range<usize> = 20..24;
+    const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
 }
 
 /// Takes the oldest fault. All of it is *out*, but for the first two words.
@@ -230,7 +230,7 @@ pub struct AttachDevice {
 }
 
 impl Argument for AttachDevice {
-    const RESERVED: Range<usize> = 10..12;
+    const RESERVED: [Range<usize>; 2] = [10..12, 0..0];
 }
 
 /// Reads the counters of [`iommu::Counters`]. All of it is *out*, but for the first two words; a
