@@ -63,6 +63,7 @@ pub mod format;
 mod host;
 mod in_flight;
 mod invalidation;
+pub mod nesting;
 mod objects;
 pub mod pasid;
 #[cfg(feature = "sabotage")]

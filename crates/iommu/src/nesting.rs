@@ -1,0 +1,48 @@
+//! What the IOMMU drivers of the older generations did, as code over the objects of a
+//! [`Vm`](crate::Vm): it runs on any host (ADR 0004).
+//!
+//! ```text
+//!   VFIO's posted calls                      a VMM that shadows a guest's PASID table
+//!        │ decoded                                   │ the guest's entry, when it changes
+//!        ▼                                           ▼
+//!   Domain: configuration, devices ──────────► Bindings: what is bound by device and PASID
+//!        │ nested table of a whole PASID table       │ nested tables of first stages
+//!        ▼                                           ▼
+//!   trait Vm: page tables, attach, replace, detach, invalidate
+//! ```
+//!
+//! | posted | here |
+//! |---|---|
+//! | `iommu_attach_pasid_table`, `iommu_detach_pasid_table` | [`Domain::attach_pasid_table`], [`Domain::detach_pasid_table`] |
+//! | `VFIO_IOMMU_SET_PASID_TABLE` over the domains of a container | [`set_pasid_table`], [`unset_pasid_table`] |
+//! | a guest's entry that goes from table to table | [`replace_pasid_table`] |
+//! | `bind_pasid_table`, `unbind_pasid_table` of 2017 | [`Domain::bind_pasid_table`], [`Domain::unbind_pasid_table`] |
+//! | `iommu_sva_bind_gpasid`, `iommu_sva_unbind_gpasid` | [`Domain::bind_gpasid`], [`Domain::unbind_gpasid`] |
+//! | `iommu_cache_invalidate` | [`Domain::cache_invalidate`] |
+//! | `iommu_bind_guest_msi`, `iommu_unbind_guest_msi` | [`MsiBindings`] |
+//!
+//! The calls take decoded values: bytes, versions and sizes are the door's business. Unlike the
+//! posted code, a call over several devices or domains that fails restores what each had; a device
+//! that joins later has the domain's configuration; and requests without PASID are translated as
+//! the caller says (S1DSS).
+
+mod bindings;
+mod domain;
+mod error;
+mod invalidate;
+mod msi;
+mod stream;
+mod table;
+
+pub use bindings::{Bindings, Change, Entry, Scope, IDLE_PASIDS, MAX_BINDINGS};
+pub use domain::{
+    replace_pasid_table, set_pasid_table, unset_pasid_table, Configuration, Domain, GpasidBind,
+    MAX_RETIRED,
+};
+pub use error::NestingError;
+pub use invalidate::{CacheInvalidate, Caches, Granularity, InvalidateError, MAX_ADDRESS_COMMANDS};
+pub use msi::{MsiBinding, MsiBindings, MsiError, MAX_MSI_BINDINGS};
+pub use table::{
+    DefaultSubstream, DescriptorForm, PasidTableConfig, PasidTableFormat, PasidTableInfo,
+    TableMode, TableModel,
+};
