@@ -92,16 +92,7 @@ impl ArgumentError {
 
 /// Copies a structure in. The bytes may change meanwhile, or afterwards: only the copy counts.
 pub(crate) fn copy_in<T: Argument>(bytes: &[u8]) -> Result<T, ArgumentError> {
-    let truncated = |claimed| ArgumentError::Truncated { given: bytes.len(), claimed };
-    let argsz = claimed_size(bytes).ok_or(truncated(size_of::<u32>()))?;
-    let claimed = argsz as usize;
-    if claimed < T::NEEDED {
-        return Err(ArgumentError::TooShort { argsz, needed: T::NEEDED });
-    }
-    if claimed > MAX_ARGUMENT {
-        return Err(ArgumentError::TooLong { argsz });
-    }
-    let given = bytes.get(..claimed).ok_or(truncated(claimed))?;
+    let given = claimed_bytes(bytes, T::NEEDED)?;
     let mut value: T = copy_known(given)?;
     let copy = value.as_mut_bytes();
     check_flags(copy, T::FLAGS)?;
@@ -110,6 +101,26 @@ pub(crate) fn copy_in<T: Argument>(bytes: &[u8]) -> Result<T, ArgumentError> {
         return Err(ArgumentError::Reserved { offset });
     }
     Ok(value)
+}
+
+/// Copies in a structure of which what follows is room for an answer, whatever is there.
+pub(crate) fn copy_question<T: Argument>(bytes: &[u8]) -> Result<T, ArgumentError> {
+    let given = claimed_bytes(bytes, T::NEEDED)?;
+    copy_known(&given[..given.len().min(size_of::<T>())])
+}
+
+/// As many of the bytes as they say that they are, which are at least `needed`.
+pub(crate) fn claimed_bytes(bytes: &[u8], needed: usize) -> Result<&[u8], ArgumentError> {
+    let truncated = |claimed| ArgumentError::Truncated { given: bytes.len(), claimed };
+    let argsz = claimed_size(bytes).ok_or(truncated(size_of::<u32>()))?;
+    let claimed = argsz as usize;
+    if claimed < needed {
+        return Err(ArgumentError::TooShort { argsz, needed });
+    }
+    if claimed > MAX_ARGUMENT {
+        return Err(ArgumentError::TooLong { argsz });
+    }
+    bytes.get(..claimed).ok_or(truncated(claimed))
 }
 
 /// Copies a structure that another one points at, of which all that is known has to be there.

@@ -8,13 +8,24 @@
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Revision {
     /// Our own: results in the structure and never in the return value, errors with what was
-    /// allowed, tickets for what takes time. What [`Client`](crate::Client) speaks.
+    /// allowed, tickets for what takes time, nothing unknown passed over. What
+    /// [`Client`](crate::Client) speaks.
     #[default]
     Own,
-    /// `PASID_REQUEST` as posted (version 7 of that series, 2020).
+    /// `PASID_REQUEST` and `NESTING_OP` with the structures that Linux 5.3 to 5.9 has for them,
+    /// which have no size of their own.
+    PasidRequest53,
+    /// `PASID_REQUEST` and `NESTING_OP` as posted (version 7 of that series, 2020).
     PasidRequestV7,
-    /// `CACHE_INVALIDATE` as posted (version 13 of the series of `SET_PASID_TABLE`, 2021).
+    /// The same as the series' developers' tree has it last, in 2021: other nesting information.
+    PasidRequestTree,
+    /// `SET_PASID_TABLE`, `CACHE_INVALIDATE` and `SET_MSI_BINDING` as posted (version 11 of that
+    /// series, 2020), with the structures of Linux 5.3 to 5.9.
+    PasidTableV11,
+    /// The same in versions 12 and 13 (2021).
     PasidTableV13,
+    /// The same in versions 14 and 15 (2021), where the configuration has no hole any more.
+    PasidTableV15,
     /// What Linux has today: iommufd's objects, and nothing that was only posted.
     Iommufd,
 }
@@ -23,6 +34,30 @@ pub enum Revision {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Request {
+    /// `VFIO_GET_API_VERSION`.
+    GetApiVersion,
+    /// `VFIO_CHECK_EXTENSION`.
+    CheckExtension,
+    /// `VFIO_SET_IOMMU`.
+    SetIommu,
+    /// `VFIO_GROUP_GET_STATUS`, to a group.
+    GroupGetStatus,
+    /// `VFIO_GROUP_SET_CONTAINER`, to a group.
+    GroupSetContainer,
+    /// `VFIO_GROUP_UNSET_CONTAINER`, to a group.
+    GroupUnsetContainer,
+    /// `VFIO_GROUP_GET_DEVICE_FD`, to a group.
+    GroupGetDeviceFd,
+    /// `VFIO_DEVICE_GET_INFO`, to a device.
+    DeviceGetInfo,
+    /// `VFIO_DEVICE_GET_REGION_INFO`, to a device.
+    DeviceGetRegionInfo,
+    /// `VFIO_DEVICE_GET_IRQ_INFO`, to a device.
+    DeviceGetIrqInfo,
+    /// `VFIO_DEVICE_SET_IRQS`, to a device.
+    DeviceSetIrqs,
+    /// `VFIO_IOMMU_GET_INFO`.
+    IommuGetInfo,
     /// `VFIO_IOMMU_MAP_DMA`.
     MapDma,
     /// `VFIO_IOMMU_UNMAP_DMA`.
@@ -55,6 +90,16 @@ pub enum Request {
     DetachPageTable,
     /// Takes an event of an event queue.
     ReadEvent,
+    /// `VFIO_IOMMU_SET_PASID_TABLE`.
+    SetPasidTable,
+    /// `VFIO_IOMMU_SET_MSI_BINDING`.
+    SetMsiBinding,
+    /// `VFIO_IOMMU_NESTING_OP`.
+    NestingOp,
+    /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`, to a device.
+    AttachIommufdPt,
+    /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`, to a device.
+    DetachIommufdPt,
     /// `IOMMU_DESTROY`.
     Destroy,
     /// `IOMMU_IOAS_ALLOC`.
@@ -85,7 +130,7 @@ const IOMMUFD_BASE: u8 = 0x80;
 const OWN_BASE: u8 = 0xd0;
 
 /// How many revisions there are.
-const REVISIONS: usize = 4;
+const REVISIONS: usize = 8;
 
 /// A row: a request, and its number in each revision that has it, in the order of [`column`].
 type Row = (Request, [Option<u8>; REVISIONS]);
@@ -115,12 +160,42 @@ const fn iommufd(number: u8) -> [Option<u8>; REVISIONS] {
     own_and(IOMMUFD_BASE + number, [(Revision::Iommufd, IOMMUFD_BASE + number)])
 }
 
+/// The numbers of the series of `SET_PASID_TABLE`: in version 11, and since.
+const fn pasid_table(old: u8, new: u8) -> [(Revision, u8); 3] {
+    [
+        (Revision::PasidTableV11, BASE + old),
+        (Revision::PasidTableV13, BASE + new),
+        (Revision::PasidTableV15, BASE + new),
+    ]
+}
+
+/// The number of the series of `PASID_REQUEST`.
+const fn pasid_request(number: u8) -> [(Revision, u8); 3] {
+    [
+        (Revision::PasidRequest53, BASE + number),
+        (Revision::PasidRequestV7, BASE + number),
+        (Revision::PasidRequestTree, BASE + number),
+    ]
+}
+
 /// The table.
-const NUMBERS: [Row; 25] = [
+const NUMBERS: [Row; 42] = [
+    (Request::GetApiVersion, every(BASE)),
+    (Request::CheckExtension, every(BASE + 1)),
+    (Request::SetIommu, every(BASE + 2)),
+    (Request::GroupGetStatus, every(BASE + 3)),
+    (Request::GroupSetContainer, every(BASE + 4)),
+    (Request::GroupUnsetContainer, every(BASE + 5)),
+    (Request::GroupGetDeviceFd, every(BASE + 6)),
+    (Request::DeviceGetInfo, every(BASE + 7)),
+    (Request::DeviceGetRegionInfo, every(BASE + 8)),
+    (Request::DeviceGetIrqInfo, every(BASE + 9)),
+    (Request::DeviceSetIrqs, every(BASE + 10)),
+    (Request::IommuGetInfo, every(BASE + 12)),
     (Request::MapDma, every(BASE + 13)),
     (Request::UnmapDma, every(BASE + 14)),
-    (Request::CacheInvalidate, own_and(OWN_BASE, [(Revision::PasidTableV13, BASE + 19)])),
-    (Request::PasidRequest, own_and(OWN_BASE + 1, [(Revision::PasidRequestV7, BASE + 18)])),
+    (Request::CacheInvalidate, own_and(OWN_BASE, pasid_table(23, 19))),
+    (Request::PasidRequest, own_and(OWN_BASE + 1, pasid_request(18))),
     (Request::CreateVm, every(OWN_BASE + 2)),
     (Request::CloseVm, every(OWN_BASE + 3)),
     (Request::UpdateMemory, every(OWN_BASE + 4)),
@@ -133,6 +208,11 @@ const NUMBERS: [Row; 25] = [
     (Request::AttachPageTable, own_and(OWN_BASE + 11, [])),
     (Request::DetachPageTable, own_and(OWN_BASE + 12, [])),
     (Request::ReadEvent, own_and(OWN_BASE + 13, [])),
+    (Request::SetPasidTable, own_and(OWN_BASE + 14, pasid_table(22, 18))),
+    (Request::SetMsiBinding, own_and(OWN_BASE + 15, pasid_table(24, 20))),
+    (Request::NestingOp, own_and(OWN_BASE + 16, pasid_request(19))),
+    (Request::AttachIommufdPt, own_and(OWN_BASE + 17, [(Revision::Iommufd, BASE + 19)])),
+    (Request::DetachIommufdPt, own_and(OWN_BASE + 18, [(Revision::Iommufd, BASE + 20)])),
     (Request::Destroy, iommufd(0)),
     (Request::IoasAlloc, iommufd(1)),
     (Request::HwptAlloc, iommufd(9)),
@@ -147,9 +227,32 @@ const NUMBERS: [Row; 25] = [
 const fn column(revision: Revision) -> usize {
     match revision {
         Revision::Own => 0,
-        Revision::PasidRequestV7 => 1,
-        Revision::PasidTableV13 => 2,
-        Revision::Iommufd => 3,
+        Revision::PasidRequest53 => 1,
+        Revision::PasidRequestV7 => 2,
+        Revision::PasidRequestTree => 3,
+        Revision::PasidTableV11 => 4,
+        Revision::PasidTableV13 => 5,
+        Revision::PasidTableV15 => 6,
+        Revision::Iommufd => 7,
+    }
+}
+
+impl Revision {
+    /// Every revision.
+    pub const ALL: [Self; REVISIONS] = [
+        Self::Own,
+        Self::PasidRequest53,
+        Self::PasidRequestV7,
+        Self::PasidRequestTree,
+        Self::PasidTableV11,
+        Self::PasidTableV13,
+        Self::PasidTableV15,
+        Self::Iommufd,
+    ];
+
+    /// Whether the structures in others are those of Linux 5.3 to 5.9, without a size of their own.
+    pub(crate) const fn is_unsized(self) -> bool {
+        matches!(self, Self::PasidRequest53 | Self::PasidTableV11)
     }
 }
 

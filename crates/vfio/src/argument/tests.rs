@@ -66,6 +66,10 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
         ("VeventqAlloc", bytes_of::<VeventqAlloc>, object(48, 32, Some(0), [28..32, 0..0])),
         ("AttachPageTable", bytes_of::<AttachPageTable>, object(48, 24, attach, [20..24, 0..0])),
         ("DetachPageTable", bytes_of::<DetachPageTable>, object(40, 16, Some(1), NONE)),
+        ("SetMsiBinding", bytes_of::<SetMsiBinding>, object(32, 8, Some(3), NONE)),
+        ("IrqSet", bytes_of::<IrqSet>, object(24, 20, Some(0x3f), NONE)),
+        ("AttachIommufdPt", bytes_of::<AttachIommufdPt>, object(16, 12, Some(1), NONE)),
+        ("DetachIommufdPt", bytes_of::<DetachIommufdPt>, object(12, 8, Some(1), NONE)),
         ("ReadEvent", bytes_of::<ReadEvent>, object(120, 8, None, NONE)),
     ]
 }

@@ -25,10 +25,14 @@ pub(super) struct Machine<V> {
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
     parents: Parents,
+    /// Whether its PASIDs are the host's own numbers.
+    pub(super) system_wide: bool,
+    /// Whether it came with the container's first group, and goes with the last.
+    pub(super) with_groups: bool,
 }
 
 /// Refuses a handle.
-pub(super) fn no_handle(handle: Option<Handle>) -> Result<(), Refusal> {
+pub(super) fn no_handle(handle: Option<&Handle>) -> Result<(), Refusal> {
     handle.map_or(Ok(()), |_| Err(Refusal::UnwantedHandle))
 }
 
@@ -42,8 +46,9 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
     };
+    let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {
-        Ok(vm) => Ok(Machine::new(vm)),
+        Ok(vm) => Ok(Machine::new(vm, system_wide)),
         Err(error) => {
             match error {
                 HostError::TooManyVms { limit } => request.limit = saturate(limit),
@@ -72,9 +77,14 @@ fn saturate(limit: usize) -> u32 {
 }
 
 impl<V: Vm> Machine<V> {
-    fn new(vm: V) -> Self {
+    pub(super) fn new(vm: V, system_wide: bool) -> Self {
         let (memory, granted, parents) = Default::default();
-        Self { vm, memory, granted, parents }
+        Self { vm, memory, granted, parents, system_wide, with_groups: false }
+    }
+
+    /// A VM that came with the first group of a container.
+    pub(super) fn with_groups(vm: V) -> Self {
+        Self { with_groups: true, ..Self::new(vm, true) }
     }
 
     pub(super) fn dispatch(
@@ -88,7 +98,7 @@ impl<V: Vm> Machine<V> {
             Request::MapDma => return self.map_dma(argument, handle),
             Request::SetContexts => return self.set_contexts(argument, handle),
             Request::SetFaultEvent => return self.set_fault_event(argument, handle),
-            _ => no_handle(handle)?,
+            _ => no_handle(handle.as_ref())?,
         }
         let own = revision == Revision::Own;
         let objects = Objects { vm: &self.vm, parents: &self.parents, own };

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use iommu::{
     AllocPasidError, AttachError, Counters, FreePasidError, HostError, Invalidation, Pasid,
-    PasidUsage, SoftwareHost, SoftwareVm, Ticket, VmConfig,
+    PasidUsage, SoftwareHost, SoftwareVm, Ticket, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, HeapMemory, LayoutError};
 use pci::RequesterId;
@@ -18,7 +18,7 @@ mod hostile;
 
 use crate::spec::flags::*;
 use crate::spec::*;
-use crate::{invalidation, ArgumentError};
+use crate::{invalidation, ArgumentError, Handle, Request};
 
 const DEVICE: RequesterId = RequesterId::from_bits(0x80);
 
@@ -47,7 +47,7 @@ impl Rig {
     }
 
     fn vm(&self) -> SoftwareVm {
-        self.container.machine.lock().as_ref().unwrap().vm.clone()
+        self.container.0.machine.lock().as_ref().unwrap().vm.clone()
     }
 
     fn call_with<A: IntoBytes + FromBytes>(
@@ -109,7 +109,7 @@ fn bell() -> Option<Handle> {
 fn a_container_begins_without_a_vm_and_gets_one() {
     let rig = Rig::without_vm(Revision::Own);
     assert_eq!(rig.refusal(Request::CloseVm, ticketed(0)), Refusal::NoVm);
-    let number = 0x3b70;
+    let number = 0x3b73;
     let unknown = rig.container.call(number, &mut [], None).unwrap_err();
     assert_eq!((unknown, unknown.errno()), (Refusal::UnknownRequest { number }, Errno::ENOTTY));
     let unwanted = rig.call_with(Request::CreateVm, &mut create(1), bell()).unwrap_err();
@@ -308,7 +308,7 @@ fn pasids_as_posted() {
     assert_eq!(rig.posted_pasids(3, 1, 5).unwrap_err(), Refusal::Flags { flags: 3 });
     let unknown = ArgumentError::UnknownFlags { flags: PASID_QUERY };
     assert_eq!(rig.posted_pasids(PASID_QUERY, 1, 5).unwrap_err(), unknown.into());
-    let number = Request::CacheInvalidate.number(Revision::PasidTableV13).unwrap();
+    let number = Request::SetMsiBinding.number(Revision::PasidTableV13).unwrap();
     let absent = rig.container.call(number, &mut [0; 64], None).unwrap_err();
     assert_eq!(absent, Refusal::UnknownRequest { number });
 }
@@ -399,11 +399,12 @@ struct State {
     granted: BTreeSet<Pasid>,
     segments: Vec<(mem::Range<Gpa>, usize)>,
     memory: std::string::String,
+    posted: std::string::String,
     vms: usize,
 }
 
 fn state(rig: &Rig) -> State {
-    let machine = rig.container.machine.lock().clone().unwrap();
+    let machine = rig.container.0.machine.lock().clone().unwrap();
     let segments = machine.vm.memory();
     State {
         counters: machine.vm.counters(),
@@ -411,6 +412,7 @@ fn state(rig: &Rig) -> State {
         granted: machine.granted_pasids(),
         segments: segments.segments().iter().map(|s| (s.range, s.offset)).collect(),
         memory: std::format!("{:?}", machine.memory.lock()),
+        posted: rig.container.0.posted.lock().snapshot(),
         vms: rig.dispatcher.host().vms(),
     }
 }

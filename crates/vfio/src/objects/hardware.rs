@@ -182,6 +182,14 @@ impl Info {
         }
     }
 
+    /// CAP and ECAP of a VT-d; zeroes of others.
+    pub(crate) const fn vtd_registers(&self) -> (u64, u64) {
+        match self {
+            Self::Vtd(info) => (info.cap_reg, info.ecap_reg),
+            Self::Smmuv3(_) => (0, 0),
+        }
+    }
+
     /// Bits of PASID.
     pub(crate) fn pasid_bits(&self) -> u8 {
         match self {
