@@ -148,6 +148,8 @@ pub mod scenario {
     pub const ACCESSED_DIRTY: &str = "accessed-dirty";
     /// Memory is remapped while the device works on it.
     pub const IN_FLIGHT: &str = "in-flight";
+    /// Pages are taken out of the host's second stage under the running device, and put back.
+    pub const STAGE_TWO: &str = "stage-two";
     /// The kernel takes its PASIDs from the host, by virtual commands (Linux up to 6.3).
     pub const VCMD: &str = "vcmd";
     /// Copies without end, for a guest that is about to be killed.
@@ -158,8 +160,18 @@ pub mod scenario {
     pub const TENANT: &str = "tenant";
 
     /// All of them, in the order in which a lab runs them.
-    pub const ALL: [&str; 9] =
-        [SVA_COPY, ISOLATION, REBIND, ACCESSED_DIRTY, IN_FLIGHT, VCMD, STORM, STREAM, TENANT];
+    pub const ALL: [&str; 10] = [
+        SVA_COPY,
+        ISOLATION,
+        REBIND,
+        ACCESSED_DIRTY,
+        IN_FLIGHT,
+        STAGE_TWO,
+        VCMD,
+        STORM,
+        STREAM,
+        TENANT,
+    ];
 }
 
 /// Names of the points at which the guest waits for the lab, with their arguments.
@@ -178,6 +190,15 @@ pub mod sync {
     pub const AGAIN: &str = "again";
     /// A device was just made to use a PASID. The arguments are `pasid`, and `granted`: 1 if the guest was granted it.
     pub const PASID_USED: &str = "pasid-used";
+    /// Copies were just made: the host must have walked its second stage for them, and found all in order.
+    pub const STAGE_TWO_WALKED: &str = "stage-two-walked";
+    /// Take the page of guest physical address `gpa` out of the host's second stage.
+    pub const STAGE_TWO_CLEAR: &str = "stage-two-clear";
+    /// Accesses to the process's page at `address` were just stopped, writes if `write` is 1: the host must have met its
+    /// second stage's faults for them, at the page of guest physical address `gpa`, and no others.
+    pub const STAGE_TWO_FAULT: &str = "stage-two-fault";
+    /// Undo [`STAGE_TWO_CLEAR`] for the page at `gpa`.
+    pub const STAGE_TWO_RESTORE: &str = "stage-two-restore";
     /// PASIDs of another guest are wanted, to try what must not be possible with them.
     pub const STRANGERS: &str = "strangers";
 }

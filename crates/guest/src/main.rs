@@ -21,6 +21,7 @@ mod init;
 mod job;
 mod kmsg;
 mod model;
+mod pagemap;
 mod pasids;
 mod portal;
 mod queue;

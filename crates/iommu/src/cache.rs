@@ -2,12 +2,15 @@
 
 mod iotlb;
 mod pasid;
+mod smmuv3;
 
 pub(crate) use iotlb::{Allowed, Cached, Iotlb, Kind, Tag};
-pub(crate) use pasid::{PasidCache, PasidState};
+pub(crate) use pasid::{DescriptorState, PasidCache, PasidState};
+pub(crate) use smmuv3::without_top_byte;
 
 use pci::RequesterId;
 
+use self::pasid::Tagged;
 use crate::counters::ChannelCounters;
 use crate::{DeviceContext, DomainId, Invalidation, Pasid};
 
@@ -18,34 +21,55 @@ pub(crate) struct Caches {
     requester: RequesterId,
     pub(crate) context: Option<DeviceContext>,
     pub(crate) pasids: PasidCache,
+    /// Context descriptors, of a device behind an SMMUv3; closed until the first one is there.
+    pub(crate) descriptors: PasidCache<DescriptorState>,
     pub(crate) iotlb: Iotlb,
 }
 
 impl Caches {
     pub(crate) fn new(requester: RequesterId) -> Self {
-        Self { requester, context: None, pasids: PasidCache::new(), iotlb: Iotlb::new() }
+        Self { pasids: PasidCache::new(), iotlb: Iotlb::new(), ..Self::closed(requester) }
     }
 
     /// Caches that hold nothing and never will, without memory.
     pub(crate) fn closed(requester: RequesterId) -> Self {
-        Self { requester, context: None, pasids: PasidCache::closed(), iotlb: Iotlb::closed() }
+        Self {
+            requester,
+            context: None,
+            pasids: PasidCache::closed(),
+            descriptors: PasidCache::closed(),
+            iotlb: Iotlb::closed(),
+        }
     }
 
     pub(crate) fn forget_all(&mut self) {
         self.context = None;
         self.pasids.retain(|_, _| false);
+        self.descriptors.retain(|_, _| false);
         self.iotlb.clear();
+    }
+
+    /// The PASIDs whose entry or context descriptor is cached, and its domain.
+    pub(crate) fn pasid_domains(&self) -> impl Iterator<Item = (Pasid, DomainId)> + '_ {
+        self.pasids.domains().chain(self.descriptors.domains())
+    }
+
+    /// The domain of what is cached for `pasid`.
+    pub(crate) fn domain_of(&self, pasid: Pasid) -> Option<DomainId> {
+        let descriptor = || self.descriptors.get(pasid).map(Tagged::domain);
+        self.pasids.get(pasid).map(Tagged::domain).or_else(descriptor)
     }
 
     /// The domains under which something is cached, each as often as it comes.
     pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.pasids.domains().map(|(_, domain)| domain).chain(self.iotlb.domains())
+        self.pasid_domains().map(|(_, domain)| domain).chain(self.iotlb.domains())
     }
 
     /// Lets `counters` say how much is cached.
     pub(crate) fn publish(&self, counters: &ChannelCounters) {
         counters.iotlb_entries.set(self.iotlb.len() as u64);
-        counters.pasid_entries.set(self.pasids.len() as u64);
+        let entries = self.pasids.len() + self.descriptors.len();
+        counters.pasid_entries.set(entries as u64);
     }
 
     /// Forgets what `scope` covers; more may be forgotten, never less.
@@ -61,22 +85,29 @@ impl Caches {
                 }
             }
             Invalidation::ContextDevice { .. } => self.context = None,
-            Invalidation::PasidCacheAll => self.pasids.retain(|_, _| false),
-            Invalidation::PasidCacheDomain(domain) => {
-                self.pasids.retain(|_, state| state.domain != domain);
-            }
+            Invalidation::PasidCacheAll => self.forget_entries(|_, _| true),
+            Invalidation::PasidCacheDomain(domain) => self.forget_entries(|_, of| of == domain),
             Invalidation::PasidCache { domain, pasid } => {
-                self.pasids.retain(|at, state| at != pasid || state.domain != domain);
+                self.forget_entries(|at, of| at == pasid && of == domain);
             }
+            Invalidation::Smmuv3(what) => self.forget_smmuv3(&what),
             _ => self.forget_translations(scope),
         }
     }
 
-    /// Forgets the entry of `pasid` and every translation that was made by it, in any domain.
+    /// Forgets the entries of PASIDs and domains that `covers` picks.
+    fn forget_entries(&mut self, covers: impl Fn(Pasid, DomainId) -> bool) {
+        self.pasids.retain(|pasid, state| !covers(pasid, state.domain()));
+        self.descriptors.retain(|pasid, state| !covers(pasid, state.domain()));
+    }
+
+    /// Forgets the entry of `pasid` and every translation that was made by it, in any domain. A
+    /// global one may have been, and does not say.
     pub(crate) fn forget_pasid(&mut self, pasid: Pasid) {
-        self.pasids.retain(|at, _| at != pasid);
+        self.forget_entries(|at, _| at == pasid);
         if !crate::sabotage::is(crate::sabotage::Sabotage::SkipIotlbInvalidation) {
-            self.iotlb.retain(|entry| entry.tag().pasid() != Some(pasid));
+            self.iotlb
+                .retain(|entry| !entry.tag().is_global() && entry.tag().pasid() != Some(pasid));
         }
     }
 
@@ -108,8 +139,9 @@ impl Caches {
                 .retain(|entry| entry.tag().requested().is_some() || !entry.overlaps(&range)),
             Invalidation::DeviceTlbPasid { pasid, range, .. } => {
                 self.iotlb.retain(|entry| match entry.tag().requested() {
-                    Some(of) if pasid.is_none_or(|pasid| pasid == of) => !entry.overlaps(&range),
-                    _ => true,
+                    Some(of) if pasid.is_some_and(|pasid| pasid != of) => true,
+                    None if !entry.tag().is_global() => true,
+                    _ => !entry.overlaps(&range),
                 });
             }
             // Contexts and PASID-table entries: done by the caller.
@@ -124,6 +156,7 @@ fn may_be_in(context: &DeviceContext, domain: DomainId) -> bool {
         DeviceContext::PassThrough { domain: of, .. }
         | DeviceContext::StageTwo { domain: of, .. } => *of == domain,
         DeviceContext::PasidTable(_) => true,
+        DeviceContext::Smmuv3(stream) => stream.vmid.0 == domain.0,
     }
 }
 

@@ -5,14 +5,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use mem::MemoryMap;
+use mem::{Access, MemError, MemoryMap, Window};
 use pci::RequesterId;
 
 use crate::cache::Caches;
 use crate::counters::ChannelCounters;
 use crate::engine::{Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
-use crate::software::GrantCheck;
+use crate::software::{Attachments, GrantCheck};
+use crate::stage_two::{GuestPhysical, HostStageTwo};
 use crate::{ContextSource, DomainId, Invalidation, Pasid};
 
 /// Invalidations of a kind that wait for one channel at most. A channel that is idle, or inside a long
@@ -33,7 +34,11 @@ pub(crate) struct ChannelState {
     requester: RequesterId,
     /// The VM's memory; `None` once detached.
     memory: Option<MemoryMap>,
+    /// What guest physical addresses go through.
+    stage_two: Option<Arc<HostStageTwo>>,
     contexts: Option<Arc<dyn ContextSource>>,
+    /// What is attached to the device; `None` as long as nothing has been.
+    attached: Option<Attachments>,
     /// In a cell because windows borrow the memory while further translations are made. It is
     /// only borrowed inside `translate`, so never twice.
     caches: RefCell<Caches>,
@@ -47,13 +52,20 @@ impl ChannelState {
     pub(crate) fn new(
         requester: RequesterId,
         memory: Option<MemoryMap>,
+        stage_two: Option<Arc<HostStageTwo>>,
         contexts: Option<Arc<dyn ContextSource>>,
         grants: Option<GrantCheck>,
         counters: Arc<ChannelCounters>,
     ) -> Self {
         let caches =
             if memory.is_some() { Caches::new(requester) } else { Caches::closed(requester) };
-        Self { requester, memory, contexts, caches: RefCell::new(caches), grants, counters }
+        let caches = RefCell::new(caches);
+        Self { requester, memory, stage_two, contexts, attached: None, caches, grants, counters }
+    }
+
+    /// The channel of a device that something has been attached to.
+    pub(crate) fn attached(self, attached: Option<Attachments>) -> Self {
+        Self { attached, ..self }
     }
 
     /// The VM's memory; `None` once detached.
@@ -68,12 +80,12 @@ impl ChannelState {
 
     /// Adds the PASIDs whose table entry is cached, and their domains.
     pub(crate) fn add_pasids(&self, pasids: &mut BTreeMap<Pasid, DomainId>) {
-        pasids.extend(self.caches.borrow().pasids.domains());
+        pasids.extend(self.caches.borrow().pasid_domains());
     }
 
     /// The domain of the PASID-table entry that is cached for `pasid`.
     pub(crate) fn domain_of(&self, pasid: Pasid) -> Option<DomainId> {
-        self.caches.borrow().pasids.get(pasid).map(|state| state.domain)
+        self.caches.borrow().domain_of(pasid)
     }
 
     /// Translates `request` over `memory`, which is this channel's.
@@ -82,14 +94,33 @@ impl ChannelState {
         memory: &MemoryMap,
         request: &Request,
     ) -> Result<Target, Refusal> {
-        Engine {
-            memory,
+        let counters = &*self.counters;
+        let physical =
+            GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.stage_two_walks);
+        let outcome = Engine {
+            memory: &physical,
             contexts: self.contexts.as_deref(),
+            attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
-            counters: &self.counters,
+            counters,
         }
-        .translate(request)
+        .translate(request);
+        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
+            counters.stage_two_faults.add(1);
+        }
+        outcome
+    }
+
+    /// The memory that a translation over `memory`, which is this channel's, leads to.
+    pub(crate) fn window<'m>(
+        &self,
+        memory: &'m MemoryMap,
+        target: &Target,
+        len: usize,
+        access: Access,
+    ) -> Result<Window<'m>, MemError> {
+        target.output.window(memory, self.stage_two.as_deref(), len, access)
     }
 }
 
@@ -100,6 +131,8 @@ pub(crate) struct Batch {
     memory: Option<MemoryMap>,
     /// The source of contexts to adopt.
     contexts: Option<Option<Arc<dyn ContextSource>>>,
+    /// What is attached from now on; it comes once in the life of a channel.
+    attached: Option<Attachments>,
     scopes: Vec<Invalidation>,
     /// PASIDs of which everything is to be forgotten, in every domain.
     pasids: Vec<Pasid>,
@@ -152,6 +185,12 @@ impl Batch {
         self.contexts.replace(source).flatten()
     }
 
+    /// Has the device translated by what is attached to it, and by nothing of before.
+    pub(crate) fn adopt_attached(&mut self, attached: Attachments) -> Option<Attachments> {
+        self.forget_everything();
+        self.attached.replace(attached)
+    }
+
     pub(crate) fn detach(&mut self) {
         self.detach = true;
     }
@@ -162,6 +201,7 @@ impl Batch {
 pub(crate) struct Leftover {
     _memory: [Option<MemoryMap>; 2],
     _contexts: [Option<Arc<dyn ContextSource>>; 2],
+    _attached: [Option<Attachments>; 2],
     _caches: Option<Caches>,
 }
 
@@ -181,6 +221,9 @@ impl State for ChannelState {
         if let Some(source) = batch.contexts.take() {
             leftover._contexts[0] = core::mem::replace(&mut self.contexts, source);
         }
+        if let Some(attached) = batch.attached.take() {
+            leftover._attached[0] = self.attached.replace(attached);
+        }
         let caches = self.caches.get_mut();
         if core::mem::take(&mut batch.everything) {
             caches.forget_all();
@@ -196,6 +239,7 @@ impl State for ChannelState {
             leftover._caches = Some(core::mem::replace(caches, closed));
             leftover._memory[1] = self.memory.take();
             leftover._contexts[1] = self.contexts.take();
+            leftover._attached[1] = self.attached.take();
         }
         caches.publish(&self.counters);
         leftover

@@ -1,9 +1,16 @@
 //! How a device's requests are to be translated: what a model tells the engine.
 
+mod smmuv3;
+
 use mem::{Gpa, GuestMemory};
 use pci::RequesterId;
 
 use crate::{DomainId, FaultReason, Pasid};
+
+pub use smmuv3::{
+    Asid, DefaultSubstream, DescriptorForm, DescriptorTable, SmmuStageTwo, StreamContext,
+    StreamTranslation, Vmid,
+};
 
 /// The translation of all requests of one device, as its IOMMU's tables have it (VT-d: the
 /// context entry; SMMUv3: the stream-table entry).
@@ -32,6 +39,8 @@ pub enum DeviceContext {
     /// Each request is translated by the entry of its PASID in a table in guest memory (table
     /// delegation: the host walks the guest's own table).
     PasidTable(PasidTable),
+    /// As an SMMUv3's stream-table entry says.
+    Smmuv3(StreamContext),
 }
 
 /// A VT-d second-stage table in guest memory.

@@ -32,6 +32,8 @@ pub(crate) struct ChannelCounters {
     pub(crate) pasid_entry_reads: Counter,
     pub(crate) context_lookups: Counter,
     pub(crate) ungranted: Counter,
+    pub(crate) stage_two_walks: Counter,
+    pub(crate) stage_two_faults: Counter,
     /// Translations cached now.
     pub(crate) iotlb_entries: Counter,
     /// PASID-table entries cached now.
@@ -48,6 +50,8 @@ impl ChannelCounters {
         sum.pasid_entry_reads += self.pasid_entry_reads.get();
         sum.context_lookups += self.context_lookups.get();
         sum.ungranted += self.ungranted.get();
+        sum.stage_two_walks += self.stage_two_walks.get();
+        sum.stage_two_faults += self.stage_two_faults.get();
     }
 
     /// Adds what this channel caches now to `sum`.

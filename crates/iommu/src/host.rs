@@ -9,8 +9,8 @@ use pci::RequesterId;
 use crate::{
     AllocPasidError, ContextSource, EventQueueId, Fault, FaultQueueId, FreePasidError, GuestPasid,
     Hardware, HwptId, HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId,
-    PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, VmEvent,
-    DEFAULT_QUOTA,
+    PasidRange, PasidUsage, StageOneInvalidation, StageTwoConfig, Ticket, VdeviceId, ViommuId,
+    ViommuKind, VmEvent, DEFAULT_QUOTA,
 };
 
 /// What a VM is created with.
@@ -26,6 +26,8 @@ pub struct VmConfig {
     /// Whether requests with a PASID that was never granted to this VM are refused. For a guest
     /// that is told to ask for its PASIDs; one that numbers them itself has no grants.
     pub enforce_grants: bool,
+    /// The host's stage 2 for it. Without, its guest physical addresses are not translated.
+    pub stage_two: Option<StageTwoConfig>,
 }
 
 impl Default for VmConfig {
@@ -35,6 +37,7 @@ impl Default for VmConfig {
             quota: DEFAULT_QUOTA,
             numbering: Numbering::default(),
             enforce_grants: false,
+            stage_two: None,
         }
     }
 }
@@ -63,6 +66,9 @@ pub enum HostError {
         /// What could be had.
         available: u32,
     },
+    /// Memory cannot be mapped with that stage 2.
+    #[error("the host cannot map memory with such a stage 2")]
+    UnsupportedStageTwo,
     /// The host has no memory for another VM.
     #[error("the host has no memory for another VM")]
     NoMemory,
@@ -289,6 +295,10 @@ pub struct Counters {
     pub context_lookups: u64,
     /// Requests refused because their PASID was not granted (see [`VmConfig::enforce_grants`]).
     pub ungranted: u64,
+    /// Walks of the host's stage 2, for tables and for data.
+    pub stage_two_walks: u64,
+    /// Requests refused because the host's stage 2 did not let them through, recorded or not.
+    pub stage_two_faults: u64,
     /// Invalidations asked for.
     pub invalidations: u64,
     /// Faults recorded.

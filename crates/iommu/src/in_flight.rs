@@ -78,8 +78,8 @@ impl<'c> InFlight<'c> {
         let limit = (len - 1).min(WINDOW_LIMIT - 1);
         // A translation longer than the address space of the host is longer than the limit.
         let left = usize::try_from(target.len_minus_one).unwrap_or(usize::MAX);
-        memory
-            .window(target.gpa, limit.min(left) + 1, access)
+        self.state
+            .window(memory, &target, limit.min(left) + 1, access)
             .map_err(|_| self.no_memory(&request, target.fault_disable))
     }
 
@@ -209,18 +209,24 @@ impl<'c> InFlight<'c> {
     #[cold]
     fn refuse(&self, request: &Request, refusal: Refusal) -> DmaError {
         let Request { requester, space, address, access, translation_request } = *request;
-        let recoverable = refusal.reason.is_recoverable();
+        // No page request would help against the host: the guest's tables are in order.
+        let recoverable = refusal.reason.is_recoverable() && !refusal.is_hosts();
         let unwanted = refusal.fault_disable || (recoverable && translation_request);
+        let fault = Fault {
+            requester,
+            pasid: space.pasid,
+            address,
+            access,
+            privileged: space.privileged,
+            translation_request,
+            reason: refusal.reason,
+            stage_two: refusal.stage_two,
+        };
+        if refusal.is_hosts() {
+            self.device.vm.faults.note(fault);
+        }
         if !unwanted {
-            self.device.vm.faults.record(Fault {
-                requester,
-                pasid: space.pasid,
-                address,
-                access,
-                privileged: space.privileged,
-                translation_request,
-                reason: refusal.reason,
-            });
+            self.device.vm.record(fault);
         }
         if recoverable {
             DmaError::Page { address, access }
@@ -230,7 +236,7 @@ impl<'c> InFlight<'c> {
     }
 
     fn no_memory(&self, request: &Request, fault_disable: bool) -> DmaError {
-        self.refuse(request, Refusal { reason: FaultReason::NoMemory, fault_disable })
+        self.refuse(request, Refusal::new(FaultReason::NoMemory, fault_disable))
     }
 }
 

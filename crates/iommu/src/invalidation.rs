@@ -1,9 +1,9 @@
 //! What is to be forgotten, and how one learns that it is.
 
-use mem::{Iova, Range};
+use mem::{Gpa, Iova, Range};
 use pci::RequesterId;
 
-use crate::{DomainId, Pasid};
+use crate::{Asid, DomainId, Pasid, Vmid};
 
 /// Pages to forget.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +85,70 @@ pub enum Invalidation {
         /// The addresses.
         range: Range<Iova>,
     },
+    /// What an SMMUv3's command covers.
+    Smmuv3(SmmuInvalidation),
+}
+
+/// A scope of what an SMMUv3 caches, by the command that forgets it (IHI 0070, chapter 4).
+///
+/// `CMD_ATC_INV` is [`Invalidation::DeviceTlb`] without substream and
+/// [`Invalidation::DeviceTlbPasid`] with one, or for all (its G).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SmmuInvalidation {
+    /// `CMD_CFGI_ALL`: every stream-table entry and context descriptor.
+    ConfigAll,
+    /// `CMD_CFGI_STE`, `CMD_CFGI_STE_RANGE`: the stream-table entry, and the context descriptors
+    /// that were found by it, of the devices whose requester id equals `requester` in all bits
+    /// but `ignore`.
+    StreamEntry {
+        /// The device.
+        requester: RequesterId,
+        /// Bits of the requester id that do not count.
+        ignore: u16,
+    },
+    /// `CMD_CFGI_CD`: the context descriptor of a substream.
+    Descriptor {
+        /// The device.
+        requester: RequesterId,
+        /// The substream; 0 is also what translates requests without one.
+        substream: Pasid,
+    },
+    /// `CMD_CFGI_CD_ALL`: every context descriptor of a device.
+    DescriptorAll {
+        /// The device.
+        requester: RequesterId,
+    },
+    /// `CMD_TLBI_NH_ALL`: all that was made through a stage 1 of a guest.
+    StageOneAll(Vmid),
+    /// `CMD_TLBI_NH_ASID`: what is not global of one address space.
+    StageOneAsid {
+        /// The guest.
+        vmid: Vmid,
+        /// Its address space.
+        asid: Asid,
+    },
+    /// `CMD_TLBI_NH_VA`, and without `asid` `CMD_TLBI_NH_VAA`: pages of one address space, global
+    /// ones included, or of all.
+    StageOnePages {
+        /// The guest.
+        vmid: Vmid,
+        /// Its address space.
+        asid: Option<Asid>,
+        /// The pages.
+        pages: PageRange,
+    },
+    /// `CMD_TLBI_S12_VMALL`: all translations of a guest.
+    Guest(Vmid),
+    /// `CMD_TLBI_S2_IPA`: what stage 2 makes of these addresses. What was made through a stage 1,
+    /// too, is not told by them, so all of it goes.
+    StageTwoPages {
+        /// The guest.
+        vmid: Vmid,
+        /// The intermediate physical addresses.
+        range: Range<Gpa>,
+    },
+    /// `CMD_TLBI_NSNH_ALL`: all translations.
+    TlbAll,
 }
 
 impl Invalidation {
@@ -95,6 +159,21 @@ impl Invalidation {
                 (of.bits() ^ requester.bits()) & !ignore == 0
             }
             Self::DeviceTlb { requester: of, .. } | Self::DeviceTlbPasid { requester: of, .. } => {
+                of == requester
+            }
+            Self::Smmuv3(what) => what.concerns(requester),
+            _ => true,
+        }
+    }
+}
+
+impl SmmuInvalidation {
+    fn concerns(&self, requester: RequesterId) -> bool {
+        match *self {
+            Self::StreamEntry { requester: of, ignore } => {
+                (of.bits() ^ requester.bits()) & !ignore == 0
+            }
+            Self::Descriptor { requester: of, .. } | Self::DescriptorAll { requester: of } => {
                 of == requester
             }
             _ => true,

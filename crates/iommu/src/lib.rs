@@ -72,16 +72,21 @@ pub mod sabotage;
 mod sabotage;
 mod slot;
 mod software;
+mod stage_two;
 mod sync;
 
-pub use context::{ContextFault, ContextSource, DeviceContext, PasidTable, StageTwo, TableCaps};
+pub use context::{
+    Asid, ContextFault, ContextSource, DefaultSubstream, DescriptorForm, DescriptorTable,
+    DeviceContext, PasidTable, SmmuStageTwo, StageTwo, StreamContext, StreamTranslation, TableCaps,
+    Vmid,
+};
 pub use dma::{AddressSpace, DmaError};
 pub use endpoint::{Channel, Endpoint};
 pub use engine::MAX_TABLE_ACCESSES;
-pub use fault::{Fault, FaultReason, Stage};
+pub use fault::{Fault, FaultReason, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
-pub use invalidation::{Invalidation, PageRange, Ticket};
+pub use invalidation::{Invalidation, PageRange, SmmuInvalidation, Ticket};
 pub use objects::{
     EventQueueId, FaultQueueId, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField,
     IoasId, ObjectError, ObjectId, SmmuCaps, StageOneInvalidation, StageOneTable, VdeviceId,
@@ -91,4 +96,12 @@ pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
 };
-pub use software::{SoftwareHost, SoftwareVm, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_VMS};
+pub use software::{
+    HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
+    SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
+    MAX_VMS, STAGE_TWO_LOG_LIMIT,
+};
+pub use stage_two::{
+    ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,
+    StageTwoFormat, Vtcr,
+};

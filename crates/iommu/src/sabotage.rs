@@ -26,6 +26,8 @@ pub enum Sabotage {
     IgnoreGrants = 8,
     /// A VM that gives back a PASID which is not its own is told that it worked.
     ForgetOwner = 9,
+    /// Guest physical addresses are taken for the host's.
+    SkipStageTwo = 10,
 }
 
 /// Whether `defect` is on.

@@ -209,6 +209,10 @@ fn counters_count() {
         faults: 0,
         faults_lost: 0,
         ungranted: 0,
+        // The directory's word, the entry's eight, four of the table's which the first read marks,
+        // and the page; for the write the four again, one mark, and the page.
+        stage_two_walks: of_no_memory(0, 1 + 8 + 8 + 1 + 4 + 1 + 1),
+        stage_two_faults: 0,
     };
     assert_eq!(counters, expected);
     guest.settle_all();

@@ -188,7 +188,8 @@ fn widths_of_the_second_stage_and_of_pass_through() {
     refused(&guest, with(1), 1 << 48, Op::Read, beyond);
     passes(&guest, with(2), PAGE, Op::Atomic);
     refused(&guest, with(2), 1 << 46, Op::Read, beyond);
-    refused(&guest, with(2), 1 << 45, Op::Read, FaultReason::NoMemory);
+    let absent = FaultReason::NotPresent { stage: Stage::Two, level: 4 };
+    refused(&guest, with(2), 1 << 45, Op::Read, of_no_memory(FaultReason::NoMemory, absent));
 }
 
 #[test]
@@ -218,10 +219,11 @@ fn nested_faults_name_the_stage() {
     refused(&guest, with(1), VA, Op::Read, absent(Stage::TwoForTable));
     guest.set_second(two, leaf_table, 1, NOWHERE | SS_READ | SS_WRITE);
     let nowhere = FaultReason::TableAccess { stage: Stage::One, level: 1 };
-    refused(&guest, with(1), VA, Op::Read, nowhere);
+    let absent = FaultReason::NotPresent { stage: Stage::TwoForTable, level: 3 };
+    refused(&guest, with(1), VA, Op::Read, of_no_memory(nowhere, absent));
     guest.set_second(two, one.0, 2, NOWHERE | SS_READ | SS_WRITE);
     let nowhere = FaultReason::TableAccess { stage: Stage::TwoForTable, level: 1 };
-    refused(&guest, with(1), VA, Op::Read, nowhere);
+    refused(&guest, with(1), VA, Op::Read, of_no_memory(nowhere, absent));
 }
 
 #[test]
@@ -405,7 +407,8 @@ fn read_only_memory() {
     assert!(guest.vm.is_complete(ticket));
     guest.set_first(root, VA, 1, NOWHERE | PRESENT | WRITABLE | USER);
     passes(&guest, with(1), VA, Op::Read);
-    refused(&guest, with(1), VA, Op::Write, FaultReason::NoMemory);
+    let denied = FaultReason::Permission { stage: Stage::Two, user: false };
+    refused(&guest, with(1), VA, Op::Write, of_no_memory(FaultReason::NoMemory, denied));
     // A table in it can be read, but not marked.
     guest.set_first(root, VA, 2, NOWHERE | PRESENT | WRITABLE | USER);
     let absent = FaultReason::NotPresent { stage: Stage::One, level: 1 };

@@ -8,7 +8,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 12] = [
+const CASES: [(Sabotage, &str, Scenario); 13] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -21,6 +21,7 @@ const CASES: [(Sabotage, &str, Scenario); 12] = [
     (Sabotage::IgnoreGrants, "grants", scenarios::grants),
     (Sabotage::WrongPasid, "grants", scenarios::grants),
     (Sabotage::ForgetOwner, "owners", scenarios::owners),
+    (Sabotage::SkipStageTwo, "stage_two", scenarios::stage_two),
 ];
 
 /// One test, since a defect is on for the whole process.

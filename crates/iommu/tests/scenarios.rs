@@ -59,3 +59,8 @@ fn grants() {
 fn owners() {
     assert_eq!(scenarios::owners(), Ok(()));
 }
+
+#[test]
+fn stage_two() {
+    assert_eq!(scenarios::stage_two(), Ok(()));
+}

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu::{Ticket, Vm};
+use iommu::{AttachError, Endpoint, Ticket, Vm};
 use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
+use pci::RequesterId;
 use vtd::model::{Caps, Counters, Effects, Model, Polled, Progress, DESCRIPTORS_PER_POLL};
 
 use crate::{MessageSink, RegisterPage};
@@ -42,7 +43,21 @@ impl<V: Vm> Machine<V> {
         &self.vm
     }
 
-    /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out.
+    /// Attaches a device to the VM and tells the unit of it: where the host owns the PASID tables,
+    /// a device that the unit does not know can do nothing while translation is on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::attach`].
+    pub fn attach(&self, requester: RequesterId) -> Result<Endpoint, AttachError> {
+        let endpoint = self.vm.attach(requester)?;
+        let effects = self.unit().add_device(requester);
+        self.perform(effects);
+        Ok(endpoint)
+    }
+
+    /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out,
+    /// the guest's tables read.
     /// Says when to call again: at once, when a ticket may have been completed, or when woken.
     pub fn poll(&self) -> Progress {
         let Polled { progress, effects } = self.unit().poll(DESCRIPTORS_PER_POLL);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::memory::PAGE;
 use common::rig::REPORTERS;
-use common::{equal, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED};
+use common::{equal, succeeded, Drive, Guest, Rig, Setup, Space, Verdict, DEDICATED};
 use dsa::model::CHUNK;
 use dsa::spec::{Descriptor, Flags, Iova, Operation, Status};
 use iommu::{SoftwareHost, Vm};
@@ -66,8 +66,9 @@ struct Neighbour {
 const COPY: [u64; 3] = [BASE, BASE + PAGE, BASE + 2 * PAGE];
 
 impl Neighbour {
-    fn new(host: &SoftwareHost) -> Verdict<Self> {
-        let mut guest = Guest::boot_on(Rig::on(host, Drive::Inline, RAM))?;
+    fn new(host: &SoftwareHost, setup: Setup) -> Verdict<Self> {
+        let setup = Setup { drive: Drive::Inline, ..setup };
+        let mut guest = Guest::boot_on(Rig::on(host, setup, RAM))?;
         let space = process(&mut guest)?;
         space.write(&guest.rig.ram, COPY[0], b"neighbour");
         let mut neighbour = Self { guest, space, memory: Vec::new() };
@@ -209,14 +210,33 @@ fn boot(mut rig: Rig) -> Verdict<(Guest, Space)> {
     Ok((guest, space))
 }
 
-/// Step by step: every call is looked at.
 #[test]
 fn each_call_is_bounded_and_nothing_else_is_touched() {
+    step_by_step(Setup::guest_owned(Drive::Inline));
+}
+
+#[test]
+fn each_call_is_bounded_and_nothing_else_is_touched_with_tables_of_the_host() {
+    step_by_step(Setup::host_owned(Drive::Inline));
+}
+
+#[test]
+fn threads_at_work_survive_a_hostile_guest() {
+    with_threads(Setup::guest_owned(Drive::Threads));
+}
+
+#[test]
+fn threads_at_work_survive_a_hostile_guest_with_tables_of_the_host() {
+    with_threads(Setup::host_owned(Drive::Threads));
+}
+
+/// Every call is looked at.
+fn step_by_step(setup: Setup) {
     let host = SoftwareHost::new();
-    let neighbour = Neighbour::new(&host).unwrap();
+    let neighbour = Neighbour::new(&host, setup).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Drive::Inline, RAM);
+        let mut rig = Rig::on(&host, setup, RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();
@@ -242,13 +262,12 @@ fn each_call_is_bounded_and_nothing_else_is_touched() {
 }
 
 /// The same while threads run the unit and the engines.
-#[test]
-fn threads_at_work_survive_a_hostile_guest() {
+fn with_threads(setup: Setup) {
     let host = SoftwareHost::new();
-    let neighbour = Neighbour::new(&host).unwrap();
+    let neighbour = Neighbour::new(&host, setup).unwrap();
     let mut seen = Seen::default();
     for seed in seeds() {
-        let mut rig = Rig::on(&host, Drive::Threads, RAM);
+        let mut rig = Rig::on(&host, setup, RAM);
         for episode in 0..EPISODES {
             let context = |error| format!("seed {seed}, episode {episode}: {error}");
             let (guest, space) = boot(rig).map_err(context).unwrap();
@@ -274,7 +293,9 @@ fn threads_at_work_survive_a_hostile_guest() {
 #[test]
 fn a_step_of_an_engine_is_a_chunk() {
     const SIZE: u32 = 8 * CHUNK as u32;
-    let mut guest = Guest::boot_on(Rig::on(&SoftwareHost::new(), Drive::Inline, RAM)).unwrap();
+    let mut guest =
+        Guest::boot_on(Rig::on(&SoftwareHost::new(), Setup::guest_owned(Drive::Inline), RAM))
+            .unwrap();
     let mut space = guest.process(PROCESS).unwrap();
     let place = |index: u64| BASE + index * 4 * u64::from(SIZE);
     (0..3).for_each(|i| space.allocate(&mut guest.rig.ram, place(i), u64::from(SIZE) + PAGE));

@@ -4,8 +4,8 @@
 mod common;
 
 use common::scenarios;
-use common::Drive::{Inline, Threads};
-use common::Verdict;
+use common::Drive::{self, Inline, Threads};
+use common::{Setup, Verdict};
 use dsa::model::sabotage as accelerator;
 use iommu::sabotage as engine;
 
@@ -23,24 +23,34 @@ use engine::Sabotage::{
 };
 use Defect::{Accelerator, Engine};
 
-type Scenario = fn() -> Verdict;
+type Scenario = fn(Setup) -> Verdict;
 
-const CASES: [(Defect, &str, Scenario); 15] = [
-    (Engine(SkipIotlbInvalidation), "remap", || scenarios::remap(Inline)),
-    (Engine(SkipIotlbInvalidation), "unmap", || scenarios::unmap_under_copy(Inline, 5)),
-    (Engine(SkipIotlbInvalidation), "unmap, threads", || scenarios::unmap_under_copy(Threads, 20)),
-    (Engine(NoAccessedDirty), "accessed_dirty", || scenarios::accessed_dirty(Inline)),
-    (Engine(WrongPasid), "isolation", || scenarios::isolation(Inline)),
-    (Engine(DropInFlight), "unmap, threads", || scenarios::unmap_under_copy(Threads, 100)),
-    (Engine(KeepOnClose), "vm_death", || scenarios::vm_death_under_copy(Inline)),
-    (Engine(IgnoreGrants), "stranger's number", || scenarios::strangers_number(Inline)),
-    (Engine(ForgetOwner), "stranger's number", || scenarios::strangers_number(Inline)),
-    (Engine(LeakCache), "rebind", || scenarios::rebind(Inline)),
-    (Accelerator(CorruptCopy), "copies", || scenarios::copies(Inline)),
-    (Accelerator(ForgetCompletion), "copies", || scenarios::copies(Inline)),
-    (Accelerator(ForgeablePasid), "forged_pasid", || scenarios::forged_pasid(Inline)),
-    (Accelerator(ForgeablePasid), "unbound_pasid", || scenarios::unbound_pasid(Inline)),
-    (Accelerator(HastyAbort), "reset", scenarios::reset_under_copy),
+const CASES: [(Defect, &str, Scenario, Drive); 15] = [
+    (Engine(SkipIotlbInvalidation), "remap", scenarios::remap, Inline),
+    (Engine(SkipIotlbInvalidation), "unmap", |setup| scenarios::unmap_under_copy(setup, 5), Inline),
+    (
+        Engine(SkipIotlbInvalidation),
+        "unmap, threads",
+        |setup| scenarios::unmap_under_copy(setup, 20),
+        Threads,
+    ),
+    (Engine(NoAccessedDirty), "accessed_dirty", scenarios::accessed_dirty, Inline),
+    (Engine(WrongPasid), "isolation", scenarios::isolation, Inline),
+    (
+        Engine(DropInFlight),
+        "unmap, threads",
+        |setup| scenarios::unmap_under_copy(setup, 100),
+        Threads,
+    ),
+    (Engine(KeepOnClose), "vm_death", scenarios::vm_death_under_copy, Inline),
+    (Engine(IgnoreGrants), "stranger's number", scenarios::strangers_number, Inline),
+    (Engine(ForgetOwner), "stranger's number", scenarios::strangers_number, Inline),
+    (Engine(LeakCache), "rebind", scenarios::rebind, Inline),
+    (Accelerator(CorruptCopy), "copies", scenarios::copies, Inline),
+    (Accelerator(ForgetCompletion), "copies", scenarios::copies, Inline),
+    (Accelerator(ForgeablePasid), "forged_pasid", scenarios::forged_pasid, Inline),
+    (Accelerator(ForgeablePasid), "unbound_pasid", scenarios::unbound_pasid, Inline),
+    (Accelerator(HastyAbort), "reset", scenarios::reset_under_copy, Inline),
 ];
 
 /// How often a scenario may fail to notice: a race takes its time to go wrong, and longer on a machine that is busy.
@@ -59,12 +69,15 @@ fn set(defect: Option<Defect>) {
 /// One test, since a defect is on for the whole process.
 #[test]
 fn each_defect_is_noticed() {
-    for (defect, name, scenario) in CASES {
-        set(None);
-        assert_eq!(scenario(), Ok(()), "{name} without a defect");
-        set(Some(defect));
-        let noticed = (0..ATTEMPTS).find_map(|_| scenario().err());
-        assert!(noticed.is_some(), "{name} does not notice {defect:?}");
+    for owned in [Setup::guest_owned, Setup::host_owned] {
+        for (defect, name, scenario, drive) in CASES {
+            let setup = owned(drive);
+            set(None);
+            assert_eq!(scenario(setup), Ok(()), "{name} without a defect, {setup:?}");
+            set(Some(defect));
+            let noticed = (0..ATTEMPTS).find_map(|_| scenario(setup).err());
+            assert!(noticed.is_some(), "{name} does not notice {defect:?}, {setup:?}");
+        }
     }
     set(None);
 }

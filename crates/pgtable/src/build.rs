@@ -11,12 +11,18 @@ pub use unmap::{Flush, UnmapError};
 
 /// Tables, and the pages they are made of.
 pub trait Pages: Tables {
-    /// A page for a table, all zero; `None` if there is none left.
-    fn allocate(&mut self) -> Option<u64>;
+    /// Memory for a table, all zero: 2^`size_bits` bytes at a multiple of that. `None` if there is
+    /// none left, or never so much in a row.
+    ///
+    /// `size_bits` is at least [`MIN_TABLE_BITS`]; only Arm's formats ask for more.
+    fn allocate(&mut self, size_bits: u32) -> Option<u64>;
 
-    /// Takes back a page that [`allocate`](Self::allocate) gave.
-    fn free(&mut self, page: u64);
+    /// Takes back what [`allocate`](Self::allocate) gave for the same `size_bits`.
+    fn free(&mut self, table: u64, size_bits: u32);
 }
+
+/// log2 of the least memory that a table is given, also where a root needs less.
+pub const MIN_TABLE_BITS: u32 = 12;
 
 /// A range to map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +35,8 @@ pub struct Map {
     pub len: u64,
     /// What the pages let through.
     pub rights: Rights,
-    /// Highest level to place pages at: 1 for 4 KiB pages only, 3 for pages of up to 1 GiB.
+    /// Highest level to place pages at: 1 for the smallest only; with pages of 4 KiB, 3 for pages
+    /// of up to 1 GiB.
     pub largest: u8,
 }
 
@@ -80,7 +87,8 @@ pub struct PageTable<F> {
 impl<F: Format> PageTable<F> {
     /// An empty table; `None` if there is no page for its root.
     pub fn new<P: Pages>(format: F, pages: &mut P) -> Option<Self> {
-        Some(Self { format, root: pages.allocate()? })
+        let root = pages.allocate(size_of_table(&format, format.levels()))?;
+        Some(Self { format, root })
     }
 
     /// Address of the root.
@@ -99,7 +107,7 @@ impl<F: Format> PageTable<F> {
     ///
     /// See [`MapError`].
     pub fn map<P: Pages>(&mut self, pages: &mut P, map: &Map) -> Result<(), MapError<P::Error>> {
-        let page = (1 << F::PAGE_BITS) - 1;
+        let page = (1 << self.format.page_bits()) - 1;
         if (map.address | map.output | map.len) & page != 0
             || last_of(map.address, map.len).is_none()
             || last_of(map.output, map.len).is_none()
@@ -107,17 +115,19 @@ impl<F: Format> PageTable<F> {
             return Err(MapError::Misaligned { address: map.address });
         }
         let missing = self.check_free(pages, map)?;
+        // Every table below the root has this size.
+        let size_bits = size_of_table(&self.format, 1);
         let mut spare = Vec::new();
         while spare.len() < missing {
-            let Some(table) = pages.allocate() else {
-                spare.into_iter().for_each(|table| pages.free(table));
+            let Some(table) = pages.allocate(size_bits) else {
+                spare.into_iter().for_each(|table| pages.free(table, size_bits));
                 return Err(MapError::OutOfPages);
             };
             spare.push(table);
         }
         let outcome = Pieces::new(&self.format, map)
             .try_for_each(|piece| self.place(pages, &piece?, map.rights, &mut spare));
-        spare.into_iter().for_each(|table| pages.free(table));
+        spare.into_iter().for_each(|table| pages.free(table, size_bits));
         outcome
     }
 
@@ -200,6 +210,11 @@ impl<F: Format> PageTable<F> {
     ) -> Result<(), Option<P::Error>> {
         pages.compare_exchange(entry, old, new).map_err(Some)?.map(|_| ()).map_err(|_| None)
     }
+}
+
+/// log2 of the memory that a table of level `level` is given.
+fn size_of_table<F: Format>(format: &F, level: u8) -> u32 {
+    format.table_bits(level).max(MIN_TABLE_BITS)
 }
 
 /// The last address of `len` bytes from `first`, if there is one.

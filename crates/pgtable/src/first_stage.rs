@@ -64,10 +64,10 @@ impl FirstStage {
     pub const FIVE_LEVEL: Self = Self { five_level: true, ..Self::FOUR_LEVEL };
 
     fn reserved(&self, level: u8, entry: FirstStageEntry, leaf: bool) -> Option<ReservedBits> {
-        let address = entry.frame() << Self::PAGE_BITS;
+        let address = entry.frame() << PAGE_BITS;
         let allowed_leaf = level <= 2 || (level == 3 && self.one_gib_pages);
         // Bit 12 of a large page is its memory type, the rest below its size must be zero.
-        let below_size = ((1 << self.size_bits(level)) - 1) & !(1 << Self::PAGE_BITS);
+        let below_size = ((1 << self.size_bits(level)) - 1) & !(1 << PAGE_BITS);
         if above(address, self.output_bits) {
             Some(ReservedBits::Address)
         } else if entry.execute_disable() && !self.no_execute {
@@ -93,7 +93,7 @@ impl Format for FirstStage {
 
     fn check_address(&self, address: u64) -> Result<(), InvalidAddress> {
         // All bits from the topmost translated one on are equal.
-        let unused = 64 - self.size_bits(self.levels() + 1);
+        let unused = 64 - self.input_bits();
         let extended = ((address << unused) as i64 >> unused) as u64;
         if extended == address {
             Ok(())
@@ -115,7 +115,7 @@ impl Format for FirstStage {
         rights.set(Rights::WRITE, entry.writable());
         rights.set(Rights::USER, entry.user());
         rights.set(Rights::EXECUTE, !entry.execute_disable());
-        let (frame, accessed) = (entry.frame() << Self::PAGE_BITS, entry.accessed());
+        let (frame, accessed) = (entry.frame() << PAGE_BITS, entry.accessed());
         if !leaf {
             return Entry::Table(TableEntry { address: frame, rights, accessed });
         }
@@ -157,7 +157,7 @@ impl Format for FirstStage {
             .with_present(true)
             .with_writable(true)
             .with_user(true)
-            .with_frame(address >> Self::PAGE_BITS & FRAME_MASK)
+            .with_frame(address >> PAGE_BITS & FRAME_MASK)
             .into_bits()
     }
 
@@ -167,11 +167,14 @@ impl Format for FirstStage {
             .with_writable(rights.contains(Rights::WRITE))
             .with_user(rights.contains(Rights::USER))
             .with_page_size(level > 1)
-            .with_frame(address >> Self::PAGE_BITS & FRAME_MASK)
+            .with_frame(address >> PAGE_BITS & FRAME_MASK)
             .with_execute_disable(self.no_execute && !rights.contains(Rights::EXECUTE))
             .into_bits()
     }
 }
+
+/// log2 of the size of the smallest page.
+pub(crate) const PAGE_BITS: u32 = 12;
 
 /// The bits that a frame number of an entry has.
 pub(crate) const FRAME_MASK: u64 = (1 << 40) - 1;

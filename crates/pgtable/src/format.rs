@@ -39,10 +39,15 @@ bitflags::bitflags! {
         const READ = 1;
         /// Writes.
         const WRITE = 2;
-        /// Instruction fetches.
-        const EXECUTE = 4;
-        /// Requests without supervisor privilege.
+        /// Instruction fetches without supervisor privilege.
+        const EXECUTE_USER = 4;
+        /// Data accesses without supervisor privilege; in formats that do not tell those from
+        /// fetches, any request without it.
         const USER = 8;
+        /// Instruction fetches with supervisor privilege.
+        const EXECUTE_PRIVILEGED = 16;
+        /// Instruction fetches: one right, except in formats that tell the privileged ones apart.
+        const EXECUTE = Self::EXECUTE_USER.bits() | Self::EXECUTE_PRIVILEGED.bits();
     }
 }
 
@@ -55,6 +60,8 @@ pub enum Denied {
     Write,
     /// The page may not be executed.
     Execute,
+    /// The page may not be executed with supervisor privilege; only from formats that tell.
+    ExecutePrivileged,
     /// The page is for supervisor requests.
     User,
 }
@@ -65,7 +72,8 @@ impl Denied {
         match self {
             Self::Read => Rights::READ,
             Self::Write => Rights::WRITE,
-            Self::Execute => Rights::EXECUTE,
+            Self::Execute => Rights::EXECUTE_USER,
+            Self::ExecutePrivileged => Rights::EXECUTE_PRIVILEGED,
             Self::User => Rights::USER,
         }
     }
@@ -83,7 +91,7 @@ pub enum InvalidAddress {
 /// Which reserved bits of a present entry are not zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum ReservedBits {
-    /// Address bits above the host address width.
+    /// Address bits above the host address width. In Arm's formats this is an address size fault.
     Address,
     /// The page-size bit, at a level without pages or without support for them.
     PageSize,
@@ -139,10 +147,16 @@ pub enum Entry {
 /// A page-table format: geometry, entries and permission rules. The value holds what is
 /// configurable about it, so two formats of one type may decode the same bits differently.
 pub trait Format {
-    /// log2 of the size of the smallest page, and of a table.
-    const PAGE_BITS: u32 = 12;
-    /// log2 of the number of entries in a table; entries have 8 bytes.
-    const INDEX_BITS: u32 = 9;
+    /// log2 of the size of the smallest page, and of every table but the root.
+    fn page_bits(&self) -> u32 {
+        12
+    }
+
+    /// log2 of the number of entries of a table of level `level`. A root may have fewer than a
+    /// page holds, or more: then it is a row of pages.
+    fn index_bits(&self, _level: u8) -> u32 {
+        self.page_bits() - ENTRY_BITS
+    }
 
     /// Number of levels, at most [`MAX_LEVELS`](crate::MAX_LEVELS); also the level of the root.
     fn levels(&self) -> u8;
@@ -154,6 +168,12 @@ pub trait Format {
     /// [`Entry::Table`].
     fn decode(&self, level: u8, entry: u64) -> Entry;
 
+    /// Whether walks set accessed flags. If not, software does, and a leaf without the flag is a
+    /// [`WalkFault::AccessFlag`](crate::WalkFault::AccessFlag).
+    fn sets_accessed(&self) -> bool {
+        true
+    }
+
     /// The present entry `entry` with its accessed flag set, and its dirty flag too if asked.
     fn mark(&self, entry: u64, dirty: bool) -> u64;
 
@@ -163,18 +183,35 @@ pub trait Format {
     /// An entry that points at the table at `address` and lets everything through.
     fn table_entry(&self, address: u64) -> u64;
 
-    /// An entry of level `level` that maps the page at `address`, neither accessed nor dirty.
-    /// Meaningful if [`decode`](Self::decode) gives back a leaf at `address`.
+    /// An entry of level `level` that maps the page at `address`, neither accessed nor dirty as
+    /// far as walks set these flags. Meaningful if [`decode`](Self::decode) gives back a leaf at
+    /// `address`.
     fn leaf_entry(&self, level: u8, address: u64, rights: Rights) -> u64;
 
     /// log2 of the bytes that one entry of level `level` covers.
     fn size_bits(&self, level: u8) -> u32 {
-        Self::PAGE_BITS + Self::INDEX_BITS * u32::from(level.saturating_sub(1))
+        let page = self.page_bits();
+        page + (page - ENTRY_BITS) * u32::from(level.saturating_sub(1))
     }
 
-    /// Address of the entry for `address` in the table of level `level` at `table`.
+    /// log2 of the bytes of a table of level `level`, which is also its alignment.
+    fn table_bits(&self, level: u8) -> u32 {
+        self.index_bits(level) + ENTRY_BITS
+    }
+
+    /// Number of address bits that the format translates.
+    fn input_bits(&self) -> u32 {
+        let root = self.levels();
+        self.size_bits(root) + self.index_bits(root)
+    }
+
+    /// Address of the entry for `address` in the table of level `level` at `table`, whose bits
+    /// below the table's alignment count as zero.
     fn entry_address(&self, table: u64, level: u8, address: u64) -> u64 {
-        let index = (address >> self.size_bits(level)) & ((1 << Self::INDEX_BITS) - 1);
-        (table & !((1 << Self::PAGE_BITS) - 1)) | (index * 8)
+        let index = (address >> self.size_bits(level)) & ((1 << self.index_bits(level)) - 1);
+        (table & !((1 << self.table_bits(level)) - 1)) | (index << ENTRY_BITS)
     }
 }
+
+/// log2 of the size of an entry.
+pub(crate) const ENTRY_BITS: u32 = 3;

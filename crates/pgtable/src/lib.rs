@@ -3,17 +3,20 @@
 //! ```text
 //!   Format: what an entry's bits mean          Tables: where entries are loaded from
 //!   ├── FirstStage   x86-64, 4 or 5 levels     (guest memory, guest memory behind a
-//!   └── SecondStage  VT-d, 3 to 5 levels        second stage, host memory, a test's map)
-//!                 └───────────────┬───────────────┘
+//!   ├── SecondStage  VT-d, 3 to 5 levels        second stage, host memory, a test's map)
+//!   ├── ArmStageOne  VMSAv8-64, 4, 16, 64 KiB           │
+//!   └── ArmStageTwo  the same, concatenated roots       │
+//!                 └───────────────┬─────────────────────┘
 //!   walk(format, root, address, request, tables) ──► Leaf or WalkFault
 //! ```
 //!
 //! # Words
 //!
-//! * **level**: 1 is the table whose entries map 4 KiB pages; the root is at the format's
-//!   [`levels`](Format::levels).
+//! * **level**: 1 is the table whose entries map the smallest pages; the root is at the format's
+//!   [`levels`](Format::levels). Arm counts the other way: its level 3 is 1 here, its level 0 is 4.
 //! * **table entry**: an entry that points at the table one level down.
-//! * **leaf**: an entry that maps a page. At level 2 the page has 2 MiB, at level 3 it has 1 GiB.
+//! * **leaf**: an entry that maps a page (Arm calls the larger ones blocks). With pages of 4 KiB,
+//!   one at level 2 has 2 MiB and one at level 3 has 1 GiB.
 //! * **rights**: what an entry lets through; those of a page are what all entries on the way to
 //!   it agree on.
 //!
@@ -61,13 +64,19 @@
 
 extern crate alloc;
 
+mod arm;
 mod build;
 mod first_stage;
 mod format;
 mod second_stage;
 mod walk;
 
-pub use build::{Flush, Map, MapError, PageTable, Pages, UnmapError};
+pub use arm::{
+    arm_output_bits, arm_output_field, ArmFlags, ArmFormatError, ArmRegime, ArmSizes, ArmStageOne,
+    ArmStageOneEntry, ArmStageTwo, ArmStageTwoEntry, ArmTable, Granule, SelectError, Vtcr,
+    MAX_CONCATENATED,
+};
+pub use build::{Flush, Map, MapError, PageTable, Pages, UnmapError, MIN_TABLE_BITS};
 pub use first_stage::{FirstStage, FirstStageEntry};
 pub use format::{Access, LeafEntry, TableEntry};
 pub use format::{Denied, Entry, Format, InvalidAddress, Request, ReservedBits, Rights};

@@ -2,7 +2,7 @@
 
 use bitfield_struct::bitfield;
 
-use crate::first_stage::{above, FRAME_MASK};
+use crate::first_stage::{above, FRAME_MASK, PAGE_BITS};
 use crate::format::{
     Access, Denied, Entry, Format, InvalidAddress, LeafEntry, Request, ReservedBits, Rights,
     TableEntry,
@@ -87,7 +87,7 @@ impl SecondStage {
     }
 
     fn reserved(&self, level: u8, entry: SecondStageEntry, leaf: bool) -> Option<ReservedBits> {
-        let address = entry.frame() << Self::PAGE_BITS;
+        let address = entry.frame() << PAGE_BITS;
         let allowed_leaf = match level {
             1 => true,
             2 => self.two_mib_pages,
@@ -116,7 +116,7 @@ impl Format for SecondStage {
     }
 
     fn check_address(&self, address: u64) -> Result<(), InvalidAddress> {
-        if address >> self.size_bits(self.levels() + 1) == 0 {
+        if address >> self.input_bits() == 0 {
             Ok(())
         } else {
             Err(InvalidAddress::BeyondWidth)
@@ -136,7 +136,7 @@ impl Format for SecondStage {
         rights.set(Rights::READ, entry.readable());
         rights.set(Rights::WRITE, entry.writable());
         rights.set(Rights::EXECUTE, entry.executable());
-        let address = entry.frame() << Self::PAGE_BITS;
+        let address = entry.frame() << PAGE_BITS;
         let accessed = entry.accessed() || !self.accessed_dirty;
         if !leaf {
             return Entry::Table(TableEntry { address, rights, accessed });
@@ -165,7 +165,7 @@ impl Format for SecondStage {
             .with_readable(true)
             .with_writable(true)
             .with_executable(true)
-            .with_frame(address >> Self::PAGE_BITS & FRAME_MASK)
+            .with_frame(address >> PAGE_BITS & FRAME_MASK)
             .into_bits()
     }
 
@@ -175,7 +175,7 @@ impl Format for SecondStage {
             .with_writable(rights.contains(Rights::WRITE))
             .with_executable(rights.contains(Rights::EXECUTE))
             .with_page_size(level > 1)
-            .with_frame(address >> Self::PAGE_BITS & FRAME_MASK)
+            .with_frame(address >> PAGE_BITS & FRAME_MASK)
             .into_bits()
     }
 }

@@ -83,6 +83,12 @@ pub enum WalkFault<E> {
         /// The bits in question.
         which: ReservedBits,
     },
+    /// The page is there, but nobody has set its access flag, and walks do not.
+    #[error("access flag clear at level {level}")]
+    AccessFlag {
+        /// Level of the entry.
+        level: u8,
+    },
     /// The page is there, but does not let the request through.
     #[error("{kind:?} denied at level {level}")]
     Permission {
@@ -114,7 +120,7 @@ pub enum WalkFault<E> {
 /// # Errors
 ///
 /// See [`WalkFault`]. An absent or malformed entry at any level is reported before a missing
-/// right at a higher one.
+/// right at a higher one, and so is an access flag that is clear.
 pub fn walk<F: Format, T: Tables>(
     format: &F,
     root: u64,
@@ -129,6 +135,9 @@ pub fn walk<F: Format, T: Tables>(
     for _ in 0..MAX_ATTEMPTS {
         let mut path = Path::new();
         let (level, leaf) = path.descend(format, root, address, tables)?;
+        if !leaf.accessed && !format.sets_accessed() {
+            return Err(WalkFault::AccessFlag { level });
+        }
         let rights = path.rights();
         if let Some(kind) = format.denied(request, rights) {
             return Err(WalkFault::Permission { level: path.level_without(kind), kind });

@@ -3,7 +3,10 @@
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgtable::{walk, Access, FirstStage, Request, SecondStage, SecondStageLevels, Tables};
+use pgtable::{
+    walk, Access, ArmFlags, ArmStageOne, ArmStageTwo, FirstStage, Format, Granule, Request,
+    SecondStage, SecondStageLevels, Tables,
+};
 
 const PAGES: usize = 64;
 /// How often the processor changes each entry. A walk uses two entries here, of which each can
@@ -31,10 +34,19 @@ impl Tables for Shared {
     }
 }
 
+/// An entry that is a table above level 1 and a page there, before and after its use.
+struct Use {
+    clean: u64,
+    read: u64,
+    written: u64,
+    /// The lowest of the bits that software owns.
+    software: u32,
+}
+
 /// Everybody touches every page in an order of their own: two walkers for writing and reading,
-/// and a processor that owns the software bits 52 and up and counts in them.
-fn run<F: pgtable::Format + Sync>(format: &F, accessed: u64, dirty: u64) {
-    let shared = Shared([const { AtomicU64::new(0x1007) }; 512]);
+/// and a processor that owns the software bits and counts in them.
+fn run<F: Format + Sync>(format: &F, uses: &Use) {
+    let shared = Shared(std::array::from_fn(|_| AtomicU64::new(uses.clean)));
     let touch = |access: Access, stride: usize, pages: usize| {
         for index in 0..pages {
             let address = ((index * stride % pages) as u64) << 12;
@@ -46,29 +58,64 @@ fn run<F: pgtable::Format + Sync>(format: &F, accessed: u64, dirty: u64) {
         scope.spawn(|| touch(Access::Read, 11, 2 * PAGES));
         scope.spawn(|| {
             for index in 0..COUNTS * PAGES {
-                shared.0[index * 5 % PAGES].fetch_add(1 << 52, Ordering::SeqCst);
+                shared.0[index * 5 % PAGES].fetch_add(1 << uses.software, Ordering::SeqCst);
             }
         });
     });
     for (index, entry) in shared.0.iter().enumerate() {
-        let entry = entry.load(Ordering::SeqCst);
-        assert_eq!(entry & dirty != 0, index < PAGES, "dirty flag of page {index}");
-        assert_eq!(entry & accessed != 0, index < 2 * PAGES, "accessed flag of page {index}");
-        let counted = if index < PAGES { COUNTS as u64 } else { 0 };
-        assert_eq!(entry >> 52, counted, "what the processor wrote to page {index}");
+        let expected = match index {
+            0..PAGES => uses.written | (COUNTS as u64) << uses.software,
+            _ if index < 2 * PAGES => uses.read,
+            _ => uses.clean,
+        };
+        assert_eq!(entry.load(Ordering::SeqCst), expected, "page {index}");
     }
 }
 
 #[test]
 fn first_stage() {
     for _ in 0..50 {
-        run(&FirstStage::FOUR_LEVEL, 1 << 5, 1 << 6);
+        let uses = Use { clean: 0x1007, read: 0x1027, written: 0x1067, software: 52 };
+        run(&FirstStage::FOUR_LEVEL, &uses);
     }
 }
 
 #[test]
 fn second_stage() {
     for _ in 0..50 {
-        run(&SecondStage::new(SecondStageLevels::Four), 1 << 8, 1 << 9);
+        let uses = Use { clean: 0x1007, read: 0x1107, written: 0x1307, software: 52 };
+        run(&SecondStage::new(SecondStageLevels::Four), &uses);
+    }
+}
+
+#[test]
+fn arm_stage_one() {
+    let format = ArmStageOne::new(Granule::Kib4, 48, 48).unwrap();
+    for _ in 0..50 {
+        // AF, and AP[2] cleared.
+        let modifier = 1 << 51;
+        let uses = Use {
+            clean: modifier | 0x10c3,
+            read: modifier | 0x14c3,
+            written: modifier | 0x1443,
+            software: 55,
+        };
+        run(&format.with_flags(ArmFlags::AccessDirty), &uses);
+    }
+}
+
+#[test]
+fn arm_stage_two() {
+    let format = ArmStageTwo::new(Granule::Kib4, 48, 48).unwrap();
+    for _ in 0..50 {
+        // AF, and S2AP[1] set.
+        let modifier = 1 << 51;
+        let uses = Use {
+            clean: modifier | 0x1043,
+            read: modifier | 0x1443,
+            written: modifier | 0x14c3,
+            software: 55,
+        };
+        run(&format.with_flags(ArmFlags::AccessDirty), &uses);
     }
 }

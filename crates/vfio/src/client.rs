@@ -14,7 +14,7 @@ pub use vm::{ClientVm, Failures};
 
 use crate::spec::flags::{VM_ENFORCE_GRANTS, VM_PRIVATE_PASIDS};
 use crate::spec::{CreateVm, NAME_BYTES};
-use crate::{Errno, File, Handle, Reply, Request, Revision, Transport};
+use crate::{stage_two, Errno, File, Handle, Reply, Request, Revision, Transport};
 
 /// An [`iommu::Host`] whose every call is encoded as the user API's bytes and carried out by a host
 /// end behind a [`Transport`], which has to speak [`Revision::Own`].
@@ -58,13 +58,14 @@ impl<T: Transport> Host for Client<T> {
             }),
             Err(Errno::ENOSPC) => Err(HostError::TooManyVms { limit: request.limit as usize }),
             Err(Errno::ENOMEM) => Err(HostError::NoMemory),
+            Err(Errno::EOPNOTSUPP) => Err(HostError::UnsupportedStageTwo),
             Err(_) => Err(none),
         }
     }
 }
 
 fn encode(config: &VmConfig) -> CreateVm {
-    let VmConfig { name, quota, numbering, enforce_grants } = config;
+    let VmConfig { name, quota, numbering, enforce_grants, stage_two } = config;
     let numbering = match numbering {
         Numbering::Identity => 0,
         Numbering::Private => VM_PRIVATE_PASIDS,
@@ -74,6 +75,7 @@ fn encode(config: &VmConfig) -> CreateVm {
         argsz: size_of::<CreateVm>() as u32,
         flags: numbering | grants,
         quota: *quota,
+        stage_two: stage_two::encode(stage_two.as_ref()),
         ..CreateVm::new_zeroed()
     };
     let name = shortened(name);

@@ -22,5 +22,6 @@ macro_rules! counts {
 }
 
 // Every field by name; a new one goes to the end.
-counts!(13: translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups,
-    invalidations, faults, faults_lost, iotlb_entries, pasid_entries, devices, ungranted);
+counts!(15: translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups,
+    invalidations, faults, faults_lost, iotlb_entries, pasid_entries, devices, ungranted,
+    stage_two_walks, stage_two_faults);

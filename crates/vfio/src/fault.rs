@@ -1,7 +1,7 @@
 //! Faults as bytes, and back.
 
-use iommu::{Fault, FaultReason, Pasid, Stage};
-use mem::{Access, Iova};
+use iommu::{Fault, FaultReason, Pasid, Stage, StageTwoFault, StageTwoOwner};
+use mem::{Access, Gpa, Iova};
 use pci::RequesterId;
 use zerocopy::FromZeros;
 
@@ -27,6 +27,7 @@ impl Code {
             Stage::One => 1,
             Stage::Two => 2,
             Stage::TwoForTable => 3,
+            Stage::TwoForDescriptor => 4,
         };
         Self { stage, ..Self::new(code) }
     }
@@ -71,6 +72,10 @@ impl Code {
             }
             R::AccessedDirty { stage } => (Self::at(27, stage), REASON_ACCESS),
             R::NoMemory => (Self::new(28), REASON_UNKNOWN),
+            R::PasidRequired => (Self::new(29), REASON_PASID_INVALID),
+            R::AccessFlag { stage, level } => {
+                (Self { level, ..Self::at(30, stage) }, REASON_ACCESS)
+            }
         }
     }
 
@@ -81,6 +86,7 @@ impl Code {
             1 => Some(Stage::One),
             2 => Some(Stage::Two),
             3 => Some(Stage::TwoForTable),
+            4 => Some(Stage::TwoForDescriptor),
             _ => None,
         };
         Some(match self.code {
@@ -112,6 +118,8 @@ impl Code {
             26 => R::Permission { stage: stage?, user: self.user },
             27 => R::AccessedDirty { stage: stage? },
             28 => R::NoMemory,
+            29 => R::PasidRequired,
+            30 => R::AccessFlag { stage: stage?, level },
             _ => return None,
         })
     }
@@ -127,13 +135,17 @@ pub(crate) fn encode(fault: Option<Fault>, argument: &mut ReadFault) {
         Access::Read => PERMISSION_READ,
         Access::Write => PERMISSION_WRITE,
     };
+    let fetched = fault.stage_two.filter(|stop| stop.table);
     argument.fault = DmaFault {
         kind: FAULT_UNRECOVERABLE,
         reason: posted_reason,
-        flags: FAULT_ADDRESS_VALID | bit_if(fault.pasid.is_some(), FAULT_PASID_VALID),
+        flags: FAULT_ADDRESS_VALID
+            | bit_if(fault.pasid.is_some(), FAULT_PASID_VALID)
+            | bit_if(fetched.is_some(), FAULT_FETCH_ADDRESS_VALID),
         pasid: fault.pasid.map_or(0, Pasid::get),
         permission: permission | bit_if(fault.privileged, PERMISSION_PRIVILEGED),
         address: fault.address.0,
+        fetch_address: fetched.map_or(0, |stop| stop.gpa.0),
         ..DmaFault::new_zeroed()
     };
     argument.requester = fault.requester.bits();
@@ -142,6 +154,12 @@ pub(crate) fn encode(fault: Option<Fault>, argument: &mut ReadFault) {
     argument.level = code.level;
     argument.attributes = bit_if(fault.translation_request, FAULT_TRANSLATION_REQUEST)
         | bit_if(code.user, FAULT_USER);
+    if let Some(StageTwoFault { gpa, table, level, owner }) = fault.stage_two {
+        argument.attributes |= FAULT_STAGE_TWO
+            | bit_if(table, FAULT_STAGE_TWO_TABLE)
+            | bit_if(owner == StageTwoOwner::Host, FAULT_STAGE_TWO_HOST);
+        (argument.gpa, argument.stage_two_level) = (gpa.0, level);
+    }
 }
 
 /// `bit` if `condition` holds.
@@ -185,7 +203,19 @@ pub(crate) fn decode(argument: &ReadFault) -> Result<Option<Fault>, UnknownFault
         privileged: fault.permission & PERMISSION_PRIVILEGED != 0,
         translation_request: argument.attributes & FAULT_TRANSLATION_REQUEST != 0,
         reason: code.reason().ok_or(UnknownFault)?,
+        stage_two: stage_two(argument),
     }))
+}
+
+/// Where stage 2 stopped the request, if a host end said so.
+fn stage_two(argument: &ReadFault) -> Option<StageTwoFault> {
+    let set = |bit| argument.attributes & bit != 0;
+    set(FAULT_STAGE_TWO).then(|| StageTwoFault {
+        gpa: Gpa(argument.gpa),
+        table: set(FAULT_STAGE_TWO_TABLE),
+        level: argument.stage_two_level,
+        owner: if set(FAULT_STAGE_TWO_HOST) { StageTwoOwner::Host } else { StageTwoOwner::Guest },
+    })
 }
 
 #[cfg(test)]

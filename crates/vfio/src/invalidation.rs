@@ -268,6 +268,8 @@ pub(crate) fn encode(what: Invalidation) -> OwnCacheInvalidate {
         }
         I::DeviceTlb { range, .. } => (CACHE_DEVICE_IOTLB, of_device(None, range)),
         I::DeviceTlbPasid { pasid, range, .. } => (CACHE_DEVICE_IOTLB, of_device(pasid, range)),
+        // The structure has no words for SMMUv3's scopes: all of it, which is more than was asked.
+        I::Smmuv3(_) => (CACHE_CONTEXT | CACHE_PASID | CACHE_IOTLB, Scope::All),
     };
     let mut argument = OwnCacheInvalidate {
         argsz: size_of::<OwnCacheInvalidate>() as u32,

@@ -94,6 +94,7 @@ mod number;
 mod objects;
 mod refusal;
 pub mod spec;
+mod stage_two;
 mod transport;
 
 pub use argument::{ArgumentError, MAX_ARGUMENT};

@@ -197,7 +197,9 @@ impl Refusal {
             | Self::Cuts { .. }
             | Self::Layout(_)
             | Self::NoUpdate => Errno::EINVAL,
-            Self::Unsupported { .. } => Errno::EOPNOTSUPP,
+            Self::Unsupported { .. } | Self::Host(HostError::UnsupportedStageTwo) => {
+                Errno::EOPNOTSUPP
+            }
             Self::NoHandle => Errno::EBADF,
             Self::NoVm
             | Self::Closed

@@ -27,7 +27,7 @@ pub use nesting::{
 };
 pub use own::{
     AttachDevice, Completion, CountersArgument, CreateVm, OwnCacheInvalidate, OwnPasidRequest,
-    ReadFault, SetHandle, Ticketed, NAME_BYTES,
+    ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
 };
 pub use posted::{
     AddressScope, CacheInvalidate, CacheInvalidateInfo, DmaFault, MapDma, PasidRequest, PasidScope,

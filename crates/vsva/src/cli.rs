@@ -13,7 +13,7 @@ use crate::demo;
 use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
-use crate::server::{Commands, HostCalls};
+use crate::server::{Commands, HostCalls, PasidTable, StageTwo};
 use crate::shares::{NumberingWord, Setting, Shares};
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
@@ -114,6 +114,14 @@ pub struct LabArgs {
     /// [default: as the scenario says].
     #[arg(long, value_name = "direct|bytes")]
     pub host: Option<HostCalls>,
+    /// Who owns the PASID tables: guest (the host walks the guests' own tables) or host (each PASID is bound in a table
+    /// in host memory) [default: both in turn for scenarios with one guest, as the scenario says for others].
+    #[arg(long, value_name = "guest|host")]
+    pub pasid_table: Option<PasidTable>,
+    /// The host's second stage, below what guests call physical memory: none, identity (each address maps to itself)
+    /// or shuffled (4 KiB and 2 MiB frames in random order) [default: as the scenario says, mostly shuffled].
+    #[arg(long, value_name = "none|identity|shuffled")]
+    pub stage_two: Option<StageTwo>,
     /// Repeat the guest's random choices of an earlier run.
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
@@ -143,6 +151,15 @@ pub struct ServeArgs {
     /// 5.7 to 5.14, 3.3 for Linux 5.15 to 6.3. Later ones do not look for them [default: off].
     #[arg(long, value_name = "[NAME=]3.0|3.3|off")]
     pub vcmd: Vec<Setting<Commands>>,
+    /// Who owns the PASID table of a guest's devices: guest (the host walks the guest's own) or host (each PASID is
+    /// bound in a table in host memory when the guest announces it). Guests without --vcmd then have private numbers
+    /// [default: guest].
+    #[arg(long, value_name = "[NAME=]guest|host")]
+    pub pasid_table: Vec<Setting<PasidTable>>,
+    /// The host's second stage, below what a guest calls physical memory: none, identity (each address maps to itself)
+    /// or shuffled (4 KiB and 2 MiB frames in random order) [default: none].
+    #[arg(long, value_name = "[NAME=]none|identity|shuffled")]
+    pub stage_two: Vec<Setting<StageTwo>>,
     /// How guests' devices call the host: direct (functions) or bytes (VFIO's user API, encoded and decoded).
     #[arg(long, value_name = "direct|bytes", default_value_t)]
     pub host: HostCalls,
@@ -192,6 +209,8 @@ impl From<&LabArgs> for Options {
             seed: args.seed,
             sabotage: args.sabotage.clone(),
             calls: args.host,
+            pasid_table: args.pasid_table,
+            stage_two: args.stage_two,
         }
     }
 }
@@ -257,6 +276,8 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
             quota: args.quota.clone(),
             numbering: args.pasids.clone(),
             commands: args.vcmd.clone(),
+            pasid_table: args.pasid_table.clone(),
+            stage_two: args.stage_two.clone(),
         },
         calls: args.host,
         allow_unsealed: args.allow_unsealed,
@@ -346,7 +367,8 @@ mod tests {
     #[test]
     fn every_option_of_the_lab_arrives() {
         let line = "vsva lab --json --scenario rebind --scenario kill --keep-logs logs --qemu q --kernel k \
-                    --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --host bytes --seed 7 --sabotage s";
+                    --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --host bytes \
+                    --pasid-table host --stage-two identity --seed 7 --sabotage s";
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Lab(args) = cli.command else { panic!("another command") };
         let options = Options::from(&*args);
@@ -357,6 +379,8 @@ mod tests {
         assert_eq!(options.sources.vcmd_headers.as_deref(), Some("h".as_ref()));
         assert_eq!((options.seed, options.sabotage.as_deref()), (Some(7), Some("s")));
         assert_eq!(options.calls, Some(HostCalls::Bytes));
+        assert_eq!(options.pasid_table, Some(PasidTable::Host));
+        assert_eq!(options.stage_two, Some(StageTwo::Identity));
     }
 
     #[test]
@@ -369,7 +393,7 @@ mod tests {
     #[test]
     fn what_guests_may_have_is_said_for_all_or_by_name() {
         let line = "vsva serve --dir d --guests 2 --quota 9 --quota guest1=3 --pasids private --vcmd guest0=3.0 \
-                    --vcmd 3.3";
+                    --vcmd 3.3 --pasid-table guest0=host --stage-two shuffled";
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Serve(args) = cli.command else { panic!("another command") };
         fn of<T>(guest: &str, value: T) -> Setting<T> {
@@ -381,6 +405,8 @@ mod tests {
         assert_eq!(args.quota, [all(9), of("guest1", 3)]);
         assert_eq!(args.pasids, [all(NumberingWord(Numbering::Private))]);
         assert_eq!(args.vcmd, [of("guest0", Commands::Revision30), all(Commands::Revision33)]);
+        assert_eq!(args.pasid_table, [of("guest0", PasidTable::Host)]);
+        assert_eq!(args.stage_two, [all(StageTwo::Shuffled)]);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
 use crate::server::{
-    Ask, Commands, GuestConfig, GuestPlace, HostCalls, Inspector, ServeError, Server,
+    Ask, Commands, GuestConfig, GuestPlace, HostCalls, Inspector, PasidTable, ServeError, Server,
+    StageTwo,
 };
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
@@ -221,17 +222,7 @@ impl Directory {
 
 /// What a user pastes.
 fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
-    let share = match (config.commands, config.numbering) {
-        (Commands::Off, _) => String::new(),
-        (layout, numbering) => {
-            let numbers = match numbering {
-                Numbering::Identity => "numbered as the host's",
-                Numbering::Private => "with numbers of its own",
-            };
-            let quota = config.quota;
-            format!("{name}: {quota} PASIDs, {numbers}, by virtual commands of revision {layout}\n")
-        }
-    };
+    let share = share(name, config);
     let mut text = format!(
         "{share}{name}: give these arguments to qemu-system-x86_64, 10.1 or newer:\n\n    \
          -machine q35,memory-backend=ram -m 2G \\\n    \
@@ -245,6 +236,32 @@ fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
     }
     text.push('\n');
     text
+}
+
+/// What a guest has of the host, a line for each thing that is not as usual.
+fn share(name: &str, config: GuestConfig) -> String {
+    let GuestConfig { quota, numbering, commands, pasid_table, stage_two } = config;
+    let numbers = match numbering {
+        Numbering::Identity => "numbered as the host's",
+        Numbering::Private => "with numbers of its own",
+    };
+    let how = match (commands, pasid_table) {
+        (Commands::Off, PasidTable::Guest) => None,
+        (Commands::Off, PasidTable::Host) => Some("each bound in the host's table".to_owned()),
+        (layout, table) => {
+            let bound = if table == PasidTable::Host { ", bound in the host's table" } else { "" };
+            Some(format!("by virtual commands of revision {layout}{bound}"))
+        }
+    };
+    let mut text = String::new();
+    if let Some(how) = how {
+        text = format!("{name}: {quota} PASIDs, {numbers}, {how}\n");
+    }
+    text + match stage_two {
+        StageTwo::None => String::new(),
+        layout => format!("{name}: its memory lies below a second stage of the host's, {layout}\n"),
+    }
+    .as_str()
 }
 
 /// What holds for every guest.

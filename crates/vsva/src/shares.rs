@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use iommu::Numbering;
 
-use crate::server::{Commands, GuestConfig};
+use crate::server::{Commands, GuestConfig, PasidTable, StageTwo};
 
 /// A setting for one guest (`NAME=VALUE`) or for all that have none of their own (`VALUE`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,10 @@ pub struct Shares {
     pub numbering: Vec<Setting<NumberingWord>>,
     /// The virtual commands of its unit.
     pub commands: Vec<Setting<Commands>>,
+    /// Who owns its PASID table.
+    pub pasid_table: Vec<Setting<PasidTable>>,
+    /// The host's second stage below it.
+    pub stage_two: Vec<Setting<StageTwo>>,
 }
 
 /// Why settings do not go together.
@@ -83,11 +87,20 @@ pub enum Error {
     },
     /// Private numbers are the host's to give, and there is no way to ask for one.
     #[error(
-        "{guest}: --pasids private needs --vcmd: without virtual commands a guest numbers its PASIDs itself, and has \
-         its own numbers anyway"
+        "{guest}: --pasids private needs --vcmd or --pasid-table host: without them a guest numbers its PASIDs itself, \
+         and has its own numbers anyway"
     )]
     PrivateWithoutCommands {
         /// The guest.
+        guest: String,
+    },
+    /// Guests that number their PASIDs themselves take the same ones, and one table entry of the host's has one owner.
+    #[error(
+        "{guest}: --pasids identity does not go with --pasid-table host for several guests without --vcmd: they number \
+         their PASIDs themselves and take the same ones; leave --pasids out, or say private"
+    )]
+    SameNumbers {
+        /// The first such guest.
         guest: String,
     },
     /// The quotas cannot all be used up at once.
@@ -122,18 +135,48 @@ impl Shares {
     /// [`Error`], the first that is found; [`Error::Quotas`] is [`check_quotas`]' to find.
     pub fn of(&self, names: &[String]) -> Result<Vec<GuestConfig>, Error> {
         let otherwise = GuestConfig::default();
-        let quota = spread("--quota", &self.quota, names, otherwise.quota)?;
-        let usual = NumberingWord(otherwise.numbering);
-        let numbering = spread("--pasids", &self.numbering, names, usual)?;
-        let commands = spread("--vcmd", &self.commands, names, otherwise.commands)?;
-        let all = names.iter().zip(quota).zip(numbering).zip(commands);
-        all.map(|(((guest, quota), NumberingWord(numbering)), commands)| {
-            if numbering == Numbering::Private && commands == Commands::Off {
-                return Err(Error::PrivateWithoutCommands { guest: guest.clone() });
-            }
-            Ok(GuestConfig { quota, numbering, commands })
-        })
-        .collect()
+        let quota = spread("--quota", &self.quota, names)?;
+        let numbering = spread("--pasids", &self.numbering, names)?;
+        let commands = spread("--vcmd", &self.commands, names)?;
+        let table = spread("--pasid-table", &self.pasid_table, names)?;
+        let stage_two = spread("--stage-two", &self.stage_two, names)?;
+        let settings = quota.into_iter().zip(numbering).zip(commands).zip(table).zip(stage_two);
+        let configs = settings.map(|((((quota, numbering), commands), table), stage_two)| {
+            let config = GuestConfig {
+                quota: quota.unwrap_or(otherwise.quota),
+                commands: commands.unwrap_or(otherwise.commands),
+                pasid_table: table.unwrap_or(otherwise.pasid_table),
+                stage_two: stage_two.unwrap_or(otherwise.stage_two),
+                ..otherwise
+            };
+            // Nobody is surprised by it: such a guest never learns the host's numbers.
+            let usual = match config.numbers_host_table() {
+                true => Numbering::Private,
+                false => otherwise.numbering,
+            };
+            GuestConfig { numbering: numbering.map_or(usual, |NumberingWord(said)| said), ..config }
+        });
+        let configs: Vec<_> = configs.collect();
+        check_numbers(names, &configs)?;
+        Ok(configs)
+    }
+}
+
+/// Checks that guests' numbers can be what they are to be.
+fn check_numbers(names: &[String], configs: &[GuestConfig]) -> Result<(), Error> {
+    let all = || names.iter().zip(configs);
+    let private = all().find(|(_, config)| {
+        let asks = config.commands != Commands::Off || config.pasid_table == PasidTable::Host;
+        config.numbering == Numbering::Private && !asks
+    });
+    if let Some((guest, _)) = private {
+        return Err(Error::PrivateWithoutCommands { guest: guest.clone() });
+    }
+    let same = all()
+        .find(|(_, config)| config.numbers_host_table() && config.numbering == Numbering::Identity);
+    match same {
+        Some((guest, _)) if configs.len() > 1 => Err(Error::SameNumbers { guest: guest.clone() }),
+        _ => Ok(()),
     }
 }
 
@@ -149,13 +192,12 @@ pub fn check_quotas(configs: &[GuestConfig], capacity: u32) -> Result<(), Error>
     Ok(())
 }
 
-/// The value for each of `names`: its own, else that for all, else `otherwise`.
+/// The value for each of `names`: its own, else that for all, if there is one.
 fn spread<T: Copy>(
     option: &'static str,
     settings: &[Setting<T>],
     names: &[String],
-    otherwise: T,
-) -> Result<Vec<T>, Error> {
+) -> Result<Vec<Option<T>>, Error> {
     for (index, Setting { guest, .. }) in settings.iter().enumerate() {
         if let Some(name) = guest.as_ref().filter(|name| !names.contains(name)) {
             return Err(Error::NoGuest { option, name: name.clone(), known: names.to_vec() });
@@ -167,8 +209,8 @@ fn spread<T: Copy>(
     let of = |guest: Option<&String>| {
         settings.iter().find(|setting| setting.guest.as_ref() == guest).map(|setting| setting.value)
     };
-    let for_all = of(None).unwrap_or(otherwise);
-    Ok(names.iter().map(|name| of(Some(name)).unwrap_or(for_all)).collect())
+    let for_all = of(None);
+    Ok(names.iter().map(|name| of(Some(name)).or(for_all)).collect())
 }
 
 #[cfg(test)]
@@ -183,7 +225,7 @@ mod tests {
 
     fn shares(quota: &[&str], numbering: &[&str], commands: &[&str]) -> Shares {
         let (quota, numbering) = (settings(quota), settings(numbering));
-        Shares { quota, numbering, commands: settings(commands) }
+        Shares { quota, numbering, commands: settings(commands), ..Shares::default() }
     }
 
     fn names() -> Vec<String> {
@@ -197,7 +239,12 @@ mod tests {
             &["private", "guest2=identity"],
             &["3.3", "guest0=3.0", "guest2=off"],
         );
-        let config = |quota, numbering, commands| GuestConfig { quota, numbering, commands };
+        let config = |quota, numbering, commands| GuestConfig {
+            quota,
+            numbering,
+            commands,
+            ..GuestConfig::USUAL
+        };
         let wanted = [
             config(100, Numbering::Private, Commands::Revision30),
             config(7, Numbering::Private, Commands::Revision33),
@@ -229,6 +276,44 @@ mod tests {
         );
         let private = of(shares(&[], &["private"], &["guest0=3.0"]));
         assert_eq!(private, Error::PrivateWithoutCommands { guest: "guest1".to_owned() });
+    }
+
+    #[test]
+    fn a_table_of_the_hosts_has_numbers_of_its_own() {
+        let host = |numbering: &[&str], commands: &[&str], table: &[&str]| Shares {
+            pasid_table: settings(table),
+            ..shares(&[], numbering, commands)
+        };
+        let numberings = |shares: Shares| {
+            let configs = shares.of(&names()).unwrap();
+            configs.iter().map(|config| config.numbering).collect::<Vec<_>>()
+        };
+        // Chosen where it is needed, and where nobody has said otherwise.
+        let mixed = host(&[], &["guest0=3.3"], &["host", "guest2=guest"]);
+        assert_eq!(
+            numberings(mixed),
+            [Numbering::Identity, Numbering::Private, Numbering::Identity]
+        );
+        let said = host(&["private", "guest2=identity"], &["guest2=3.3"], &["host"]);
+        assert_eq!(numberings(said), [Numbering::Private, Numbering::Private, Numbering::Identity]);
+        let identity = host(&["guest1=identity"], &[], &["host"]);
+        let refused = identity.of(&names()).unwrap_err();
+        assert_eq!(refused, Error::SameNumbers { guest: "guest1".to_owned() });
+        // One guest alone has nobody to meet.
+        let alone = host(&["identity"], &[], &["host"]).of(&["guest0".to_owned()]).unwrap();
+        assert_eq!(alone[0].numbering, Numbering::Identity);
+        let own = host(&["guest2=private"], &[], &["guest0=host"]).of(&names()).unwrap_err();
+        assert_eq!(own, Error::PrivateWithoutCommands { guest: "guest2".to_owned() });
+    }
+
+    #[test]
+    fn a_second_stage_is_for_those_who_want_it() {
+        let stage_two = settings(&["shuffled", "guest1=none", "guest2=identity"]);
+        let configs = Shares { stage_two, ..Shares::default() }.of(&names()).unwrap();
+        let got: Vec<_> = configs.iter().map(|config| config.stage_two).collect();
+        assert_eq!(got, [StageTwo::Shuffled, StageTwo::None, StageTwo::Identity]);
+        assert!("guest0=shuffle".parse::<Setting<StageTwo>>().is_err());
+        assert!("device".parse::<Setting<PasidTable>>().is_err());
     }
 
     #[test]

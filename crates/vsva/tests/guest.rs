@@ -40,6 +40,8 @@ impl Case {
             Self::Notices(scenario) => Options {
                 scenarios: vec![scenario.name.to_owned()],
                 sabotage: Some(scenario.sabotage.to_owned()),
+                // With one owner of the PASID tables it has to be noticed already.
+                pasid_table: scenario.tables.first().copied(),
                 ..Options::default()
             },
         }

@@ -22,7 +22,7 @@ use vsva::server::{
 use vtd::spec::VcmdLayout;
 
 const SMALL: GuestConfig =
-    GuestConfig { quota: 4, numbering: Numbering::Identity, commands: Commands::Revision33 };
+    GuestConfig { quota: 4, commands: Commands::Revision33, ..GuestConfig::USUAL };
 
 /// A server with these guests in a directory, and its inspector.
 struct Host {

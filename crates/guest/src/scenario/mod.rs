@@ -15,6 +15,7 @@ mod in_flight;
 mod isolation;
 mod misplaced;
 mod rebind;
+mod stage_two;
 mod storm;
 mod sva_copy;
 mod vcmd;
@@ -47,12 +48,13 @@ const fn on_accelerator(
     Scenario { name, deadline: DEADLINE, run: Run::Accelerator(run) }
 }
 
-static SCENARIOS: [Scenario; 9] = [
+static SCENARIOS: [Scenario; 10] = [
     on_accelerator(name::SVA_COPY, sva_copy::run),
     on_accelerator(name::ISOLATION, isolation::run),
     on_accelerator(name::REBIND, rebind::run),
     on_accelerator(name::ACCESSED_DIRTY, accessed_dirty::run),
     on_accelerator(name::IN_FLIGHT, in_flight::run),
+    on_accelerator(name::STAGE_TWO, stage_two::run),
     Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
     Scenario { name: name::STORM, deadline: UNTIL_STOPPED, run: Run::Accelerator(storm::run) },
     Scenario {

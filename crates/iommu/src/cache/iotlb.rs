@@ -10,7 +10,8 @@ use alloc::vec;
 
 use mem::{Access, Gpa, Iova, Range};
 
-use crate::{DomainId, Pasid};
+use crate::stage_two::Output;
+use crate::{Asid, DomainId, Pasid, Vmid};
 
 /// Sets of an IOTLB; a power of two.
 const SETS: usize = 256;
@@ -22,8 +23,8 @@ pub(crate) const CAPACITY: usize = SETS * WAYS;
 
 const PAGE_BITS: u32 = 12;
 
-/// Under which name a translation is cached: the domain, the PASID that was used for it, and
-/// whether the request carried that PASID or had none.
+/// Under which name a translation is cached: the domain (SMMUv3: VMID), the PASID that was used for
+/// it, whether the request carried that PASID or had none, and the ASID where there is one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tag(u64);
 
@@ -31,7 +32,16 @@ impl Tag {
     const VALID: u64 = 1 << 63;
     const HAS_PASID: u64 = 1 << 62;
     const REQUESTED: u64 = 1 << 61;
+    const PHYSICAL: u64 = 1 << 60;
+    const HAS_ASID: u64 = 1 << 59;
+    const GLOBAL: u64 = 1 << 58;
     const NONE: Self = Self(0);
+
+    /// A translation of a guest physical address, for a request while translation is off. Of no
+    /// domain: only the host's stage 2 makes such.
+    pub(crate) const fn physical() -> Self {
+        Self(Self::VALID | Self::PHYSICAL)
+    }
 
     /// A translation by a table of the device itself, for a request without PASID.
     pub(crate) fn of_device(domain: DomainId) -> Self {
@@ -44,8 +54,34 @@ impl Tag {
         Self(flags | u64::from(pasid.get()) << 16 | u64::from(domain.0))
     }
 
+    /// A translation of `vmid`'s by the context descriptor of `substream`, which has `asid`;
+    /// `requested` if the request named it.
+    pub(crate) fn of_substream(vmid: Vmid, asid: Asid, substream: Pasid, requested: bool) -> Self {
+        let tag = Self::of_pasid(DomainId(vmid.0), substream, requested);
+        Self(tag.0 | Self::HAS_ASID | u64::from(asid.0) << 36)
+    }
+
+    /// A translation that is the same in every address space of `vmid`.
+    pub(crate) fn of_global(vmid: Vmid) -> Self {
+        Self(Self::VALID | Self::GLOBAL | u64::from(vmid.0))
+    }
+
+    pub(crate) fn asid(self) -> Option<Asid> {
+        (self.0 & Self::HAS_ASID != 0).then_some(Asid((self.0 >> 36) as u16))
+    }
+
+    pub(crate) fn is_global(self) -> bool {
+        self.0 & Self::GLOBAL != 0
+    }
+
+    /// The domain; zero, which is no guest's, for a translation of none.
     pub(crate) fn domain(self) -> DomainId {
         DomainId(self.0 as u16)
+    }
+
+    /// Whether it names a domain.
+    fn has_domain(self) -> bool {
+        self != Self::NONE && self.0 & Self::PHYSICAL == 0
     }
 
     /// The PASID whose entry was used.
@@ -73,6 +109,9 @@ pub(crate) enum Kind {
 pub(crate) struct Allowed(u8);
 
 impl Allowed {
+    /// Everything.
+    pub(crate) const ALL: Self = Self(0b1111);
+
     const fn bit(access: Access, privileged: bool) -> u8 {
         let write = matches!(access, Access::Write);
         1 << ((privileged as u8) << 1 | write as u8)
@@ -92,12 +131,13 @@ impl Allowed {
     }
 }
 
-/// A translation of the page at one address.
+/// A translation of the page at one address, to an `A`: to a [`Gpa`] as the guest's tables have it,
+/// to a [`Output`] once it may be cached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Cached {
-    /// Guest physical address of the mapping's first byte.
-    pub(crate) base: Gpa,
-    /// log2 of the mapping's size: of the smaller one in a nested translation.
+pub(crate) struct Cached<A = Output> {
+    /// Address of the mapping's first byte.
+    pub(crate) base: A,
+    /// log2 of the mapping's size: of the smallest one of those that it is made of.
     pub(crate) size_bits: u8,
     /// log2 of the size of the mapping by which invalidations find this: the first stage's in a
     /// nested translation.
@@ -106,12 +146,36 @@ pub(crate) struct Cached {
     pub(crate) allowed: Allowed,
 }
 
-impl Cached {
-    /// The guest physical address for `iova`, which lies in the mapping, and the number of bytes
-    /// from there to the mapping's end, less one.
-    pub(crate) fn translate(&self, iova: Iova) -> (Gpa, u64) {
+/// What a translation leads to.
+pub(crate) trait Base: Copy {
+    /// The address `offset` bytes into the mapping that this is the first byte of.
+    fn inside(self, offset: u64) -> Self;
+}
+
+impl Base for Gpa {
+    fn inside(self, offset: u64) -> Self {
+        Self(self.0 | offset)
+    }
+}
+
+impl Base for Output {
+    fn inside(self, offset: u64) -> Self {
+        Self(self.0 | offset)
+    }
+}
+
+impl<A: Base> Cached<A> {
+    /// The address for `iova`, which lies in the mapping, and the number of bytes from there to
+    /// the mapping's end, less one.
+    pub(crate) fn translate(&self, iova: Iova) -> (A, u64) {
         let mask = (1u64 << self.size_bits) - 1;
-        (Gpa(self.base.0 | iova.0 & mask), mask - (iova.0 & mask))
+        (self.base.inside(iova.0 & mask), mask - (iova.0 & mask))
+    }
+
+    /// The same with another base.
+    pub(crate) fn at<B>(self, base: B) -> Cached<B> {
+        let Self { base: _, size_bits, scope_bits, kind, allowed } = self;
+        Cached { base, size_bits, scope_bits, kind, allowed }
     }
 }
 
@@ -128,7 +192,7 @@ impl Entry {
         tag: Tag::NONE,
         page: 0,
         cached: Cached {
-            base: Gpa(0),
+            base: Output(0),
             size_bits: PAGE_BITS as u8,
             scope_bits: PAGE_BITS as u8,
             kind: Kind::StageOne,
@@ -191,7 +255,7 @@ impl Iotlb {
     /// The domain of each translation.
     pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
         let entries = self.sets.as_flattened().iter();
-        entries.filter(|entry| entry.tag != Tag::NONE).map(|entry| entry.tag.domain())
+        entries.filter(|entry| entry.tag.has_domain()).map(|entry| entry.tag.domain())
     }
 
     /// The translation of the page of `iova` under `tag`.

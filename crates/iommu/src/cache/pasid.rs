@@ -3,8 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
+use crate::format::smmuv3::Regime;
 use crate::format::vtd::Translation;
-use crate::{DomainId, Pasid};
+use crate::{DomainId, Pasid, Vmid};
 
 /// PASID-table entries that a channel caches at most; a power of two. Direct-mapped: a device
 /// works for few PASIDs at a time, and those of one guest are close to each other.
@@ -21,15 +22,42 @@ pub(crate) struct PasidState {
     pub(crate) translation: Translation,
 }
 
-/// A direct-mapped table of PASID-table entries, of fixed size.
+/// An SMMUv3's context descriptor, checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DescriptorState {
+    /// The guest whose it is.
+    pub(crate) vmid: Vmid,
+    /// As in [`PasidState`].
+    pub(crate) granted: bool,
+    pub(crate) regime: Regime,
+}
+
+/// What is cached for a PASID.
+pub(crate) trait Tagged {
+    fn domain(&self) -> DomainId;
+}
+
+impl Tagged for PasidState {
+    fn domain(&self) -> DomainId {
+        self.domain
+    }
+}
+
+impl Tagged for DescriptorState {
+    fn domain(&self) -> DomainId {
+        DomainId(self.vmid.0)
+    }
+}
+
+/// A direct-mapped table of PASID-table entries or context descriptors, of fixed size.
 #[derive(Debug)]
-pub(crate) struct PasidCache {
+pub(crate) struct PasidCache<S = PasidState> {
     /// Empty if closed.
-    slots: Box<[Option<(Pasid, PasidState)>]>,
+    slots: Box<[Option<(Pasid, S)>]>,
     len: usize,
 }
 
-impl PasidCache {
+impl<S: Tagged + Clone> PasidCache<S> {
     pub(crate) fn new() -> Self {
         Self { slots: vec![None; CAPACITY].into_boxed_slice(), len: 0 }
     }
@@ -39,6 +67,13 @@ impl PasidCache {
         Self { slots: Box::default(), len: 0 }
     }
 
+    /// Opens a table that was closed.
+    pub(crate) fn open(&mut self) {
+        if self.slots.is_empty() {
+            *self = Self::new();
+        }
+    }
+
     /// Number of entries that it holds.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -46,17 +81,17 @@ impl PasidCache {
 
     /// The PASID and the domain of each entry.
     pub(crate) fn domains(&self) -> impl Iterator<Item = (Pasid, DomainId)> + '_ {
-        self.slots.iter().flatten().map(|(pasid, state)| (*pasid, state.domain))
+        self.slots.iter().flatten().map(|(pasid, state)| (*pasid, state.domain()))
     }
 
-    pub(crate) fn get(&self, pasid: Pasid) -> Option<&PasidState> {
+    pub(crate) fn get(&self, pasid: Pasid) -> Option<&S> {
         match self.slots.get(index(pasid))? {
             Some((of, state)) if *of == pasid => Some(state),
             _ => None,
         }
     }
 
-    pub(crate) fn insert(&mut self, pasid: Pasid, state: PasidState) {
+    pub(crate) fn insert(&mut self, pasid: Pasid, state: S) {
         let Some(slot) = self.slots.get_mut(index(pasid)) else { return };
         if slot.replace((pasid, state)).is_none() {
             self.len += 1;
@@ -64,7 +99,7 @@ impl PasidCache {
     }
 
     /// Forgets every entry that `keep` does not want.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Pasid, &PasidState) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Pasid, &S) -> bool) {
         if self.len == 0 {
             return;
         }

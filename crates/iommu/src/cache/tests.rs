@@ -4,6 +4,7 @@ use pci::RequesterId;
 use super::iotlb::CAPACITY;
 use super::*;
 use crate::format::vtd::Translation;
+use crate::stage_two::Output;
 use crate::{PageRange, Pasid, StageTwo};
 
 const DEVICE: RequesterId = RequesterId::from_bits(0x0123);
@@ -14,7 +15,7 @@ fn pasid(number: u32) -> Pasid {
 
 fn cached(kind: Kind, scope_bits: u8) -> Cached {
     let allowed = Allowed::default().with(Access::Read, false, true);
-    Cached { base: Gpa(0x5000), size_bits: 12, scope_bits, kind, allowed }
+    Cached { base: Output(0x5000), size_bits: 12, scope_bits, kind, allowed }
 }
 
 fn pages(start: u64, len: u64) -> PageRange {
@@ -206,11 +207,11 @@ fn caches_are_bounded_and_count_what_they_hold() {
     let tag = Tag::of_device(DomainId(1));
     caches.iotlb.clear();
     for base in [0x1000, 0x2000] {
-        let entry = Cached { base: Gpa(base), ..cached(Kind::StageTwo, 12) };
+        let entry = Cached { base: Output(base), ..cached(Kind::StageTwo, 12) };
         caches.iotlb.insert(tag, Iova(0), entry);
     }
     assert_eq!(caches.iotlb.len(), 1);
-    assert_eq!(caches.iotlb.get(tag, Iova(0)).unwrap().base, Gpa(0x2000));
+    assert_eq!(caches.iotlb.get(tag, Iova(0)).unwrap().base, Output(0x2000));
 
     let state = PasidState {
         granted: true,

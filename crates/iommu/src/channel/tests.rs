@@ -31,14 +31,14 @@ fn the_same_scope_twice_in_a_row_is_one() {
 
 fn state() -> ChannelState {
     let memory = MemoryMap::anonymous(&[(Gpa(0), 4096)]).unwrap();
-    ChannelState::new(RequesterId::from_bits(8), Some(memory), None, None, Arc::default())
+    ChannelState::new(RequesterId::from_bits(8), Some(memory), None, None, None, Arc::default())
 }
 
 fn fill(state: &mut ChannelState) {
     use crate::cache::{Allowed, Cached, Kind, Tag};
     let tag = Tag::of_pasid(DomainId(1), Pasid::new(1).unwrap(), true);
     let cached = Cached {
-        base: Gpa(0),
+        base: crate::stage_two::Output(0),
         size_bits: 12,
         scope_bits: 12,
         kind: Kind::StageOne,

@@ -2,10 +2,11 @@
 
 use mem::{Gpa, GuestMemory};
 
-use super::{check_interrupt_range, Engine, Refusal, Request};
+use super::{check_interrupt_range, Engine, Refusal, Request, Stop};
 use crate::cache::PasidState;
 use crate::format::vtd::{exceeds, DirectoryEntry, EntryError, PasidEntry, StageOne};
 use crate::sabotage::{self, Sabotage};
+use crate::stage_two::GuestPhysical;
 use crate::{FaultReason, Pasid, PasidTable};
 
 /// The PASID whose entry translates `request`, and whether the request is privileged.
@@ -54,8 +55,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         let granted = self.grants.is_none_or(|grants| requested && grants.is_granted(pasid));
         if requested && !granted {
             self.counters.ungranted.add(1);
-            let reason = FaultReason::PasidEntryNotPresent;
-            return Err(Refusal { reason, fault_disable: table.fault_disable });
+            return Err(Refusal::new(FaultReason::PasidEntryNotPresent, table.fault_disable));
         }
         self.counters.pasid_entry_reads.add(1);
         let state = PasidState { granted, ..read(self.memory, table, pasid)? };
@@ -67,18 +67,22 @@ impl<M: GuestMemory> Engine<'_, M> {
 
 /// Reads the entry of `pasid` through the directory.
 fn read<M: GuestMemory>(
-    memory: &M,
+    memory: &GuestPhysical<'_, M>,
     table: &PasidTable,
     pasid: Pasid,
 ) -> Result<PasidState, Refusal> {
     let mut fault_disable = table.fault_disable;
-    let refuse = |reason, fault_disable| Err(Refusal { reason, fault_disable });
+    let refuse = |reason: FaultReason, fault_disable| Err(Refusal::new(reason, fault_disable));
+    let unreachable = |reason, fault_disable| {
+        let stop = memory.take_stop().map(|stop| Stop::at(reason, &stop, true));
+        Err(Refusal::new(stop.unwrap_or(reason.into()), fault_disable))
+    };
 
     let directory = DirectoryEntry::address(table.directory, pasid)
         .and_then(|at| memory.load_u64(at).ok())
         .map(DirectoryEntry::from_bits);
     let Some(directory) = directory else {
-        return refuse(FaultReason::PasidDirectoryAccess, fault_disable);
+        return unreachable(FaultReason::PasidDirectoryAccess, fault_disable);
     };
     fault_disable |= directory.fault_disable();
     if !directory.present() {
@@ -90,7 +94,7 @@ fn read<M: GuestMemory>(
 
     let entry = PasidEntry::address(directory.table(), pasid).and_then(|at| load(memory, at));
     let Some(entry) = entry else {
-        return refuse(FaultReason::PasidEntryAccess, fault_disable);
+        return unreachable(FaultReason::PasidEntryAccess, fault_disable);
     };
     fault_disable |= entry.word0.fault_disable();
     if !entry.word0.present() {

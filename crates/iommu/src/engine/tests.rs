@@ -91,12 +91,14 @@ fn translate(
     };
     memory.accesses.set(0);
     let mut caches = Caches::new(DEVICE);
+    let counters = ChannelCounters::default();
     let answer = Engine {
-        memory,
+        memory: &GuestPhysical::new(memory, None, &counters.stage_two_walks),
+        attached: None,
         contexts: Some(&Fixed(context)),
         grants: None,
         caches: &mut caches,
-        counters: &ChannelCounters::default(),
+        counters: &counters,
     }
     .translate(&request);
     (answer, memory.accesses.get())
@@ -158,8 +160,8 @@ proptest! {
             prop_assert!(accesses <= MAX_TABLE_ACCESSES, "{accesses}");
             if let Ok(target) = answer {
                 let interrupts = INTERRUPT_START..=INTERRUPT_LAST;
-                let last = target.gpa.0.checked_add(target.len_minus_one).unwrap();
-                prop_assert!(!interrupts.contains(&target.gpa.0) && !interrupts.contains(&last));
+                let last = target.output.0.checked_add(target.len_minus_one).unwrap();
+                prop_assert!(!interrupts.contains(&target.output.0) && !interrupts.contains(&last));
             }
         }
     }
@@ -183,7 +185,7 @@ fn a_table_that_points_at_itself() {
             let (answer, accesses) =
                 translate(&memory, context, space(Some(5), false), 0x1234, access);
             let target = answer.unwrap();
-            assert_eq!((target.gpa, target.len_minus_one), (Gpa(0x3234), 0xdcb));
+            assert_eq!((target.output, target.len_minus_one), (Output(0x3234), 0xdcb));
             // Every entry is one entry, so the first round of marks meets itself and starts over;
             // in the nested case each of its accesses is a walk of its own.
             let limit = if kind == 3 { 9 + 400 } else { 9 + 40 };

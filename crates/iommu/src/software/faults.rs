@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use spin::mutex::SpinMutex;
 
@@ -10,6 +11,9 @@ use crate::{Counters, Fault};
 /// Faults that wait at most. Further ones are counted and lost, as with a unit whose recording
 /// registers are full.
 pub const FAULT_QUEUE_LIMIT: usize = 64;
+
+/// Faults of the host's own stage 2 that are kept for the host.
+pub const STAGE_TWO_LOG_LIMIT: usize = 64;
 
 pub(crate) type Waker = Arc<dyn Fn() + Send + Sync>;
 
@@ -21,6 +25,8 @@ pub(crate) struct FaultQueue(SpinMutex<Queue>);
 struct Queue {
     waiting: VecDeque<Fault>,
     waker: Option<Waker>,
+    /// The latest faults of the host's stage 2.
+    of_host: VecDeque<Fault>,
     recorded: u64,
     lost: u64,
 }
@@ -42,6 +48,20 @@ impl FaultQueue {
         if let Some(wake) = waker {
             wake();
         }
+    }
+
+    /// Keeps a fault of the host's stage 2 for the host, whether or not its guest hears of it.
+    pub(crate) fn note(&self, fault: Fault) {
+        let mut queue = self.0.lock();
+        if queue.of_host.len() >= STAGE_TWO_LOG_LIMIT {
+            queue.of_host.pop_front();
+        }
+        queue.of_host.push_back(fault);
+    }
+
+    /// The latest faults of the host's stage 2, the oldest first.
+    pub(crate) fn of_host(&self) -> Vec<Fault> {
+        self.0.lock().of_host.iter().copied().collect()
     }
 
     pub(crate) fn take(&self) -> Option<Fault> {

@@ -169,6 +169,16 @@ impl Grants {
         Ok(GuestPasid(guest))
     }
 
+    /// The VM's reference of a PASID that is granted to it.
+    pub(crate) fn granted(&self, pasid: GuestPasid) -> Option<&Ref> {
+        self.live.get(&pasid.0).map(|grant| &grant.member.granted)
+    }
+
+    /// The set of its PASIDs, and the space that they are of; `None` if its quota is zero.
+    pub(crate) fn set(&self) -> Option<(&Arc<HostPasids>, &Set)> {
+        self.host.as_ref().zip(self.set.as_ref())
+    }
+
     /// Takes a PASID from the VM: no look-up that begins after this finds it. It has to be parked
     /// next.
     pub(crate) fn revoke(&mut self, pasid: GuestPasid) -> Result<Revoked, FreePasidError> {
@@ -302,14 +312,18 @@ pub(crate) enum GrantCheck {
 impl GrantCheck {
     /// Whether `pasid` is granted now.
     pub(crate) fn is_granted(&self, pasid: Pasid) -> bool {
-        if sabotage::is(Sabotage::IgnoreGrants) {
-            return true;
-        }
-        let Self::Members { reader, set, numbering } = self else { return false };
+        sabotage::is(Sabotage::IgnoreGrants) || self.host_of(pasid).is_some()
+    }
+
+    /// The host's PASID behind the VM's `pasid`, if that is granted now.
+    pub(crate) fn host_of(&self, pasid: Pasid) -> Option<Pasid> {
+        let Self::Members { reader, set, numbering } = self else { return None };
         let (guard, number) = (reader.pin(), pasid.get());
         match numbering {
-            Numbering::Identity => guard.find_in(set, Ioasid(number)).is_ok(),
-            Numbering::Private => guard.find_by_spid(set, Spid(number)).is_some(),
+            Numbering::Identity => guard.find_in(set, Ioasid(number)).ok().map(|_| pasid),
+            Numbering::Private => {
+                guard.find_by_spid(set, Spid(number)).map(|(_, tag)| Pasid::from_field(tag.id().0))
+            }
         }
     }
 }

@@ -5,11 +5,12 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use ioasid::{
-    AllocError, Config, ConfigError, HoldError, Holder, HolderError, Hooks, Ioasid, SetError,
-    SetType, Space, Tag, Usage,
+    AllocError, Config, ConfigError, Executor, HoldError, Holder, HolderError, Hooks, Ioasid,
+    Priority, SetError, SetType, Space, SubscribeError, Subscriber, Tag, Usage, Work,
 };
 
 use crate::pasid::BooksError;
@@ -23,6 +24,12 @@ const GUEST: &str = "guest";
 
 /// Under whose name a PASID is held until no DMA in flight and no cache can name it.
 const IOTLB: &str = "iotlb";
+
+/// Under whose name a PASID is held as long as an entry of the host's tables has it.
+const IOMMU: &str = "iommu";
+
+/// Pieces of the work that frees cause which one poll does at most.
+const WORK_BUDGET: usize = 64;
 
 /// How the space is cut: for the model checker, into pieces that it can look at.
 #[cfg(not(loom))]
@@ -45,7 +52,23 @@ pub(crate) struct HostPasids {
     space: Space<Since, Cut>,
     guest: Holder,
     iotlb: Holder,
+    iommu: Holder,
     clock: Option<Clock>,
+    /// `None` if the caller lent an executor.
+    polled: Option<Arc<Polled>>,
+}
+
+/// The executor of a host that was lent none: whoever polls one of its VMs.
+#[derive(Debug, Default)]
+struct Polled {
+    due: AtomicBool,
+    running: AtomicBool,
+}
+
+impl Executor for Polled {
+    fn schedule(&self) {
+        self.due.store(true, Ordering::Release);
+    }
 }
 
 /// The caller's clock as the space wants it.
@@ -68,12 +91,18 @@ pub(crate) struct Member {
 }
 
 impl HostPasids {
-    pub(crate) fn new(config: Config, clock: Option<Clock>) -> Result<Self, ConfigError> {
+    pub(crate) fn new(
+        config: Config,
+        clock: Option<Clock>,
+        executor: Option<Arc<dyn Executor>>,
+    ) -> Result<Self, ConfigError> {
         // Guests number within the bus's width, however narrow the hardware's own is.
         let spid_width = config.spid_width.or(Some(Pasid::BITS));
+        let polled = executor.is_none().then(Arc::<Polled>::default);
+        let executor = executor.or_else(|| Some(polled.clone()? as Arc<dyn Executor>));
         let hooks = Hooks {
+            executor,
             clock: clock.map(|clock| Arc::new(Nanoseconds(clock)) as Arc<dyn ioasid::Clock>),
-            ..Hooks::default()
         };
         let space = Space::with_geometry(Config { spid_width, ..config }, hooks)?;
         let holder = |name| {
@@ -81,8 +110,44 @@ impl HostPasids {
                 HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
             })
         };
-        let (guest, iotlb) = (holder(GUEST)?, holder(IOTLB)?);
-        Ok(Self { space, guest, iotlb, clock })
+        let (guest, iotlb, iommu) = (holder(GUEST)?, holder(IOTLB)?, holder(IOMMU)?);
+        Ok(Self { space, guest, iotlb, iommu, clock, polled })
+    }
+
+    /// Under whose name table entries hold PASIDs.
+    pub(crate) fn iommu(&self) -> &Holder {
+        &self.iommu
+    }
+
+    /// Tells a subscriber of every VM's PASIDs.
+    pub(crate) fn subscribe(
+        &self,
+        name: &str,
+        priority: Priority,
+        subscriber: Arc<dyn Subscriber<Since, Cut>>,
+    ) -> Result<ioasid::Subscription<Since, Cut>, SubscribeError> {
+        let holder = self.space.holder(name).map_err(|_| SubscribeError::NoMemory)?;
+        self.space.subscribe(&holder, priority, subscriber)
+    }
+
+    /// Does up to `budget` pieces of the work that frees cause.
+    pub(crate) fn work(&self, budget: usize) -> Work {
+        self.space.work(budget)
+    }
+
+    /// Does some of the work that frees cause, if that is left to whoever polls, and there is any.
+    /// To be called with no lock held: it calls subscribers.
+    pub(crate) fn poll(&self) {
+        let Some(polled) = &self.polled else { return };
+        if !polled.due.load(Ordering::Acquire) || polled.running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        polled.due.store(false, Ordering::Release);
+        let work = self.work(WORK_BUDGET);
+        polled.running.store(false, Ordering::Release);
+        if work == Work::More {
+            polled.due.store(true, Ordering::Release);
+        }
     }
 
     /// Sets `quota` PASIDs aside for a VM; `None` if it may have none.

@@ -1,16 +1,22 @@
 //! A VM of the software host.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
+use ioasid::Holder;
 use mem::MemoryMap;
 use pci::RequesterId;
 
+use super::attached::Attachments;
+use super::bindings::Watch;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport, Released, Taken};
+use super::objects::{Devices, Events, Objects, Outcome};
 use super::pasids::{HostPasids, ParkedAges};
+use super::platform::Platform;
+use super::stage_two::VmStageTwo;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
 use crate::counters::ChannelCounters;
@@ -18,11 +24,13 @@ use crate::endpoint::Device;
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
+use crate::stage_two::Retired;
 use crate::sync::Mutex;
 use crate::{
-    AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, Fault,
-    FreePasidError, GuestPasid, HostError, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
-    VmConfig,
+    AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
+    FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
+    Invalidation, IoasId, ObjectError, ObjectId, Pasid, PasidRange, PasidUsage,
+    StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -30,41 +38,54 @@ use crate::{
 /// It ends with [`close`](Vm::close). One that is not closed lives on while a clone of this, an
 /// endpoint or a channel of it does.
 #[derive(Clone)]
-pub struct SoftwareVm(Arc<VmShared>);
+pub struct SoftwareVm(pub(super) Arc<VmShared>);
 
 /// What the handles, endpoints and channels of a VM share.
 pub(crate) struct VmShared {
-    config: VmConfig,
+    pub(super) config: VmConfig,
+    pub(super) platform: Arc<Platform>,
+    /// The host's PASIDs; `None` of a VM that no host knows.
+    pub(super) pasids: Option<Arc<HostPasids>>,
     pub(crate) faults: FaultQueue,
+    pub(super) events: Events,
+    /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
+    pub(super) stage_two: Option<VmStageTwo>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
-    control: Mutex<Control>,
+    pub(super) control: Mutex<Control>,
 }
 
 #[derive(Default)]
-struct Control {
+pub(super) struct Control {
     /// Number of the latest change.
-    sequence: u64,
+    pub(super) sequence: u64,
     /// Changes up to this one are known to be complete.
     complete: u64,
-    memory: Arc<MemoryMap>,
+    pub(super) memory: Arc<MemoryMap>,
     contexts: Option<Arc<dyn ContextSource>>,
     /// Attached devices, and which attachment of the requester it is.
-    devices: BTreeMap<RequesterId, u64>,
+    pub(super) devices: BTreeMap<RequesterId, u64>,
     attachments: u64,
-    channels: Vec<Arc<ChannelShared>>,
+    pub(super) channels: Vec<Arc<ChannelShared>>,
     /// Counts of channels that are gone, and of the VM itself.
-    history: Counters,
+    pub(super) history: Counters,
     /// Given back when the VM is closed.
     place: Option<Place>,
-    grants: Grants,
-    closed: bool,
+    pub(super) grants: Grants,
+    pub(super) objects: Objects,
+    /// What is attached to the devices.
+    pub(super) attached: Devices,
+    /// Hears of PASIDs that are given back, once any has been attached.
+    pub(super) watch: Option<Watch>,
+    /// Tables out of use, in the order of the tickets after which nothing can be in them.
+    pub(super) retired: VecDeque<(Ticket, Retired)>,
+    pub(super) closed: bool,
 }
 
 impl Control {
     /// Posts a change to the channels that `concerns` picks; gives what that leaves to be
     /// dropped after the lock is released.
-    fn post<R>(
+    pub(super) fn post<R>(
         &mut self,
         concerns: impl Fn(&ChannelShared) -> bool,
         change: impl Fn(&mut Batch) -> R,
@@ -79,33 +100,49 @@ impl Control {
     /// lock is released.
     fn settle(&mut self, ticket: Ticket) -> (bool, Settled) {
         let mut settled = Settled::default();
-        if ticket.0 <= self.complete {
-            return (true, settled);
-        }
         // Nothing has this number yet: saying that it is over would be said of what comes, too.
         if ticket.0 > self.sequence {
             return (false, settled);
         }
-        // Each channel is tried, also after one that is busy: that shortens the next poll.
-        let mut complete = self.sequence;
-        for channel in &self.channels {
-            settled.channels.extend(channel.slot.settle(ticket.0));
-            complete = complete.min(channel.slot.settled(self.sequence));
+        if ticket.0 > self.complete {
+            // Each channel is tried, also after one that is busy: that shortens the next poll.
+            let mut complete = self.sequence;
+            for channel in &self.channels {
+                settled.channels.extend(channel.slot.settle(ticket.0));
+                complete = complete.min(channel.slot.settled(self.sequence));
+            }
+            self.complete = self.complete.max(complete);
         }
-        self.complete = self.complete.max(complete);
-        settled.pasids = self.grants.release(Ticket(self.complete));
-        (ticket.0 <= self.complete, settled)
+        settled.attached = self.attached.settle(Ticket(self.complete));
+        settled.pasids = self.grants.release(self.released());
+        while self.retired.front().is_some_and(|(ticket, _)| ticket.0 <= self.complete) {
+            settled.tables.extend(self.retired.pop_front().map(|(_, tables)| tables));
+        }
+        (ticket.0 <= self.complete && !self.attached.delays(ticket), settled)
+    }
+
+    /// Up to which ticket PASIDs that were given back are released: of one that is attached still,
+    /// those who use it have yet to be told.
+    fn released(&self) -> Ticket {
+        let standing = self.attached.standing();
+        Ticket(self.complete.min(standing.0.saturating_sub(1)))
+    }
+
+    /// Condemns what is attached of the PASIDs that `of` picks, which are parked until `drained`.
+    fn condemn(&mut self, of: impl Fn(GuestPasid) -> bool, drained: Ticket) {
+        let unused = self.attached.condemn(of, drained);
+        unused.into_iter().for_each(|hwpt| self.objects.drop_use(hwpt.into()));
     }
 
     /// Ends an allocation; also gives what that leaves to be dropped after the lock is released.
     fn grant(&mut self, taken: Taken) -> (Result<GuestPasid, AllocPasidError>, Released) {
         let granted = self.grants.grant(taken, Ticket(self.sequence));
-        (granted, self.grants.release(Ticket(self.complete)))
+        (granted, self.grants.release(self.released()))
     }
 
     /// Looks once more whether parked PASIDs can be released.
     fn release_parked(&mut self) -> Settled {
-        match self.grants.drained() {
+        match self.grants.drained().max(self.attached.drained()) {
             Some(ticket) => self.settle(ticket).1,
             None => Settled::default(),
         }
@@ -117,6 +154,8 @@ impl Control {
 struct Settled {
     channels: Vec<Leftover>,
     pasids: Released,
+    attached: Outcome,
+    tables: Vec<Retired>,
 }
 
 impl SoftwareVm {
@@ -124,12 +163,20 @@ impl SoftwareVm {
         config: VmConfig,
         place: Place,
         host: &Arc<HostPasids>,
+        platform: &Arc<Platform>,
     ) -> Result<Self, HostError> {
+        let stage_two = config.stage_two.as_ref();
+        let stage_two =
+            stage_two.map(|config| VmStageTwo::new(config, &platform.tables)).transpose()?;
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {
             config,
+            platform: platform.clone(),
+            pasids: Some(host.clone()),
             faults: FaultQueue::default(),
+            events: Events::default(),
+            stage_two,
             control: Mutex::new(control),
         })))
     }
@@ -179,6 +226,9 @@ impl Vm for SoftwareVm {
 
     fn set_memory(&self, map: MemoryMap) -> Ticket {
         let new = Arc::new(map.clone());
+        if let Some(stage_two) = &self.0.stage_two {
+            return stage_two.set_memory(&self.0.control, new);
+        }
         let (ticket, _old) = {
             let mut control = self.0.control.lock();
             if control.closed {
@@ -212,6 +262,7 @@ impl Vm for SoftwareVm {
         if sabotage::is(Sabotage::DropInFlight) {
             return true;
         }
+        self.0.poll();
         let (complete, _left) = self.0.control.lock().settle(ticket);
         complete
     }
@@ -257,6 +308,7 @@ impl Vm for SoftwareVm {
         let revoked = control.grants.revoke(pasid)?;
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
         control.grants.park(revoked, drained);
+        control.condemn(|of| of == pasid, drained);
         Ok(())
     }
 
@@ -265,6 +317,8 @@ impl Vm for SoftwareVm {
         let revoked = control.grants.revoke_all();
         let (drained, _) = control.post(|_| true, Batch::forget_everything);
         control.grants.park(revoked, drained);
+        control.condemn(|_| true, drained);
+        control.attached.insist(drained);
         drained
     }
 
@@ -285,14 +339,95 @@ impl Vm for SoftwareVm {
         sum
     }
 
+    fn ioas(&self) -> Result<IoasId, ObjectError> {
+        self.0.ioas()
+    }
+
+    fn hardware(&self, device: RequesterId) -> Result<Hardware, ObjectError> {
+        self.0.hardware(device)
+    }
+
+    fn alloc_hwpt(&self, request: &HwptRequest) -> Result<HwptId, ObjectError> {
+        self.0.alloc_hwpt(request)
+    }
+
+    fn alloc_viommu(
+        &self,
+        device: RequesterId,
+        parent: HwptId,
+        kind: ViommuKind,
+    ) -> Result<ViommuId, ObjectError> {
+        self.0.alloc_viommu(device, parent, kind)
+    }
+
+    fn alloc_vdevice(
+        &self,
+        viommu: ViommuId,
+        device: RequesterId,
+        virtual_id: u64,
+    ) -> Result<VdeviceId, ObjectError> {
+        self.0.alloc_vdevice(viommu, device, virtual_id)
+    }
+
+    fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
+        self.0.alloc_fault_queue()
+    }
+
+    fn alloc_event_queue(&self, viommu: ViommuId, depth: u32) -> Result<EventQueueId, ObjectError> {
+        self.0.alloc_event_queue(viommu, depth)
+    }
+
+    fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
+        self.0.take_event(queue)
+    }
+
+    fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
+        self.0.destroy(object)
+    }
+
+    fn attach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        self.0.attach_hwpt(device, pasid, hwpt)
+    }
+
+    fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        self.0.replace_hwpt(device, pasid, hwpt)
+    }
+
+    fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        self.0.detach_hwpt(device, pasid)
+    }
+
+    fn invalidate_hwpt(
+        &self,
+        hwpt: HwptId,
+        what: &[StageOneInvalidation],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        self.0.invalidate_hwpt(hwpt, what)
+    }
+
     fn close(&self) -> Ticket {
-        let (ticket, (_old, set)) = {
+        let (ticket, (_old, _attached, set)) = {
+            let mut editor = self.0.stage_two.as_ref().map(VmStageTwo::edit);
             let mut control = self.0.control.lock();
             if control.closed || sabotage::is(Sabotage::KeepOnClose) {
                 return Ticket(control.sequence);
             }
             control.closed = true;
-            control.devices.clear();
+            let devices = core::mem::take(&mut control.devices);
             let old = (
                 core::mem::take(&mut control.memory),
                 control.contexts.take(),
@@ -301,17 +436,49 @@ impl Vm for SoftwareVm {
             let revoked = control.grants.revoke_all();
             let (ticket, _) = control.post(|_| true, Batch::detach);
             control.grants.park(revoked, ticket);
-            (ticket, (old, control.grants.close()))
+            control.condemn(|_| true, ticket);
+            control.attached.insist(ticket);
+            let attached: Vec<_> = devices
+                .into_keys()
+                .map(|device| control.attached.remove(device, ticket).1)
+                .collect();
+            control.objects = Objects::default();
+            let tables = editor.as_mut().map(|editor| (ticket, editor.close()));
+            control.retired.extend(tables);
+            (ticket, (old, attached, control.grants.close()))
         };
         if let Some(set) = set {
             set.close();
         }
         self.0.faults.close();
+        self.0.events.close();
         ticket
     }
 }
 
 impl VmShared {
+    /// Records a fault of one of its devices.
+    pub(crate) fn record(&self, fault: Fault) {
+        // What the host's stage 2 stops is not the guest's affair.
+        if !fault.is_hosts() {
+            self.events.record(&fault);
+        }
+        self.faults.record(fault);
+    }
+
+    /// Does some of the work that PASIDs cause when they are given back, if there is any. To be
+    /// called with no lock held.
+    fn poll(&self) {
+        if let Some(pasids) = &self.pasids {
+            pasids.poll();
+        }
+    }
+
+    /// Under whose name what is attached holds PASIDs.
+    pub(super) fn iommu(&self) -> Result<&Holder, ObjectError> {
+        self.pasids.as_ref().map(|pasids| pasids.iommu()).ok_or(ObjectError::NotSupported)
+    }
+
     /// A VM that no host knows, with one device; and which attachment that is.
     pub(crate) fn with_one_device(
         requester: RequesterId,
@@ -321,7 +488,11 @@ impl VmShared {
         let control = Control { memory, devices, attachments: 1, ..Control::default() };
         let shared = Self {
             config: VmConfig::named("identity"),
+            platform: Arc::default(),
+            pasids: None,
             faults: FaultQueue::default(),
+            events: Events::default(),
+            stage_two: None,
             control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
@@ -329,6 +500,7 @@ impl VmShared {
 
     /// Releases the parked PASIDs that nothing can name any more.
     pub(super) fn release_parked(&self) {
+        self.poll();
         let settled = self.control.lock().release_parked();
         drop(settled);
     }
@@ -359,14 +531,16 @@ impl VmShared {
         let contexts = control.contexts.clone().filter(|_| attached);
         let counters = Arc::<ChannelCounters>::default();
         let grants = self.config.enforce_grants.then(|| control.grants.check());
-        let state = ChannelState::new(device.requester, memory, contexts, grants, counters.clone());
+        let adopted = control.attached.adopted(device.requester).filter(|_| attached);
+        let adopted = adopted.map(|device| Attachments { device, grants: control.grants.check() });
+        let stage_two = self.stage_two.as_ref().map(|stage_two| stage_two.walker().clone());
+        let requester = device.requester;
+        let state =
+            ChannelState::new(requester, memory, stage_two, contexts, grants, counters.clone())
+                .attached(adopted);
         let slot = Slot::new(state, control.sequence);
-        let shared = Arc::new(ChannelShared {
-            requester: device.requester,
-            attachment: device.attachment,
-            slot,
-            counters,
-        });
+        let shared =
+            Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
     }
@@ -382,12 +556,20 @@ impl VmShared {
 
     /// Detaches `device`, if it is attached still.
     pub(crate) fn detach(&self, device: &Device) -> Ticket {
-        let mut control = self.control.lock();
-        if control.devices.get(&device.requester) != Some(&device.attachment) {
-            return Ticket(control.sequence);
-        }
-        control.devices.remove(&device.requester);
-        control.post(|channel| channel.attachment == device.attachment, Batch::detach).0
+        let (ticket, _attached) = {
+            let mut control = self.control.lock();
+            if control.devices.get(&device.requester) != Some(&device.attachment) {
+                return Ticket(control.sequence);
+            }
+            control.devices.remove(&device.requester);
+            let of = |channel: &ChannelShared| channel.attachment == device.attachment;
+            let (ticket, _) = control.post(of, Batch::detach);
+            let (unused, attached) = control.attached.remove(device.requester, ticket);
+            unused.into_iter().for_each(|hwpt| control.objects.drop_use(hwpt.into()));
+            self.forget_vdevice(&mut control, device.requester);
+            (ticket, attached)
+        };
+        ticket
     }
 }
 

@@ -153,7 +153,7 @@ impl Mock {
         self.state().granted.clone()
     }
 
-    /// The words that a device's nested table was made of, and the like: the whole state.
+    /// The whole state: what is attached, how many objects there are, what is granted.
     pub fn snapshot(&self) -> (BTreeMap<Place, By>, usize, BTreeSet<GuestPasid>) {
         (self.attached(), self.objects(), self.granted())
     }

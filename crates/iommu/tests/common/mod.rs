@@ -2,15 +2,18 @@
 //! device in front of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod hosted;
 pub mod scenarios;
+pub mod smmu;
 
 use std::sync::{Arc, Mutex};
 
 use iommu::format::vtd::{DirectoryEntry, PasidEntry};
 use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DmaError, DomainId,
-    Endpoint, FaultReason, Host, Invalidation, Pasid, PasidRange, PasidTable, SoftwareHost,
-    SoftwareVm, TableCaps, Ticket, Vm, VmConfig,
+    Endpoint, FaultReason, Host, Invalidation, Layout, Pasid, PasidRange, PasidTable,
+    SecondStageLevels, SoftwareHost, SoftwareVm, StageTwoConfig, StageTwoFormat, TableCaps, Ticket,
+    Vm, VmConfig,
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
@@ -78,6 +81,26 @@ impl ContextSource for Context {
     }
 }
 
+/// What guests have below them: nothing, or a shuffled stage 2 where the tests are run over one.
+pub const STAGE_TWO: Option<StageTwoConfig> = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"over_stage_two" => Some(SHUFFLED),
+    _ => None,
+};
+
+/// A stage 2 of VT-d with frames in disorder.
+pub const SHUFFLED: StageTwoConfig = StageTwoConfig {
+    format: StageTwoFormat::Vtd { levels: SecondStageLevels::Four },
+    layout: Layout::Shuffled { seed: 1 },
+};
+
+/// `direct`, or over a stage 2 `over`: what is said of an address where no memory is.
+pub fn of_no_memory<T>(direct: T, over: T) -> T {
+    match STAGE_TWO {
+        None => direct,
+        Some(_) => over,
+    }
+}
+
 pub struct Guest {
     pub host: SoftwareHost,
     pub vm: SoftwareVm,
@@ -98,6 +121,7 @@ impl Guest {
     }
 
     pub fn with(host: &SoftwareHost, config: VmConfig) -> Self {
+        let config = VmConfig { stage_two: config.stage_two.or(STAGE_TWO), ..config };
         let vm = host.create_vm(config).unwrap();
         let memory = Arc::new(MemoryMap::anonymous(&[(Gpa(0), MEMORY)]).unwrap());
         let _ = vm.set_memory(MemoryMap::clone(&memory));

@@ -223,6 +223,22 @@ pub fn no_starvation() -> Verdict {
     })
 }
 
+/// Guests' memory is where the host's stage 2 says, and nowhere where it says nothing.
+pub fn stage_two() -> Verdict {
+    let config = VmConfig { stage_two: Some(SHUFFLED), ..VmConfig::named("guest") };
+    let mut guest = Guest::with(&SoftwareHost::new(), config);
+    let root = guest.table();
+    guest.set_first(root, VA, 1, leaf(PAGES[0]));
+    guest.set_pasid(1, first_stage(root, DOMAIN));
+    guest.memory.store_u64(Gpa(PAGES[0]), 11).unwrap();
+    let (_endpoint, channel) = guest.attach();
+    check(dma(&channel, with(1), VA, Op::Read) == Ok(11), "another page")?;
+    let page = mem::Range::<Gpa>::new(Gpa(PAGES[0]), 4096).unwrap();
+    let ticket = guest.vm.clear_stage_two(page).map_err(|error| error.to_string())?;
+    wait(&guest.vm, ticket);
+    check(dma(&channel, with(1), VA, Op::Read).is_err(), "read though it is cleared")
+}
+
 /// A PASID that was given back is granted to nobody while an access may name it.
 pub fn parking() -> Verdict {
     let host = SoftwareHost::new();

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod random;
 pub mod rig;
 pub mod scenarios;
+pub mod setup;
 pub mod unit;
 
 use std::sync::atomic::Ordering;
@@ -25,6 +26,7 @@ pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
 pub use memory::{pasid, Space, PAGE};
 pub use rig::{Rig, DEVICE, RAM};
+pub use setup::Setup;
 pub use unit::Unit;
 
 /// How a scenario ends: well, or with what went wrong, so that builds with a deliberate defect can
@@ -54,8 +56,8 @@ pub struct Guest {
 
 impl Guest {
     /// Boots on a host of its own.
-    pub fn boot(drive: Drive) -> Verdict<Self> {
-        Self::boot_on(Rig::new(drive))
+    pub fn boot(setup: Setup) -> Verdict<Self> {
+        Self::boot_on(Rig::new(setup))
     }
 
     /// Boots on `rig`.

@@ -12,7 +12,7 @@ use vtd::model::{Caps, Options};
 
 use super::drive::{Bells, Drive, Driver};
 use super::memory::Ram;
-use super::Verdict;
+use super::{Setup, Verdict};
 
 /// The accelerator, 00:10.0.
 pub const DEVICE: RequesterId = RequesterId::from_bits(0x0080);
@@ -68,13 +68,13 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(drive: Drive) -> Self {
-        Self::on(&SoftwareHost::new(), drive, RAM)
+    pub fn new(setup: Setup) -> Self {
+        Self::on(&SoftwareHost::new(), setup, RAM)
     }
 
     /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
-    pub fn on(host: &SoftwareHost, drive: Drive, ram: u64) -> Self {
-        Self::with(host, drive, ram, VmConfig::named("guest"), Options::default())
+    pub fn on(host: &SoftwareHost, setup: Setup, ram: u64) -> Self {
+        Self::with(host, setup.drive, ram, setup.config("guest"), setup.unit())
     }
 
     /// The same, with a VM and a unit as wanted.
@@ -86,19 +86,19 @@ impl Rig {
         unit: Options,
     ) -> Self {
         let vm = host.create_vm(config).expect("room for a VM");
-        let endpoint = vm.attach(DEVICE).expect("the first device");
-        let device = Device::new(Config::default(), endpoint).expect("the default device");
-        let engines = (0..device.engines()).map(|_| Arc::default()).collect();
-        let bells = Bells { engines, ..Bells::default() };
         let (messages, vectors) = (Arc::<Messages>::default(), Arc::<Vectors>::default());
-        device.set_interrupts(Some(vectors.clone()));
-        let rung = bells.engines.clone();
-        device.set_waker(Some(Arc::new(move |engine: usize| rung[engine].ring())));
-
+        let mut bells = Bells::default();
         let bell = bells.unit.clone();
         let caps = Caps::new(unit).expect("a possible unit");
         let waker = Arc::new(move || bell.ring());
         let machine = Arc::new(Machine::new(vm, caps, messages.clone(), waker));
+
+        let endpoint = machine.attach(DEVICE).expect("the first device");
+        let device = Device::new(Config::default(), endpoint).expect("the default device");
+        bells.engines = (0..device.engines()).map(|_| Arc::default()).collect();
+        device.set_interrupts(Some(vectors.clone()));
+        let rung = bells.engines.clone();
+        device.set_waker(Some(Arc::new(move |engine: usize| rung[engine].ring())));
         let misplaced = Arc::<AtomicU64>::default();
         let count = misplaced.clone();
         let tell = Box::new(move |_| {

@@ -3,8 +3,8 @@
 
 use alloc::vec::Vec;
 
-use super::{last_of, PageTable, Pages};
-use crate::format::{Entry, Format};
+use super::{last_of, size_of_table, PageTable, Pages};
+use crate::format::{Entry, Format, ENTRY_BITS};
 use crate::walk::{Tables, MAX_LEVELS};
 
 /// Why a range was not unmapped. Except for [`Tables`](Self::Tables), nothing has changed.
@@ -46,12 +46,23 @@ pub enum UnmapError<E> {
     },
 }
 
+/// A table that is out of use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Table {
+    address: u64,
+    size_bits: u32,
+}
+
 /// What has to be flushed from translation caches after a table was changed, together with the
 /// pages of tables that are out of use once it is.
+///
+/// Where the architecture wants a break before a make (Arm), nothing may be mapped in the range
+/// until the caches are clean: [`PageTable`] itself never replaces an entry that maps something, it
+/// only enters and clears, so this wait is all there is to it.
 #[derive(PartialEq, Eq, Debug, Default)]
 #[must_use = "caches may still hold what was unmapped, and its tables' pages are not free yet"]
 pub struct Flush {
-    tables: Vec<u64>,
+    tables: Vec<Table>,
     unmapped: u64,
 }
 
@@ -69,7 +80,7 @@ impl Flush {
 
     /// Gives the pages of the tables back. Call this after the caches are clean.
     pub fn complete<P: Pages>(self, pages: &mut P) {
-        self.tables.into_iter().for_each(|table| pages.free(table));
+        self.tables.into_iter().for_each(|table| pages.free(table.address, table.size_bits));
     }
 }
 
@@ -86,7 +97,7 @@ impl<F: Format> PageTable<F> {
         address: u64,
         len: u64,
     ) -> Result<Flush, UnmapError<P::Error>> {
-        let page = (1 << F::PAGE_BITS) - 1;
+        let page = (1 << self.format.page_bits()) - 1;
         let last = last_of(address, len).filter(|_| (address | len) & page == 0);
         let last = last.ok_or(UnmapError::Misaligned { address })?;
         self.check_range(address, last).ok_or(UnmapError::Unsupported { address })?;
@@ -131,9 +142,9 @@ impl<F: Format> PageTable<F> {
         // Tables whose entries are still to be looked at: fewer than one table's entries a level.
         let mut open = Vec::from([(self.root, self.format.levels())]);
         while let Some((table, level)) = open.pop() {
-            flush.tables.push(table);
-            for index in 0..1 << F::INDEX_BITS {
-                match self.format.decode(level, pages.load(table + 8 * index)?) {
+            flush.tables.push(self.table(table, level));
+            for entry in self.entries(table, level) {
+                match self.format.decode(level, pages.load(entry)?) {
                     Entry::Table(next) => open.push((next.address, level - 1)),
                     Entry::Leaf(_) => flush.unmapped += 1 << self.format.size_bits(level),
                     Entry::NotPresent | Entry::Reserved(_) => {}
@@ -148,8 +159,7 @@ impl<F: Format> PageTable<F> {
     fn check_range(&self, address: u64, last: u64) -> Option<()> {
         self.format.check_address(address).ok()?;
         self.format.check_address(last).ok()?;
-        let width = self.format.size_bits(self.format.levels() + 1);
-        ((address ^ last) >> width == 0).then_some(())
+        ((address ^ last) >> self.format.input_bits() == 0).then_some(())
     }
 
     /// Calls `f` with each page and each hole between `address` and `last`, in order.
@@ -204,7 +214,7 @@ impl<F: Format> PageTable<F> {
         pages: &P,
         place: &Place,
         last: u64,
-        freed: &mut Vec<u64>,
+        freed: &mut Vec<Table>,
     ) -> Result<(), P::Error> {
         for level in place.level..self.format.levels() {
             let (Some(&table), Some(&parent)) =
@@ -218,15 +228,23 @@ impl<F: Format> PageTable<F> {
                 break;
             }
             clear(pages, self.format.entry_address(parent, level + 1, place.first))?;
-            freed.push(table);
+            freed.push(self.table(table, level));
         }
         Ok(())
     }
 
+    fn table(&self, address: u64, level: u8) -> Table {
+        Table { address, size_bits: size_of_table(&self.format, level) }
+    }
+
+    /// The addresses of the entries of a table.
+    fn entries(&self, table: u64, level: u8) -> impl Iterator<Item = u64> {
+        (0..1u64 << self.format.index_bits(level)).map(move |index| table + (index << ENTRY_BITS))
+    }
+
     fn is_empty<P: Pages>(&self, pages: &P, level: u8, table: u64) -> Result<bool, P::Error> {
-        for index in 0..1 << F::INDEX_BITS {
-            let value = pages.load(table + 8 * index)?;
-            if self.format.decode(level, value) != Entry::NotPresent {
+        for entry in self.entries(table, level) {
+            if self.format.decode(level, pages.load(entry)?) != Entry::NotPresent {
                 return Ok(false);
             }
         }

@@ -1,52 +1,174 @@
-//! A second opinion: the formats as the specification's tables have them, bit by bit, without the
+//! A second opinion: the formats as the specifications' tables have them, bit by bit, without the
 //! crate's own types. Slow and naive on purpose.
 
-use pgtable::{Access, Denied, FirstStage, Request, SecondStage, WalkFault};
+pub(crate) mod arm;
+pub(crate) mod vtd;
+
+use std::fmt::Debug;
+
+use pgtable::{Access, Denied, Request, WalkFault};
 
 use super::{Arena, ArenaError};
 
-/// A format, as plain numbers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Twin {
-    pub(crate) second_stage: bool,
-    pub(crate) levels: u8,
-    pub(crate) output_bits: u32,
-    pub(crate) two_mib: bool,
-    pub(crate) one_gib: bool,
-    pub(crate) no_execute: bool,
-    pub(crate) flags: bool,
-    pub(crate) snoop: bool,
-    pub(crate) transient: bool,
+/// What an entry is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Class {
+    Absent,
+    Reserved,
+    Table,
+    Leaf,
 }
 
-impl From<FirstStage> for Twin {
-    fn from(format: FirstStage) -> Self {
-        Self {
-            second_stage: false,
-            levels: if format.five_level { 5 } else { 4 },
-            output_bits: format.output_bits.into(),
-            two_mib: true,
-            one_gib: format.one_gib_pages,
-            no_execute: format.no_execute,
-            flags: true,
-            snoop: true,
-            transient: true,
+/// Which flags a walk sets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Updates {
+    /// The accessed flag, of the leaf.
+    pub(crate) accessed: bool,
+    /// The accessed flag of table entries, too.
+    pub(crate) tables: bool,
+    /// The dirty flag.
+    pub(crate) dirty: bool,
+}
+
+/// What a format's specification says, as plain numbers.
+pub(crate) trait Twin: Copy + Debug {
+    fn page_bits(&self) -> u32;
+    fn levels(&self) -> u8;
+    fn input_bits(&self) -> u32;
+    fn output_bits(&self) -> u32;
+
+    /// Whether the input is split in two halves around a hole.
+    fn is_canonical(&self) -> bool {
+        false
+    }
+
+    /// The highest level with pages.
+    fn highest_page(&self) -> u8;
+
+    fn class(&self, level: u8, entry: u64) -> Class;
+
+    /// Where an entry leads, if it is a table or a leaf.
+    fn target(&self, level: u8, entry: u64) -> u64;
+
+    fn updates(&self) -> Updates;
+
+    /// Whether a leaf's access flag is clear, and that is a fault.
+    fn is_untouched(&self, _entry: u64) -> bool {
+        false
+    }
+
+    /// The entry after a walk used it.
+    fn used(&self, entry: u64, leaf: bool, written: bool) -> u64;
+
+    /// The rights that a request needs, the weightiest first.
+    fn needs(&self, request: &Request) -> Vec<Denied>;
+
+    /// Whether the entry takes a right.
+    fn takes(&self, right: Denied, entry: u64, leaf: bool) -> bool;
+
+    /// What else stops a request at a page, given whether each right is there.
+    fn stops(&self, request: &Request, has: impl Fn(Denied) -> bool) -> Option<Denied>;
+
+    /// The bits of a leaf or a table entry that a request's fate depends on.
+    fn fateful_bits(&self, leaf: bool) -> Vec<u32>;
+
+    /// Whether any entry has a reserved bit that is not simply ignored.
+    fn has_reserved_bits(&self) -> bool;
+
+    /// Whether a page can be without the right to read it.
+    fn has_unreadable_pages(&self) -> bool;
+
+    /// Bits that make most entries mean something, and bits that an entry may have besides.
+    fn plausible(&self) -> (u64, u64);
+
+    /// log2 of the size of a page of `level`.
+    fn size_bits(&self, level: u8) -> u32 {
+        self.page_bits() + (self.page_bits() - 3) * (u32::from(level) - 1)
+    }
+
+    fn size(&self, level: u8) -> u64 {
+        1 << self.size_bits(level)
+    }
+
+    /// log2 of the entries of a table.
+    fn index_bits(&self, level: u8) -> u32 {
+        if level < self.levels() {
+            self.page_bits() - 3
+        } else {
+            self.input_bits() - self.size_bits(level)
         }
     }
-}
 
-impl From<SecondStage> for Twin {
-    fn from(format: SecondStage) -> Self {
-        Self {
-            second_stage: true,
-            levels: format.levels as u8,
-            output_bits: format.output_bits.into(),
-            two_mib: format.two_mib_pages,
-            one_gib: format.one_gib_pages,
-            no_execute: true,
-            flags: format.accessed_dirty,
-            snoop: format.snoop_control,
-            transient: format.device_tlb,
+    /// First address past the lower half, or past everything.
+    fn end(&self) -> u64 {
+        1 << (self.input_bits() - u32::from(self.is_canonical()))
+    }
+
+    fn is_valid_address(&self, address: u64) -> bool {
+        address < self.end() || (self.is_canonical() && address >= self.end().wrapping_neg())
+    }
+
+    /// Looks `address` up.
+    fn walk(
+        &self,
+        arena: &Arena,
+        root: u64,
+        address: u64,
+        request: &Request,
+    ) -> Result<Found, Fault> {
+        if !self.is_valid_address(address) {
+            return Err(Fault::Address);
+        }
+        let mut seen = Vec::new();
+        let (level, leaf) = self.lookup(arena, root, self.levels(), address, &mut seen)?;
+        if self.is_untouched(leaf) {
+            return Err(Fault::AccessFlag(level));
+        }
+        self.permit(&seen, level, request)?;
+        let written = request.access == Access::Write;
+        let entries = seen.iter().map(|&(at, entry_level, entry)| {
+            (at, self.used(entry, entry_level == level, written && entry_level == level))
+        });
+        let size_bits = self.size_bits(level);
+        let output = self.target(level, leaf) + address % (1 << size_bits);
+        Ok(Found { output, size_bits, entries: entries.collect() })
+    }
+
+    fn lookup(
+        &self,
+        arena: &Arena,
+        table: u64,
+        level: u8,
+        address: u64,
+        seen: &mut Vec<(u64, u8, u64)>,
+    ) -> Result<(u8, u64), Fault> {
+        let index = address / self.size(level) % (1 << self.index_bits(level));
+        let at = table + 8 * index;
+        let entry = arena.get(at).ok_or(Fault::Tables(level))?;
+        seen.push((at, level, entry));
+        match self.class(level, entry) {
+            Class::Absent => Err(Fault::NotPresent(level)),
+            Class::Reserved => Err(Fault::Reserved(level)),
+            Class::Leaf => Ok((level, entry)),
+            Class::Table => self.lookup(arena, self.target(level, entry), level - 1, address, seen),
+        }
+    }
+
+    /// A right that the request lacks, and the highest level that takes it.
+    fn permit(&self, seen: &[(u64, u8, u64)], leaf: u8, request: &Request) -> Result<(), Fault> {
+        let taken_at = |right| {
+            let mut takers =
+                seen.iter().filter(|&&(_, at, entry)| self.takes(right, entry, at == leaf));
+            takers.next().map(|&(_, level, _)| level)
+        };
+        for right in self.needs(request) {
+            if let Some(level) = taken_at(right) {
+                return Err(Fault::Permission(level, right));
+            }
+        }
+        match self.stops(request, |right| taken_at(right).is_none()) {
+            Some(right) => Err(Fault::Permission(leaf, right)),
+            None => Ok(()),
         }
     }
 }
@@ -66,6 +188,7 @@ pub(crate) enum Fault {
     Address,
     NotPresent(u8),
     Reserved(u8),
+    AccessFlag(u8),
     Permission(u8, Denied),
     Tables(u8),
     Contended,
@@ -77,6 +200,7 @@ impl From<WalkFault<ArenaError>> for Fault {
             WalkFault::NonCanonical | WalkFault::BeyondWidth => Self::Address,
             WalkFault::NotPresent { level } => Self::NotPresent(level),
             WalkFault::Reserved { level, .. } => Self::Reserved(level),
+            WalkFault::AccessFlag { level } => Self::AccessFlag(level),
             WalkFault::Permission { level, kind } => Self::Permission(level, kind),
             WalkFault::Tables { level, .. } => Self::Tables(level),
             WalkFault::Contended => Self::Contended,
@@ -84,141 +208,6 @@ impl From<WalkFault<ArenaError>> for Fault {
     }
 }
 
-fn bit(value: u64, bit: u32) -> bool {
+pub(crate) fn bit(value: u64, bit: u32) -> bool {
     value >> bit & 1 == 1
-}
-
-impl Twin {
-    /// First address past the lower half, or past everything.
-    pub(crate) fn end(&self) -> u64 {
-        let bits = 12 + 9 * u32::from(self.levels);
-        1 << if self.second_stage { bits } else { bits - 1 }
-    }
-
-    pub(crate) fn is_valid_address(&self, address: u64) -> bool {
-        address < self.end() || (!self.second_stage && address >= self.end().wrapping_neg())
-    }
-
-    /// Whether an entry maps or points anywhere.
-    pub(crate) fn is_present(&self, entry: u64) -> bool {
-        bit(entry, 0) || (self.second_stage && bit(entry, 1))
-    }
-
-    fn is_leaf(&self, level: u8, entry: u64) -> bool {
-        level == 1 || bit(entry, 7)
-    }
-
-    pub(crate) fn is_reserved(&self, level: u8, entry: u64) -> bool {
-        let leaf = self.is_leaf(level, entry);
-        let mut reserved: Vec<u32> = (self.output_bits..52).collect();
-        if level > 3 || (level == 3 && !self.one_gib) || (level == 2 && !self.two_mib) {
-            reserved.push(7);
-        }
-        if leaf && level > 1 {
-            let lowest = if self.second_stage { 12 } else { 13 };
-            reserved.extend(lowest..12 + 9 * (u32::from(level) - 1));
-        }
-        if self.second_stage {
-            if !leaf || !self.snoop {
-                reserved.push(11);
-            }
-            if !leaf || !self.transient {
-                reserved.push(62);
-            }
-        } else if !self.no_execute {
-            reserved.push(63);
-        }
-        reserved.into_iter().any(|which| bit(entry, which))
-    }
-
-    /// Whether the entry alone would let the request through, and if not, why.
-    pub(crate) fn denies(&self, entry: u64, request: &Request) -> Option<Denied> {
-        let access = request.access;
-        if self.second_stage {
-            return match access {
-                Access::Read => (!bit(entry, 0)).then_some(Denied::Read),
-                Access::Write => (!bit(entry, 1)).then_some(Denied::Write),
-                Access::Execute => (!bit(entry, 2)).then_some(Denied::Execute),
-            };
-        }
-        if !request.privileged && !bit(entry, 2) {
-            return Some(Denied::User);
-        }
-        let needs_writable = !request.privileged || request.write_protect;
-        match access {
-            Access::Write if needs_writable && !bit(entry, 1) => Some(Denied::Write),
-            Access::Execute if bit(entry, 63) => Some(Denied::Execute),
-            _ => None,
-        }
-    }
-
-    /// Looks `address` up.
-    pub(crate) fn walk(
-        &self,
-        arena: &Arena,
-        root: u64,
-        address: u64,
-        request: &Request,
-    ) -> Result<Found, Fault> {
-        if !self.is_valid_address(address) {
-            return Err(Fault::Address);
-        }
-        let mut seen = Vec::new();
-        let (level, leaf) = self.lookup(arena, root, self.levels, address, &mut seen)?;
-        self.permit(&seen, request)?;
-        let entries = seen
-            .iter()
-            .map(|&(at, entry_level, entry)| {
-                let written = entry_level == level && request.access == Access::Write;
-                let (accessed, dirty) = if self.second_stage { (8, 9) } else { (5, 6) };
-                let flags = 1 << accessed | u64::from(written) << dirty;
-                (at, if self.flags { entry | flags } else { entry })
-            })
-            .collect();
-        let size_bits = 12 + 9 * (u32::from(level) - 1);
-        let frame = leaf & 0x000f_ffff_ffff_f000 & !((1 << size_bits) - 1);
-        Ok(Found { output: frame + address % (1 << size_bits), size_bits, entries })
-    }
-
-    fn lookup(
-        &self,
-        arena: &Arena,
-        table: u64,
-        level: u8,
-        address: u64,
-        seen: &mut Vec<(u64, u8, u64)>,
-    ) -> Result<(u8, u64), Fault> {
-        let index = address / (1 << (12 + 9 * (u32::from(level) - 1))) % 512;
-        let at = table + 8 * index;
-        let entry = arena.get(at).ok_or(Fault::Tables(level))?;
-        if !self.is_present(entry) {
-            return Err(Fault::NotPresent(level));
-        }
-        if self.is_reserved(level, entry) {
-            return Err(Fault::Reserved(level));
-        }
-        seen.push((at, level, entry));
-        if self.is_leaf(level, entry) {
-            return Ok((level, entry));
-        }
-        self.lookup(arena, entry & 0x000f_ffff_ffff_f000, level - 1, address, seen)
-    }
-
-    fn permit(&self, seen: &[(u64, u8, u64)], request: &Request) -> Result<(), Fault> {
-        // A missing user right outweighs the others, wherever it is missing.
-        let denials = seen.iter().filter_map(|&(_, level, entry)| {
-            self.denies(entry, request).map(|kind| (kind != Denied::User, level, kind))
-        });
-        let by_weight = |&(other, level, _): &(bool, u8, Denied)| (other, u8::MAX - level);
-        if let Some((_, level, kind)) = denials.min_by_key(by_weight) {
-            return Err(Fault::Permission(level, kind));
-        }
-        let user_page = !self.second_stage && seen.iter().all(|&(_, _, entry)| bit(entry, 2));
-        let fetch = request.access == Access::Execute && request.privileged;
-        if fetch && request.smep && user_page {
-            let leaf = seen.last().map_or(0, |&(_, level, _)| level);
-            return Err(Fault::Permission(leaf, Denied::Execute));
-        }
-        Ok(())
-    }
 }

@@ -39,20 +39,20 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
     let info = Facts { size: 56, needed: 16, flags: None, reserved: [10..16, 0..0] };
     let posted_invalidate = Facts { size: 64, needed: 24, flags: Some(0), reserved: NONE };
     let attach = Some(0x8000_0001);
-    let counters = Facts { size: 112, needed: 8, flags: Some(0), reserved: NONE };
+    let counters = Facts { size: 128, needed: 8, flags: Some(0), reserved: NONE };
     vec![
         ("MapDma", bytes_of::<MapDma>, facts(32, 3, NONE)),
         ("UnmapDma", bytes_of::<UnmapDma>, facts(24, 2, NONE)),
         ("PasidRequest", bytes_of::<PasidRequest>, facts(16, 3, NONE)),
         ("CacheInvalidate", bytes_of::<CacheInvalidate>, posted_invalidate),
         ("CacheInvalidateInfo", bytes_of::<CacheInvalidateInfo>, info),
-        ("CreateVm", bytes_of::<CreateVm>, facts(128, 3, [20..24, 0..0])),
+        ("CreateVm", bytes_of::<CreateVm>, Facts { needed: 128, ..facts(144, 3, [20..24, 0..0]) }),
         ("Ticketed", bytes_of::<Ticketed>, facts(16, 7, NONE)),
         ("SetHandle", bytes_of::<SetHandle>, facts(8, 3, NONE)),
         ("OwnCacheInvalidate", bytes_of::<OwnCacheInvalidate>, facts(80, 3, [76..80, 0..0])),
         ("OwnPasidRequest", bytes_of::<OwnPasidRequest>, facts(48, 15, [36..40, 0..0])),
         ("Completion", bytes_of::<Completion>, facts(24, 0, [20..24, 0..0])),
-        ("ReadFault", bytes_of::<ReadFault>, facts(80, 0, NONE)),
+        ("ReadFault", bytes_of::<ReadFault>, facts(96, 0, NONE)),
         ("AttachDevice", bytes_of::<AttachDevice>, facts(16, 0, [10..12, 0..0])),
         ("CountersArgument", bytes_of::<CountersArgument>, counters),
         ("Destroy", bytes_of::<Destroy>, object(24, 8, None, NONE)),
@@ -70,7 +70,7 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
         ("IrqSet", bytes_of::<IrqSet>, object(24, 20, Some(0x3f), NONE)),
         ("AttachIommufdPt", bytes_of::<AttachIommufdPt>, object(16, 12, Some(1), NONE)),
         ("DetachIommufdPt", bytes_of::<DetachIommufdPt>, object(12, 8, Some(1), NONE)),
-        ("ReadEvent", bytes_of::<ReadEvent>, object(120, 8, None, NONE)),
+        ("ReadEvent", bytes_of::<ReadEvent>, object(136, 8, None, NONE)),
     ]
 }
 
@@ -192,18 +192,18 @@ fn each_has_its_number() {
 
 #[test]
 fn results_go_no_further_than_the_caller_knows() {
-    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 13] };
-    let mut bytes = zeroes(24, 112);
+    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 15] };
+    let mut bytes = zeroes(24, 128);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..24], [0xff; 16]);
-    assert_eq!(bytes[24..], [0; 88]);
+    assert_eq!(bytes[24..], [0; 104]);
     // Nor beyond the bytes, or the structure.
     let mut bytes = zeroes(24, 10);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..], [0xff; 2]);
-    let mut bytes = zeroes(120, 120);
+    let mut bytes = zeroes(136, 136);
     copy_out(&value, &mut bytes);
-    assert_eq!(bytes[112..], [0; 8]);
+    assert_eq!(bytes[128..], [0; 8]);
     copy_out(&value, &mut []);
 }
 

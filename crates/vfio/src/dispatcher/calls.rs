@@ -17,7 +17,7 @@ use crate::spec::{
     AttachDevice, CacheInvalidate, Completion, CountersArgument, CreateVm, MapDma,
     OwnCacheInvalidate, ReadFault, SetHandle, Ticketed, UnmapDma,
 };
-use crate::{counters, fault, invalidation, Handle, Refusal, Reply, Request, Revision};
+use crate::{counters, fault, invalidation, stage_two, Handle, Refusal, Reply, Request, Revision};
 
 /// A VM, and what its client may name of it.
 pub(super) struct Machine<V> {
@@ -45,6 +45,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         quota: request.quota,
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
+        stage_two: stage_two::decode(&request.stage_two)?,
     };
     let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {
@@ -53,7 +54,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
             match error {
                 HostError::TooManyVms { limit } => request.limit = saturate(limit),
                 HostError::QuotaUnavailable { available, .. } => request.available = available,
-                HostError::NoMemory => {}
+                HostError::UnsupportedStageTwo | HostError::NoMemory => {}
             }
             copy_out(&request, argument);
             Err(error.into())

@@ -86,7 +86,7 @@ impl Rig {
 }
 
 fn create(quota: u32) -> CreateVm {
-    CreateVm { argsz: 128, quota, ..CreateVm::new_zeroed() }
+    CreateVm { argsz: 144, quota, ..CreateVm::new_zeroed() }
 }
 
 fn ticketed(flags: u32) -> Ticketed {

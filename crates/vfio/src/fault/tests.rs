@@ -28,8 +28,9 @@ pub(crate) fn reasons() -> Vec<FaultReason> {
         R::NonCanonical,
         R::InterruptAddress,
         R::NoMemory,
+        R::PasidRequired,
     ];
-    for stage in [Stage::One, Stage::Two, Stage::TwoForTable] {
+    for stage in [Stage::One, Stage::Two, Stage::TwoForTable, Stage::TwoForDescriptor] {
         reasons.push(R::AddressWidth { stage });
         reasons.push(R::AccessedDirty { stage });
         reasons.extend([true, false].map(|user| R::Permission { stage, user }));
@@ -37,6 +38,7 @@ pub(crate) fn reasons() -> Vec<FaultReason> {
             reasons.push(R::TableAccess { stage, level });
             reasons.push(R::NotPresent { stage, level });
             reasons.push(R::TableReserved { stage, level });
+            reasons.push(R::AccessFlag { stage, level });
         }
     }
     reasons
@@ -51,6 +53,7 @@ fn fault(reason: FaultReason) -> Fault {
         privileged: true,
         translation_request: true,
         reason,
+        stage_two: None,
     }
 }
 
@@ -58,9 +61,9 @@ fn through(fault: Option<Fault>) -> Result<Option<Fault>, UnknownFault> {
     // What a caller has there does not shine through.
     let mut argument = ReadFault { code: 7, ..ReadFault::new_zeroed() };
     argument.fault.padding_to_64 = [0xff; 24];
-    (argument.argsz, argument.flags) = (80, 0);
+    (argument.argsz, argument.flags) = (96, 0);
     encode(fault, &mut argument);
-    assert_eq!((argument.argsz, argument.flags), (80, 0));
+    assert_eq!((argument.argsz, argument.flags), (96, 0));
     assert_eq!(argument.fault.padding_to_64, [0; 24]);
     decode(&argument)
 }
@@ -79,6 +82,23 @@ fn every_fault_survives() {
         };
         for fault in [whole, poor, Fault { pasid: Some(Pasid::from_field(0)), ..poor }] {
             assert_eq!(through(Some(fault)), Ok(Some(fault)));
+        }
+    }
+}
+
+#[test]
+fn where_stage_two_stopped() {
+    let reason = FaultReason::NotPresent { stage: Stage::TwoForTable, level: 2 };
+    for owner in [StageTwoOwner::Guest, StageTwoOwner::Host] {
+        for table in [true, false] {
+            let stop = StageTwoFault { gpa: Gpa(0x1234_5678), table, level: 2, owner };
+            let fault = Fault { stage_two: Some(stop), ..fault(reason) };
+            assert_eq!(through(Some(fault)), Ok(Some(fault)));
+            let mut argument = ReadFault::new_zeroed();
+            encode(Some(fault), &mut argument);
+            let fetch = argument.fault.flags & FAULT_FETCH_ADDRESS_VALID != 0;
+            let expected = if table { (true, 0x1234_5678) } else { (false, 0) };
+            assert_eq!((fetch, argument.fault.fetch_address), expected);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Structures of our own, for what no posted one says.
 
+use core::mem::offset_of;
 use core::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -18,6 +19,23 @@ pub(super) mod flags {
     pub const VM_PRIVATE_PASIDS: u32 = 1;
     /// [`CreateVm`](super::CreateVm): requests with a PASID that was never granted are refused.
     pub const VM_ENFORCE_GRANTS: u32 = 2;
+
+    /// [`StageTwoArgument`](super::StageTwoArgument): no stage 2.
+    pub const STAGE_TWO_NONE: u8 = 0;
+    /// VT-d second stage.
+    pub const STAGE_TWO_VTD: u8 = 1;
+    /// Arm stage 2.
+    pub const STAGE_TWO_ARM: u8 = 2;
+    /// Which [`iommu::ArmFlags`]: fault, ignore, access, access and dirty.
+    pub const ARM_FLAGS: u8 = 3;
+    /// DS: addresses of 52 bits.
+    pub const ARM_WIDE: u8 = 4;
+    /// XNX: fetches are told apart by privilege.
+    pub const ARM_EXECUTE_BY_PRIVILEGE: u8 = 8;
+    /// The guest's memory lies where the guest has it.
+    pub const LAYOUT_IDENTITY: u8 = 0;
+    /// The guest's memory is shuffled.
+    pub const LAYOUT_SHUFFLED: u8 = 1;
 
     /// `UpdateMemory`: begins a change of the memory map.
     pub const UPDATE_BEGIN: u32 = 1;
@@ -49,6 +67,12 @@ pub(super) mod flags {
     pub const FAULT_TRANSLATION_REQUEST: u16 = 1;
     /// [`ReadFault::attributes`](super::ReadFault): a user's request, and a supervisor's page.
     pub const FAULT_USER: u16 = 2;
+    /// [`ReadFault`](super::ReadFault): stage 2 stopped the request, and `gpa` says where.
+    pub const FAULT_STAGE_TWO: u16 = 4;
+    /// … at the address of a table's entry.
+    pub const FAULT_STAGE_TWO_TABLE: u16 = 8;
+    /// … and it is the host's stage 2.
+    pub const FAULT_STAGE_TWO_HOST: u16 = 16;
 }
 
 /// Creates the VM of a container.
@@ -69,10 +93,32 @@ pub struct CreateVm {
     pub reserved: u32,
     /// A name for people: UTF-8, then zeroes.
     pub name: [u8; NAME_BYTES],
+    /// The host's stage 2 for it.
+    pub stage_two: StageTwoArgument,
+}
+
+/// A [`iommu::StageTwoConfig`]; all zero for none.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct StageTwoArgument {
+    /// A `STAGE_TWO_` value.
+    pub format: u8,
+    /// A `LAYOUT_` value.
+    pub layout: u8,
+    /// VT-d: number of levels, 3 to 5.
+    pub levels: u8,
+    /// Arm: `ARM_` bits.
+    pub arm: u8,
+    /// Arm: T0SZ, SL0, TG0 and PS where VTCR has them.
+    pub vtcr: u32,
+    /// Which shuffle, with [`LAYOUT_SHUFFLED`](flags::LAYOUT_SHUFFLED).
+    pub seed: u64,
 }
 
 impl Argument for CreateVm {
     const FLAGS: Option<u32> = Some(flags::VM_PRIVATE_PASIDS | flags::VM_ENFORCE_GRANTS);
+    // A caller that has nothing to say of stage 2 need not.
+    const NEEDED: usize = offset_of!(Self, stage_two);
     const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
 }
 
@@ -207,8 +253,15 @@ pub struct ReadFault {
     /// Level of the table, if the reason has one.
     pub level: u8,
     /// [`FAULT_TRANSLATION_REQUEST`](flags::FAULT_TRANSLATION_REQUEST),
-    /// [`FAULT_USER`](flags::FAULT_USER).
+    /// [`FAULT_USER`](flags::FAULT_USER), `FAULT_STAGE_TWO…`.
     pub attributes: u16,
+    /// With [`FAULT_STAGE_TWO`](flags::FAULT_STAGE_TWO): the guest physical address that stage 2
+    /// was to translate.
+    pub gpa: u64,
+    /// With [`FAULT_STAGE_TWO`](flags::FAULT_STAGE_TWO): level of the entry at which it stopped.
+    pub stage_two_level: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
 }
 
 impl Argument for ReadFault {}
@@ -244,7 +297,8 @@ pub struct CountersArgument {
     pub flags: u32,
     /// Translations, IOTLB hits and misses, walks, PASID-table entries read, contexts looked up,
     /// invalidations, faults recorded, faults lost; translations, PASID-table entries and devices
-    /// there are now; requests refused because their PASID was not granted.
+    /// there are now; requests refused because their PASID was not granted; walks of the host's
+    /// stage 2, requests refused by it.
     pub counts: [u64; COUNTS],
 }
 

@@ -49,6 +49,8 @@ pub(super) mod flags {
     pub const FAULT_PASID_VALID: u32 = 1;
     /// [`DmaFault::flags`](super::DmaFault): `address` counts.
     pub const FAULT_ADDRESS_VALID: u32 = 2;
+    /// `IOMMU_FAULT_UNRECOV_FETCH_ADDR_VALID`
+    pub const FAULT_FETCH_ADDRESS_VALID: u32 = 4;
     /// [`DmaFault::permission`](super::DmaFault): the request reads.
     pub const PERMISSION_READ: u32 = 1;
     /// [`DmaFault::permission`](super::DmaFault): the request writes.
@@ -223,7 +225,7 @@ pub struct DmaFault {
     pub permission: u32,
     /// The address of the request.
     pub address: u64,
-    /// The address of the table entry; not given by this host.
+    /// The address of the table entry, where stage 2 did not translate that.
     pub fetch_address: u64,
     /// Zero.
     pub padding_to_64: [u8; 24],

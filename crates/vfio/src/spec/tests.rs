@@ -140,7 +140,7 @@ fn what_our_cache_invalidate_adds() {
 fn a_fault() {
     assert_eq!(size_of::<DmaFault>(), 64);
     let fault = ReadFault {
-        argsz: 80,
+        argsz: 96,
         flags: 0,
         fault: DmaFault {
             kind: flags::FAULT_UNRECOVERABLE,
@@ -155,16 +155,20 @@ fn a_fault() {
         code: 24,
         stage: 3,
         level: 2,
-        attributes: flags::FAULT_USER,
+        attributes: flags::FAULT_USER | flags::FAULT_STAGE_TWO | flags::FAULT_STAGE_TWO_HOST,
+        gpa: 0x1234_5000,
+        stage_two_level: 1,
+        reserved: [0; 7],
     };
     #[rustfmt::skip]
     let golden = [
-        80, 0, 0, 0,  0, 0, 0, 0,
+        96, 0, 0, 0,  0, 0, 0, 0,
         1, 0, 0, 0,  0, 0, 0, 0,
         5, 0, 0, 0,  3, 0, 0, 0,  0x45, 0x23, 1, 0,  10, 0, 0, 0,
         0, 0x10, 0, 0, 0, 0x7f, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,
         0, 0, 0, 0, 0, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,
-        0x80, 0,  24, 0,  3,  2,  2, 0,
+        0x80, 0,  24, 0,  3,  2,  22, 0,
+        0, 0x50, 0x34, 0x12, 0, 0, 0, 0,  1, 0, 0, 0, 0, 0, 0, 0,
     ];
     assert_eq!(fault.as_bytes(), golden);
 }
@@ -172,7 +176,7 @@ fn a_fault() {
 #[test]
 fn the_rest_of_our_own() {
     let mut vm = CreateVm {
-        argsz: 128,
+        argsz: 144,
         flags: flags::VM_ENFORCE_GRANTS,
         quota: 1000,
         available: 5,
@@ -182,11 +186,13 @@ fn the_rest_of_our_own() {
     vm.name[..2].copy_from_slice(b"vm");
     #[rustfmt::skip]
     let golden = [
-        128, 0, 0, 0,  2, 0, 0, 0,  0xe8, 3, 0, 0,  5, 0, 0, 0,  6, 0, 0, 0,  0, 0, 0, 0,
+        144, 0, 0, 0,  2, 0, 0, 0,  0xe8, 3, 0, 0,  5, 0, 0, 0,  6, 0, 0, 0,  0, 0, 0, 0,
         b'v', b'm', 0,
     ];
     assert_eq!(vm.as_bytes()[..27], golden);
-    assert_eq!(vm.as_bytes()[27..], [0; 101]);
+    vm.stage_two.format = flags::STAGE_TWO_VTD;
+    assert_eq!(vm.as_bytes()[27..128], [0; 101]);
+    assert_eq!(vm.as_bytes()[128..], [&[1][..], &[0; 15]].concat());
 
     let update = Ticketed { argsz: 16, flags: flags::UPDATE_COMMIT, ticket: 0x102 };
     assert_eq!(update.as_bytes(), [16, 0, 0, 0, 2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
@@ -197,7 +203,7 @@ fn the_rest_of_our_own() {
     assert_eq!(completion.as_bytes(), golden);
     let attach = AttachDevice { argsz: 16, flags: 0, requester: 0x80, reserved: 0, limit: 256 };
     assert_eq!(attach.as_bytes(), [16, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0]);
-    let counters = CountersArgument { argsz: 112, flags: 0, counts: [7; 13] };
-    let golden = [&[112, 0, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0].repeat(13)].concat();
+    let counters = CountersArgument { argsz: 128, flags: 0, counts: [7; 15] };
+    let golden = [&[128, 0, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0].repeat(15)].concat();
     assert_eq!(counters.as_bytes(), golden);
 }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::snapshot::{Guest, Snapshot};
+use super::snapshot::{Guest, PasidTable, Snapshot, StageTwo};
 
 /// What every metric's name begins with.
 const PREFIX: &str = "vsva";
@@ -72,6 +72,12 @@ impl Metrics {
                 .map(|(state, count)| (vec![label(guest), ("state", state)], count.into()))
         });
         gauges(to, "guest_pasids", "PASIDs granted to the guest, by what is with them", states)?;
+        let bound = of_each(|guest| guest.bound.into());
+        gauges(to, "guest_bound", "PASIDs of the guest in a table of the host's", bound)?;
+        let tables = of_each(|guest| (guest.pasid_table == PasidTable::Host).into());
+        gauges(to, "guest_host_table", "Whether the host owns the guest's PASID table", tables)?;
+        let stages = of_each(|guest| (guest.stage_two != StageTwo::None).into());
+        gauges(to, "guest_stage_two", "Whether the guest is above a second stage", stages)?;
         let ended = || self.0.guests.iter().filter_map(|guest| Some((guest, guest.last_end?)));
         let took = ended().map(|(guest, end)| (vec![label(guest)], seconds(end.took_us)));
         times(to, "guest_last_end", "How long the end of the place's last guest took", took)?;

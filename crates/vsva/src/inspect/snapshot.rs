@@ -54,6 +54,30 @@ pub enum Numbering {
     Private,
 }
 
+/// Who owns the PASID table of a guest's devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PasidTable {
+    /// The guest.
+    #[default]
+    Guest,
+    /// The host, which binds each PASID in it.
+    Host,
+}
+
+/// The host's second stage for a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageTwo {
+    /// There is none.
+    #[default]
+    None,
+    /// It maps each address to itself.
+    Identity,
+    /// It maps frames in random order.
+    Shuffled,
+}
+
 /// One guest's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
@@ -69,10 +93,19 @@ pub struct Guest {
     pub numbering: Numbering,
     /// The layout of its unit's virtual commands (`3.0` or `3.3`), if it has some. Without them it asks for no PASID.
     pub vcmd: Option<String>,
+    /// Who owns its PASID table.
+    #[serde(default)]
+    pub pasid_table: PasidTable,
+    /// The host's second stage below it.
+    #[serde(default)]
+    pub stage_two: StageTwo,
     /// PASIDs that are granted to it.
     pub live: u32,
     /// PASIDs that it, or a guest before it, gave back or left behind, and that something can still name.
     pub parked: u32,
+    /// PASIDs of it that are bound in a table of the host's.
+    #[serde(default)]
+    pub bound: u32,
     /// How the last guest that was there ended.
     pub last_end: Option<End>,
     /// Its PASIDs by number: those granted, those parked, and those that it uses without a grant.
@@ -115,6 +148,9 @@ pub struct PasidEntry {
     pub host: Option<u32>,
     /// What is with it.
     pub state: State,
+    /// Whether it is bound in a table of the host's.
+    #[serde(default)]
+    pub bound: bool,
     /// For how long it has been in this state, in milliseconds, where the host knows.
     pub age_ms: Option<u64>,
     /// The domain under which the IOMMU has something of it cached now.

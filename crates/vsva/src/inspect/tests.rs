@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
-use super::snapshot::{End, Guest, Inspections, Numbering, PasidEntry, Space, State};
+use super::snapshot::{
+    End, Guest, Inspections, Numbering, PasidEntry, PasidTable, Space, StageTwo, State,
+};
 use super::wire::{
     send, Answer, LineError, Lines, Refusal, Reply, Request, MAX_REQUEST, SOCKET, VERSION,
 };
@@ -16,7 +18,8 @@ const LONG: Duration = Duration::from_secs(10);
 
 fn granted(guest: u32, host: u32, state: State, age_ms: u64) -> PasidEntry {
     let host = Some(host);
-    PasidEntry { guest, host, state, age_ms: Some(age_ms), domain: None, holders: Vec::new() }
+    let age_ms = Some(age_ms);
+    PasidEntry { guest, host, state, bound: false, age_ms, domain: None, holders: Vec::new() }
 }
 
 fn fixed() -> Snapshot {
@@ -27,13 +30,17 @@ fn fixed() -> Snapshot {
         quota: 1024,
         numbering: Numbering::Identity,
         vcmd: Some("3.0".to_owned()),
+        pasid_table: PasidTable::Host,
+        stage_two: StageTwo::Shuffled,
         live: 1,
         parked: 1,
+        bound: 1,
         last_end: Some(End { pasids: 5, reclaim_us: 310, took_us: 25_400 }),
         pasids: vec![
             PasidEntry {
+                bound: true,
                 domain: Some(0x23),
-                holders: ["guest", "iotlb"].map(str::to_owned).into(),
+                holders: ["guest", "iotlb", "iommu"].map(str::to_owned).into(),
                 ..granted(0x11, 0x11, State::Live, 72_400)
             },
             PasidEntry {
@@ -55,8 +62,11 @@ fn fixed() -> Snapshot {
         quota: 16,
         numbering: Numbering::Private,
         vcmd: Some("3.3".to_owned()),
+        pasid_table: PasidTable::Guest,
+        stage_two: StageTwo::Identity,
         live: 0,
         parked: 0,
+        bound: 0,
         last_end: None,
         pasids: Vec::new(),
         pasids_left_out: 0,
@@ -69,13 +79,17 @@ fn fixed() -> Snapshot {
         quota: 0,
         numbering: Numbering::Identity,
         vcmd: None,
+        pasid_table: PasidTable::Guest,
+        stage_two: StageTwo::None,
         live: 0,
         parked: 0,
+        bound: 0,
         last_end: None,
         pasids: vec![PasidEntry {
             guest: 1,
             host: None,
             state: State::Own,
+            bound: false,
             age_ms: None,
             domain: Some(7),
             holders: Vec::new(),

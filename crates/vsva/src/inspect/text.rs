@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::snapshot::{Guest, Numbering, PasidEntry, Snapshot, State};
+use super::snapshot::{Guest, Numbering, PasidEntry, PasidTable, Snapshot, StageTwo, State};
 use crate::term::{printable, TABLE_STYLE};
 
 /// The whole view, in lines of at most `width` columns: the space, the guests, their PASIDs, and the counters if there
@@ -44,6 +44,8 @@ fn guests(guests: &[Guest], width: u16) -> String {
         "lives",
         "vcmd",
         "numbers",
+        "table",
+        "stage 2",
         "quota",
         "live",
         "parked",
@@ -59,6 +61,8 @@ fn guests(guests: &[Guest], width: u16) -> String {
             guest.lives.to_string(),
             guest.vcmd.as_deref().map_or_else(|| "-".to_owned(), printable),
             numbering(guest.numbering).to_owned(),
+            table_of(guest.pasid_table).to_owned(),
+            stage_two(guest.stage_two).to_owned(),
             guest.quota.to_string(),
             guest.live.to_string(),
             guest.parked.to_string(),
@@ -66,13 +70,13 @@ fn guests(guests: &[Guest], width: u16) -> String {
             guest.last_end.map_or_else(|| "-".to_owned(), |end| millis(end.took_us)),
         ]);
     }
-    align_right(&mut table, &[2, 5, 6, 7, 8, 9]);
+    align_right(&mut table, &[2, 7, 8, 9, 10, 11]);
     table.to_string()
 }
 
 fn pasids(guests: &[Guest], width: u16) -> String {
     let mut table =
-        table(&["guest", "PASID", "host's", "state", "age", "domain", "held by"], width);
+        table(&["guest", "PASID", "host's", "state", "entry", "age", "domain", "held by"], width);
     for guest in guests {
         for entry in &guest.pasids {
             table.add_row(pasid(guest, entry));
@@ -82,17 +86,18 @@ fn pasids(guests: &[Guest], width: u16) -> String {
             table.add_row([&printable(&guest.name), &more]);
         }
     }
-    align_right(&mut table, &[1, 2, 4, 5]);
+    align_right(&mut table, &[1, 2, 5, 6]);
     table.to_string()
 }
 
-fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 7] {
+fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 8] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     [
         printable(&guest.name),
         format!("{:#x}", entry.guest),
         or_dash(entry.host.map(|host| format!("{host:#x}"))),
         state(entry.state).to_owned(),
+        if entry.bound { "bound" } else { "-" }.to_owned(),
         or_dash(entry.age_ms.map(|age| rough(Duration::from_millis(age)))),
         or_dash(entry.domain.map(|domain| format!("{domain:#x}"))),
         or_dash((!entry.holders.is_empty()).then(|| printable(&entry.holders.join(", ")))),
@@ -131,6 +136,21 @@ fn numbering(numbering: Numbering) -> &'static str {
     match numbering {
         Numbering::Identity => "identity",
         Numbering::Private => "private",
+    }
+}
+
+fn table_of(owner: PasidTable) -> &'static str {
+    match owner {
+        PasidTable::Guest => "guest's",
+        PasidTable::Host => "host's",
+    }
+}
+
+fn stage_two(layout: StageTwo) -> &'static str {
+    match layout {
+        StageTwo::None => "-",
+        StageTwo::Identity => "identity",
+        StageTwo::Shuffled => "shuffled",
     }
 }
 

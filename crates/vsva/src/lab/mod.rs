@@ -24,7 +24,9 @@ pub use self::machine::{
 };
 pub use self::report::{Record, Report};
 use self::runner::{Runner, Starter};
-pub use self::scenario::{select, Kind, Plan, Scenario, Tenants, UnknownScenario, SCENARIOS};
+pub use self::scenario::{
+    select, Kind, Plan, Run, Scenario, SelectError, Tenants, Wishes, SCENARIOS,
+};
 pub use self::server::{
     Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
     ServerOptions, StartServer, AFTER_KILL,
@@ -32,7 +34,7 @@ pub use self::server::{
 use crate::assets::{self, AssetError, Assets, Linux, Sources};
 use crate::private::PrivateDir;
 use crate::qemu::Devices;
-use crate::server::HostCalls;
+use crate::server::{HostCalls, PasidTable, StageTwo};
 use crate::stop::{Stop, Stopped};
 use crate::term::Screen;
 
@@ -51,14 +53,18 @@ pub struct Options {
     pub sabotage: Option<String>,
     /// How the server's host is called; as each scenario wants it if `None`.
     pub calls: Option<HostCalls>,
+    /// Who owns the PASID tables; as each scenario wants it, once for each, if `None`.
+    pub pasid_table: Option<PasidTable>,
+    /// The host's second stage; as each scenario wants it if `None`.
+    pub stage_two: Option<StageTwo>,
 }
 
 /// Why the lab cannot run here. What goes wrong in a guest is no error but a failed check of the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// There is no such scenario.
+    /// There is no such scenario, or not as it is wanted.
     #[error(transparent)]
-    Scenario(#[from] UnknownScenario),
+    Scenario(#[from] SelectError),
     /// QEMU or the kernel cannot be had.
     #[error(transparent)]
     Asset(AssetError),
@@ -93,9 +99,10 @@ pub fn run(
     screen: &Screen,
     stop: &Stop,
 ) -> Result<Report, LabError> {
-    let scenarios = select(&options.scenarios)?;
+    let wishes = Wishes { table: options.pasid_table, stage_two: options.stage_two };
+    let runs = select(&options.scenarios, wishes)?;
     screen.line(&format!("vsva {} lab", env!("CARGO_PKG_VERSION")));
-    let wanted = scenarios.iter().flat_map(|scenario| scenario.kernels()).collect();
+    let wanted = runs.iter().flat_map(|run| run.scenario.kernels()).collect();
     let assets = assets::find(&options.sources, &wanted, screen, stop)?;
     let mut report = Report { seed: options.seed.unwrap_or_else(new_seed), ..Report::default() };
     report.versions.insert("vsva", env!("CARGO_PKG_VERSION").to_owned());
@@ -106,11 +113,12 @@ pub fn run(
     let mut starter = QemuStarter { assets: &assets, logs: options.keep_logs.as_deref(), stop };
     let begun = Instant::now();
     let mut guests = 0;
-    let calls = |scenario: &Scenario| options.calls.unwrap_or(scenario.calls);
+    let calls = |run: &Run| options.calls.unwrap_or(run.scenario.calls);
     // One server for all that call its host in the same way.
-    for scenarios in scenarios.chunk_by(|one, next| calls(one) == calls(next)) {
-        let Some(first) = scenarios.first() else { continue };
-        let options = ServerOptions { sabotage: options.sabotage.as_deref(), calls: calls(first) };
+    for runs in runs.chunk_by(|one, next| calls(one) == calls(next)) {
+        let Some(first) = runs.first() else { continue };
+        let sabotage = options.sabotage.as_deref();
+        let options = ServerOptions { sabotage, calls: calls(first), seed: report.seed };
         let mut server = start_server(options)?;
         let mut runner = Runner {
             server: server.as_mut(),
@@ -119,7 +127,7 @@ pub fn run(
             report: &mut report,
             guests,
         };
-        runner.run(scenarios)?;
+        runner.run(runs)?;
         guests = runner.guests;
     }
     report.took = begun.elapsed();

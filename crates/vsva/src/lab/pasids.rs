@@ -28,7 +28,7 @@ impl Comparisons {
         if held.len() > MAX_HELD || held.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(format!("the guest's {} numbers are no ascending list", held.len()));
         }
-        let PasidRecord { live, parked, hosts: _ } = &self.last;
+        let PasidRecord { live, parked, hosts: _, bound: _ } = &self.last;
         if held != live {
             let lacking = missing(held, live);
             let unknown = missing(live, held);

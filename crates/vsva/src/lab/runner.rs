@@ -7,7 +7,7 @@ use guest_protocol::{counts, scenario, sync, FromGuest, ToGuest};
 
 use super::machine::{file_error, Guest, GuestError, Wait, BOOT_LIMIT};
 use super::report::Report;
-use super::scenario::{Kind, Plan, Scenario};
+use super::scenario::{Kind, Plan, Run};
 use super::server::{Check, GuestId, LabServer, ServerError, AFTER_KILL};
 use crate::assets::Linux;
 use crate::private::PrivateDir;
@@ -94,55 +94,58 @@ pub(super) struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Runs `scenarios` in order. What goes wrong in one is a failed check of it, and the next one gets a new guest.
+    /// Runs `runs` in order. What goes wrong in one is a failed check of it, and the next one gets a new guest.
     ///
     /// # Errors
     /// [`Stopped`] when the user asked to stop; everything is then given back already.
-    pub(super) fn run(&mut self, scenarios: &[&Scenario]) -> Result<(), Stopped> {
+    pub(super) fn run(&mut self, runs: &[Run]) -> Result<(), Stopped> {
         let mut shared = None;
-        for scenario in scenarios {
-            self.screen.line(&format!("{}: {}", scenario.name, scenario.shows));
-            match scenario.plan {
-                Plan::Shared => self.in_shared_guest(scenario, &mut shared)?,
-                Plan::KillAndReplace => {
-                    self.retire(shared.take())?;
-                    self.kill_and_replace(scenario)?;
-                }
+        for run in runs {
+            self.screen.line(&format!("{}: {}", run.name, run.scenario.shows));
+            match run.scenario.plan {
+                Plan::Shared => self.in_shared_guest(run, &mut shared)?,
+                Plan::KillAndReplace => self.kill_and_replace(run, &mut shared)?,
                 Plan::Tenants(tenants) => {
                     self.retire(shared.take())?;
-                    self.tenants(scenario, &tenants)?;
+                    self.tenants(run, &tenants)?;
+                }
+                Plan::Twins => {
+                    self.retire(shared.take())?;
+                    self.twins(run)?;
                 }
             }
         }
         self.retire(shared)
     }
 
-    fn in_shared_guest(
-        &mut self,
-        scenario: &Scenario,
-        shared: &mut Option<Booted>,
-    ) -> Result<(), Stopped> {
-        if shared.as_ref().is_some_and(|booted| booted.kind != scenario.kind) {
-            self.retire(shared.take())?;
-        }
-        let mut booted = match shared.take() {
-            Some(booted) => booted,
-            None => match self.boot(scenario)? {
-                Some(booted) => booted,
-                None => return Ok(()),
-            },
-        };
-        match self.play(&mut booted, scenario, scenario.name, "") {
+    fn in_shared_guest(&mut self, run: &Run, shared: &mut Option<Booted>) -> Result<(), Stopped> {
+        let Some(mut booted) = self.shared_or_new(run, shared)? else { return Ok(()) };
+        match self.play(&mut booted, run, run.scenario.name, "") {
             Ok(()) => *shared = Some(booted),
-            Err(trouble) => self.abandon(scenario.name, booted, &trouble)?,
+            Err(trouble) => self.abandon(&run.name, booted, &trouble)?,
         }
         Ok(())
     }
 
-    /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `scenario`.
-    fn boot(&mut self, scenario: &Scenario) -> Result<Option<Booted>, Stopped> {
-        let launched = self.launch(scenario.kind);
-        self.welcome(scenario.name, scenario.kind, launched)
+    /// The guest that others have left, if it is of the kind that is wanted, or else a new one; `None` if it does not boot.
+    fn shared_or_new(
+        &mut self,
+        run: &Run,
+        shared: &mut Option<Booted>,
+    ) -> Result<Option<Booted>, Stopped> {
+        match shared.take() {
+            Some(booted) if booted.kind == run.kind() => Ok(Some(booted)),
+            other => {
+                self.retire(other)?;
+                self.boot(run)
+            }
+        }
+    }
+
+    /// Boots one more guest and waits for its hello; `None` after a failure, which is then recorded for `run`.
+    fn boot(&mut self, run: &Run) -> Result<Option<Booted>, Stopped> {
+        let launched = self.launch(run.kind());
+        self.welcome(&run.name, run.kind(), launched)
     }
 
     /// Waits for the hello of a guest that was launched as `kind`; launches it again if it hangs while booting. `None`
@@ -245,27 +248,28 @@ impl Runner<'_> {
         all
     }
 
-    fn kill_and_replace(&mut self, scenario: &Scenario) -> Result<(), Stopped> {
-        let Some(mut first) = self.boot(scenario)? else { return Ok(()) };
-        if let Err(trouble) = self.kill_in_storm(&mut first, scenario) {
-            return self.abandon(scenario.name, first, &trouble);
+    fn kill_and_replace(&mut self, run: &Run, shared: &mut Option<Booted>) -> Result<(), Stopped> {
+        let Some(mut first) = self.shared_or_new(run, shared)? else { return Ok(()) };
+        if let Err(trouble) = self.kill_in_storm(&mut first, run) {
+            return self.abandon(&run.name, first, &trouble);
         }
         drop(first);
-        let Some(mut second) = self.boot(scenario)? else { return Ok(()) };
-        match self.play(&mut second, scenario, scenario::SVA_COPY, "second guest: ") {
-            Ok(()) => self.retire(Some(second)),
-            Err(trouble) => self.abandon(scenario.name, second, &trouble),
+        let Some(mut second) = self.boot(run)? else { return Ok(()) };
+        match self.play(&mut second, run, scenario::SVA_COPY, "second guest: ") {
+            Ok(()) => *shared = Some(second),
+            Err(trouble) => self.abandon(&run.name, second, &trouble)?,
         }
+        Ok(())
     }
 
-    fn kill_in_storm(&mut self, booted: &mut Booted, scenario: &Scenario) -> Result<(), Trouble> {
-        let run = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
-        booted.guest.send(&run)?;
-        let wait = Wait::new("the beginning of the storm", scenario.limit);
+    fn kill_in_storm(&mut self, booted: &mut Booted, run: &Run) -> Result<(), Trouble> {
+        let storm = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
+        booted.guest.send(&storm)?;
+        let wait = Wait::new("the beginning of the storm", run.scenario.limit);
         let mut begun = false;
         for _ in 0..MAX_MESSAGES {
             let message = booted.guest.receive(&wait)?;
-            match self.aside(scenario, message) {
+            match self.aside(run, message) {
                 None => {}
                 Some(FromGuest::Sync { point, .. }) if point == sync::STORM => {
                     begun = true;
@@ -279,16 +283,16 @@ impl Runner<'_> {
         }
         let before = self.counters(booted.id);
         booted.guest.send(&ToGuest::Continue { ok: true })?;
-        let (descriptors, bytes) = self.let_it_storm(booted, scenario, &before)?;
+        let (descriptors, bytes) = self.let_it_storm(booted, run, &before)?;
         booted.guest.kill()?;
         let detail = format!("after {descriptors} descriptors and {bytes} bytes");
         let check = "QEMU is killed in the middle of copies".to_owned();
-        self.record(scenario.name, Check { check, ok: true, detail });
+        self.record(&run.name, Check { check, ok: true, detail });
         let took = self.server.wait_gone(booted.id, GONE_LIMIT)?;
         let check = "the server frees all of the killed guest".to_owned();
         let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
-        self.record(scenario.name, Check { check, ok: true, detail });
-        self.sync((scenario.name, ""), booted.id, AFTER_KILL, &BTreeMap::new());
+        self.record(&run.name, Check { check, ok: true, detail });
+        self.sync((&run.name, ""), booted.id, AFTER_KILL, &BTreeMap::new());
         self.add_counters(booted.id);
         Ok(())
     }
@@ -297,7 +301,7 @@ impl Runner<'_> {
     fn let_it_storm(
         &mut self,
         booted: &mut Booted,
-        scenario: &Scenario,
+        run: &Run,
         before: &BTreeMap<&'static str, u64>,
     ) -> Result<(u64, u64), Trouble> {
         let storm = Wait::new(format!("{STORM_DESCRIPTORS} descriptors of the storm"), STORM_LIMIT);
@@ -310,7 +314,7 @@ impl Runner<'_> {
             storm.check()?;
             match booted.guest.receive(&Wait::new("the storm's next words", STORM_LOOK)) {
                 Ok(message) => {
-                    if let Some(other) = self.aside(scenario, message) {
+                    if let Some(other) = self.aside(run, message) {
                         return Err(GuestError::Unexpected(name_of(&other)).into());
                     }
                 }
@@ -322,11 +326,11 @@ impl Runner<'_> {
     }
 
     /// Takes what a guest may say at any time, and gives back the rest.
-    fn aside(&mut self, scenario: &Scenario, message: FromGuest) -> Option<FromGuest> {
+    fn aside(&mut self, run: &Run, message: FromGuest) -> Option<FromGuest> {
         match message {
             FromGuest::Note { text } => self.note(&text),
             FromGuest::Check { check, ok, detail } => {
-                self.record(scenario.name, Check { check, ok, detail });
+                self.record(&run.name, Check { check, ok, detail });
             }
             other => return Some(other),
         }

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::super::scenario::select;
+use super::super::scenario::{select, Wishes};
 use super::super::server::{EncodedCalls, GuestDevices, PasidRecord, PasidSpace};
 use super::*;
-use crate::server::GuestConfig;
+use crate::server::{GuestConfig, PasidTable};
 
 /// What a pretended guest does next.
 enum Step {
@@ -165,13 +165,18 @@ impl LabServer for FakeServer {
     }
 }
 
-struct Run {
+struct Ran {
     report: Report,
     log: Vec<String>,
     stopped: bool,
 }
 
-fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Run {
+fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Ran {
+    let guests_own = Wishes { table: Some(PasidTable::Guest), ..Wishes::default() };
+    run_with(guests_own, names, still_held, scripts)
+}
+
+fn run_with(wishes: Wishes, names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Ran {
     let log = Log::default();
     let mut server = FakeServer {
         step: 100,
@@ -190,13 +195,13 @@ fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Run {
         report: &mut report,
         guests: 0,
     };
-    let stopped = runner.run(&select(&names).unwrap()).is_err();
+    let stopped = runner.run(&select(&names, wishes).unwrap()).is_err();
     assert!(starter.scripts.is_empty(), "fewer guests than scripts");
     let log = log.borrow().clone();
-    Run { report, log, stopped }
+    Ran { report, log, stopped }
 }
 
-impl Run {
+impl Ran {
     fn failures(&self) -> Vec<(&str, &str, &str)> {
         let failed = self.report.records.iter().filter(|record| !record.ok);
         failed.map(|record| (&*record.scenario, &*record.check, &*record.detail)).collect()
@@ -338,6 +343,22 @@ fn kill_takes_two_guests_and_asks_for_what_is_left() {
     let checks: Vec<_> = run.report.records.iter().map(|record| &*record.check).collect();
     assert!(checks.contains(&AFTER_KILL));
     assert!(checks.contains(&"second guest: a check"));
+}
+
+#[test]
+fn each_owner_of_the_tables_has_a_guest_of_its_own() {
+    let (mut own, mut hosts) = (good("sva-copy"), good("sva-copy"));
+    own.push(point(sync::STORM));
+    hosts.push(point(sync::STORM));
+    // The guest that others have left is the one that is killed.
+    let scripts = vec![own, good("sva-copy"), hosts, good("sva-copy")];
+    let run = run_with(Wishes::default(), &["sva-copy", "kill"], false, scripts);
+    assert_eq!(run.failures(), []);
+    assert_eq!(run.log.iter().filter(|entry| *entry == "killed").count(), 2);
+    let mut names: Vec<_> = run.report.records.iter().map(|record| &*record.scenario).collect();
+    names.retain(|name| ![BOOT, POWER_OFF].contains(name));
+    names.dedup();
+    assert_eq!(names, ["sva-copy", "kill", "sva-copy/host", "kill/host"]);
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use guest_protocol::scenario;
-use iommu::{Numbering, DEFAULT_QUOTA};
+use iommu::Numbering;
 
 use crate::assets::Linux;
-use crate::server::{Commands, GuestConfig, HostCalls};
+use crate::server::{Commands, GuestConfig, HostCalls, PasidTable, StageTwo};
 
 /// What a scenario's guests are like. Scenarios of one kind can share a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,30 +18,21 @@ pub struct Kind {
     pub config: GuestConfig,
 }
 
-/// The newest Linux, which numbers its PASIDs itself.
+/// The newest Linux, which numbers its PASIDs itself, over a real second stage.
 const NEWEST: Kind = Kind {
     linux: Linux::Newest,
-    config: GuestConfig {
-        quota: DEFAULT_QUOTA,
-        numbering: Numbering::Identity,
-        commands: Commands::Off,
-    },
+    config: GuestConfig { stage_two: StageTwo::Shuffled, ..GuestConfig::USUAL },
 };
 
 /// Linux 6.1 on a unit with virtual commands, in the layout that it uses.
 const PARAVIRTUAL: Kind = Kind {
     linux: Linux::V6_1,
-    config: GuestConfig {
-        quota: DEFAULT_QUOTA,
-        numbering: Numbering::Identity,
-        commands: Commands::Revision33,
-    },
+    config: GuestConfig { commands: Commands::Revision33, ..GuestConfig::USUAL },
 };
 
 /// One of the Linux 6.1 guests that use one host at the same time.
 const fn tenant(quota: u32, numbering: Numbering) -> Kind {
-    let config = GuestConfig { quota, numbering, commands: Commands::Revision33 };
-    Kind { linux: Linux::V6_1, config }
+    Kind { config: GuestConfig { quota, numbering, ..PARAVIRTUAL.config }, ..PARAVIRTUAL }
 }
 
 /// What the guests of a scenario with [`Plan::Tenants`] are like.
@@ -56,7 +47,8 @@ pub struct Tenants {
 /// Their quotas are small, so that they are full most of the time, and differ.
 const fn tenants(numbering: Numbering) -> Plan {
     let paravirtual = [tenant(64, numbering), tenant(48, numbering)];
-    Plan::Tenants(Tenants { paravirtual, copying: NEWEST })
+    let copying = Kind { config: GuestConfig::USUAL, ..NEWEST };
+    Plan::Tenants(Tenants { paravirtual, copying })
 }
 
 /// How a scenario uses guests.
@@ -64,10 +56,12 @@ const fn tenants(numbering: Numbering) -> Plan {
 pub enum Plan {
     /// Runs to its end in a guest that other scenarios use too.
     Shared,
-    /// Kills its own guest in the middle, then runs `sva-copy` in another one on the same server.
+    /// Kills its guest in the middle, then runs `sva-copy` in another one on the same server.
     KillAndReplace,
     /// Runs three guests at the same time on one server, and kills one of them.
     Tenants(Tenants),
+    /// Runs two guests at the same time that number their PASIDs themselves, and kills one of them.
+    Twins,
 }
 
 /// One scenario: what it shows, and the broken server that it must not pass on.
@@ -83,6 +77,8 @@ pub struct Scenario {
     pub kind: Kind,
     /// How its server's host is called unless the user wants it otherwise.
     pub calls: HostCalls,
+    /// Who owns the PASID tables: once for each, unless the user wants one of them.
+    pub tables: &'static [PasidTable],
     /// How long it may take in one guest, boot not included.
     pub limit: Duration,
     /// The name of the sabotage that must turn it red.
@@ -93,22 +89,40 @@ impl Scenario {
     /// The kernels of its guests.
     pub fn kernels(&self) -> BTreeSet<Linux> {
         match &self.plan {
-            Plan::Shared | Plan::KillAndReplace => [self.kind.linux].into(),
+            Plan::Shared | Plan::KillAndReplace | Plan::Twins => [self.kind.linux].into(),
             Plan::Tenants(Tenants { paravirtual: [one, other], copying }) => {
                 [one.linux, other.linux, copying.linux].into()
             }
         }
     }
+
+    /// Whether it can be run so at all.
+    ///
+    /// # Errors
+    /// [`SelectError`]: what it needs.
+    fn check(&self, table: PasidTable, stage_two: Option<StageTwo>) -> Result<(), SelectError> {
+        if self.plan == Plan::Twins && table == PasidTable::Guest {
+            return Err(SelectError::NeedsHostTable { scenario: self.name });
+        }
+        if self.name == scenario::STAGE_TWO && stage_two == Some(StageTwo::None) {
+            return Err(SelectError::NeedsStageTwo { scenario: self.name });
+        }
+        Ok(())
+    }
 }
 
+/// Both owners of PASID tables.
+const BOTH: &[PasidTable] = &[PasidTable::Guest, PasidTable::Host];
+
 /// Every scenario, in running order.
-pub const SCENARIOS: [Scenario; 9] = [
+pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: scenario::SVA_COPY,
         shows: "a process's plain addresses work in every operation of the accelerator",
         plan: Plan::Shared,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(120),
         sabotage: "corrupt-copy",
     },
@@ -118,6 +132,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::Shared,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(120),
         sabotage: "wrong-pasid",
     },
@@ -127,6 +142,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::Shared,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(300),
         sabotage: "leak-cache",
     },
@@ -136,6 +152,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::Shared,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(120),
         sabotage: "no-accessed-dirty",
     },
@@ -145,8 +162,19 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::Shared,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(180),
         sabotage: "skip-iotlb-invalidation",
+    },
+    Scenario {
+        name: scenario::STAGE_TWO,
+        shows: "the host's second stage is in force: a page taken out of it is out of the device's reach until it is back",
+        plan: Plan::Shared,
+        kind: NEWEST,
+        calls: HostCalls::Direct,
+        tables: BOTH,
+        limit: Duration::from_secs(120),
+        sabotage: "skip-stage-two",
     },
     Scenario {
         name: "kill",
@@ -154,6 +182,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::KillAndReplace,
         kind: NEWEST,
         calls: HostCalls::Direct,
+        tables: BOTH,
         limit: Duration::from_secs(180),
         sabotage: "keep-dead-guests",
     },
@@ -163,6 +192,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: Plan::Shared,
         kind: PARAVIRTUAL,
         calls: HostCalls::Direct,
+        tables: &[PasidTable::Guest],
         limit: Duration::from_secs(120),
         sabotage: "generous-quota",
     },
@@ -172,6 +202,7 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: tenants(Numbering::Identity),
         kind: PARAVIRTUAL,
         calls: HostCalls::Direct,
+        tables: &[PasidTable::Guest],
         limit: TENANTS_LIMIT,
         sabotage: "forget-owner",
     },
@@ -181,6 +212,17 @@ pub const SCENARIOS: [Scenario; 9] = [
         plan: tenants(Numbering::Private),
         kind: PARAVIRTUAL,
         calls: HostCalls::Bytes,
+        tables: &[PasidTable::Guest],
+        limit: TENANTS_LIMIT,
+        sabotage: "shared-numbers",
+    },
+    Scenario {
+        name: "tenants-host",
+        shows: "two newest Linux on one host use the same PASIDs, each bound under a number of the host's; one is killed",
+        plan: Plan::Twins,
+        kind: NEWEST,
+        calls: HostCalls::Direct,
+        tables: &[PasidTable::Host],
         limit: TENANTS_LIMIT,
         sabotage: "shared-numbers",
     },
@@ -189,25 +231,109 @@ pub const SCENARIOS: [Scenario; 9] = [
 /// For each part of a scenario with several guests, which share the processors.
 const TENANTS_LIMIT: Duration = Duration::from_secs(150);
 
-/// A name that is no scenario's.
+/// Why there is nothing to run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no scenario {given:?}; there are: {}", names().join(", "))]
-pub struct UnknownScenario {
-    /// The name as given.
-    pub given: String,
+pub enum SelectError {
+    /// A name is no scenario's.
+    #[error("there is no scenario {given:?}; there are: {}", names().join(", "))]
+    Unknown {
+        /// The name as given.
+        given: String,
+    },
+    /// A scenario is about numbers that only a host has that owns the PASID tables.
+    #[error(
+        "{scenario} is about guests in a PASID table of the host's: it needs --pasid-table host"
+    )]
+    NeedsHostTable {
+        /// The scenario.
+        scenario: &'static str,
+    },
+    /// A scenario is about the host's second stage.
+    #[error(
+        "{scenario} is about the host's second stage: it needs --stage-two identity or shuffled"
+    )]
+    NeedsStageTwo {
+        /// The scenario.
+        scenario: &'static str,
+    },
 }
 
-/// The scenarios of the given names in running order, or all of them if none is given.
+/// What the user wants otherwise than the scenarios say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Who owns the PASID tables.
+    pub table: Option<PasidTable>,
+    /// The host's second stage.
+    pub stage_two: Option<StageTwo>,
+}
+
+/// A scenario that is run once: with the PASID tables of one owner.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Its name in results: the scenario's, and what distinguishes this run from its other one.
+    pub name: String,
+    /// The scenario.
+    pub scenario: &'static Scenario,
+    table: PasidTable,
+    stage_two: Option<StageTwo>,
+}
+
+impl Run {
+    fn new(scenario: &'static Scenario, table: PasidTable, stage_two: Option<StageTwo>) -> Self {
+        let usual = scenario.tables.first().is_none_or(|usual| *usual == table);
+        let name = match usual {
+            true => scenario.name.to_owned(),
+            false => format!("{}/{table}", scenario.name),
+        };
+        Self { name, scenario, table, stage_two }
+    }
+
+    /// What a guest is like that the scenario wants to be like `kind`.
+    pub fn kind_of(&self, kind: Kind) -> Kind {
+        let mut config = GuestConfig { pasid_table: self.table, ..kind.config };
+        config.stage_two = self.stage_two.unwrap_or(config.stage_two);
+        if config.numbers_host_table() {
+            // Each may take what numbers it likes.
+            config.numbering = Numbering::Private;
+        }
+        Kind { config, ..kind }
+    }
+
+    /// What its guests are like, if its plan has none of their own.
+    pub fn kind(&self) -> Kind {
+        self.kind_of(self.scenario.kind)
+    }
+}
+
+/// What to run for the scenarios of the given names, or for all of them if none is given, in running order: scenarios of
+/// one kind with the tables of one owner follow each other, so that they can share a guest.
 ///
 /// # Errors
-/// [`UnknownScenario`] for the first name that is none.
-pub fn select(wanted: &[String]) -> Result<Vec<&'static Scenario>, UnknownScenario> {
+/// [`SelectError`] for the first name with which something is wrong.
+pub fn select(wanted: &[String], wishes: Wishes) -> Result<Vec<Run>, SelectError> {
     if let Some(given) = wanted.iter().find(|name| !names().contains(&name.as_str())) {
-        return Err(UnknownScenario { given: given.clone() });
+        return Err(SelectError::Unknown { given: given.clone() });
     }
     let chosen =
-        |scenario: &&Scenario| wanted.is_empty() || wanted.iter().any(|name| name == scenario.name);
-    Ok(SCENARIOS.iter().filter(chosen).collect())
+        |scenario: &Scenario| wanted.is_empty() || wanted.iter().any(|name| name == scenario.name);
+    let mut runs = Vec::new();
+    for alike in SCENARIOS.chunk_by(|one, next| one.kind == next.kind) {
+        for table in BOTH {
+            for scenario in alike.iter().filter(|scenario| chosen(scenario)) {
+                let tables = wishes.table.as_ref().map_or(scenario.tables, std::slice::from_ref);
+                if !tables.contains(table) {
+                    continue;
+                }
+                match scenario.check(*table, wishes.stage_two) {
+                    Ok(()) => runs.push(Run::new(scenario, *table, wishes.stage_two)),
+                    // One that was not asked for by its name is left out.
+                    Err(_) if wanted.is_empty() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(runs)
 }
 
 fn names() -> Vec<&'static str> {
@@ -218,14 +344,59 @@ fn names() -> Vec<&'static str> {
 mod tests {
     use super::*;
 
+    fn names_of(wanted: &[&str], wishes: Wishes) -> Result<Vec<String>, SelectError> {
+        let wanted: Vec<_> = wanted.iter().map(|&name| name.to_owned()).collect();
+        Ok(select(&wanted, wishes)?.into_iter().map(|run| run.name).collect())
+    }
+
+    fn with(table: PasidTable) -> Wishes {
+        Wishes { table: Some(table), ..Wishes::default() }
+    }
+
     #[test]
     fn names_select_in_running_order() {
-        let chosen = select(&["kill".to_owned(), "sva-copy".to_owned()]).unwrap();
-        let chosen: Vec<_> = chosen.iter().map(|scenario| scenario.name).collect();
-        assert_eq!(chosen, ["sva-copy", "kill"]);
-        assert_eq!(select(&[]).unwrap().len(), SCENARIOS.len());
-        let error = select(&["rebind".to_owned(), "nothing".to_owned()]).unwrap_err();
+        let chosen = names_of(&["kill", "sva-copy", "vcmd"], Wishes::default()).unwrap();
+        assert_eq!(chosen, ["sva-copy", "kill", "sva-copy/host", "kill/host", "vcmd"]);
+        let all = names_of(&[], Wishes::default()).unwrap();
+        let runs: usize = SCENARIOS.iter().map(|scenario| scenario.tables.len()).sum();
+        assert_eq!(all.len(), runs);
+        assert_eq!(all.last().unwrap(), "tenants-host");
+        let error = names_of(&["rebind", "nothing"], Wishes::default()).unwrap_err();
         assert!(error.to_string().contains("\"nothing\"; there are: sva-copy, "));
+    }
+
+    #[test]
+    fn one_owner_of_the_tables_can_be_wanted() {
+        let host = names_of(&["tenants", "rebind"], with(PasidTable::Host)).unwrap();
+        assert_eq!(host, ["rebind/host", "tenants/host"]);
+        assert_eq!(names_of(&[], with(PasidTable::Host)).unwrap().len(), SCENARIOS.len());
+        // What is about the host's tables is left out, unless it was asked for by its name.
+        let guest = names_of(&[], with(PasidTable::Guest)).unwrap();
+        assert_eq!(guest.len(), SCENARIOS.len() - 1);
+        let refused = names_of(&["tenants-host"], with(PasidTable::Guest)).unwrap_err();
+        assert_eq!(refused, SelectError::NeedsHostTable { scenario: "tenants-host" });
+        let none = Wishes { stage_two: Some(StageTwo::None), ..Wishes::default() };
+        assert!(!names_of(&[], none).unwrap().contains(&"stage-two".to_owned()));
+        let refused = names_of(&["stage-two"], none).unwrap_err();
+        assert_eq!(refused, SelectError::NeedsStageTwo { scenario: "stage-two" });
+    }
+
+    #[test]
+    fn guests_are_as_the_run_wants_them() {
+        let wishes = Wishes { stage_two: Some(StageTwo::Identity), ..with(PasidTable::Host) };
+        for run in select(&[], wishes).unwrap() {
+            let config = run.kind().config;
+            assert_eq!(
+                (config.pasid_table, config.stage_two),
+                (PasidTable::Host, StageTwo::Identity)
+            );
+            let asks = config.commands != Commands::Off;
+            assert_eq!(config.numbering == Numbering::Identity, asks, "{}", run.name);
+        }
+        for run in select(&[], Wishes::default()).unwrap() {
+            let single = run.scenario.kind.linux == Linux::Newest;
+            assert_eq!(run.kind().config.stage_two == StageTwo::Shuffled, single, "{}", run.name);
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct PasidRecord {
     pub parked: Vec<u32>,
     /// What the host calls those that are granted, ascending.
     pub hosts: Vec<u32>,
+    /// Those of the granted that are bound in a table of the host's, ascending.
+    pub bound: Vec<u32>,
 }
 
 /// The host's PASID space.
@@ -143,6 +145,8 @@ pub struct ServerOptions<'a> {
     pub sabotage: Option<&'a str>,
     /// How its guests' devices call its host.
     pub calls: HostCalls,
+    /// The seed of the order of frames below shuffled second stages.
+    pub seed: u64,
 }
 
 /// Starts a server.

@@ -16,12 +16,101 @@ pub struct GuestConfig {
     /// The virtual commands of its unit: with them the guest takes its PASIDs from the host, without it numbers them
     /// itself and has no use for a quota.
     pub commands: Commands,
+    /// Who owns the PASID table of its devices.
+    pub pasid_table: PasidTable,
+    /// The host's second stage, below all that the guest calls physical.
+    pub stage_two: StageTwo,
 }
 
 impl Default for GuestConfig {
-    /// A guest that numbers its PASIDs itself, as Linux since 6.4 does.
     fn default() -> Self {
-        Self { quota: DEFAULT_QUOTA, numbering: Numbering::Identity, commands: Commands::Off }
+        Self::USUAL
+    }
+}
+
+impl GuestConfig {
+    /// A guest that numbers its PASIDs itself, as Linux since 6.4 does, in a table of its own.
+    pub const USUAL: Self = Self {
+        quota: DEFAULT_QUOTA,
+        numbering: Numbering::Identity,
+        commands: Commands::Off,
+        pasid_table: PasidTable::Guest,
+        stage_two: StageTwo::None,
+    };
+
+    /// Whether the guest puts PASIDs into the host's table that it has not asked for, but numbers
+    /// itself. The host then needs a number of its own for each.
+    pub const fn numbers_host_table(&self) -> bool {
+        matches!((self.pasid_table, self.commands), (PasidTable::Host, Commands::Off))
+    }
+}
+
+/// Who owns the PASID table of a guest's devices.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum PasidTable {
+    /// The guest: the host walks the guest's own table.
+    #[default]
+    Guest,
+    /// The host: each PASID is bound when the guest announces it, in a table in host memory.
+    Host,
+}
+
+impl fmt::Display for PasidTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Guest => "guest",
+            Self::Host => "host",
+        })
+    }
+}
+
+/// A word that names no owner of a PASID table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there are guest and host")]
+pub struct NoSuchPasidTable;
+
+impl FromStr for PasidTable {
+    type Err = NoSuchPasidTable;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchPasidTable> {
+        let all = [Self::Guest, Self::Host];
+        all.into_iter().find(|known| known.to_string() == word).ok_or(NoSuchPasidTable)
+    }
+}
+
+/// The host's second stage for a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StageTwo {
+    /// None: the guest's physical addresses are looked up in its memory map.
+    #[default]
+    None,
+    /// Tables in host memory that map each address to itself.
+    Identity,
+    /// Tables in host memory over frames in random order, some of 2 MiB and some of 4 KiB.
+    Shuffled,
+}
+
+impl fmt::Display for StageTwo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Identity => "identity",
+            Self::Shuffled => "shuffled",
+        })
+    }
+}
+
+/// A word that names no second stage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there are none, identity and shuffled")]
+pub struct NoSuchStageTwo;
+
+impl FromStr for StageTwo {
+    type Err = NoSuchStageTwo;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchStageTwo> {
+        let all = [Self::None, Self::Identity, Self::Shuffled];
+        all.into_iter().find(|known| known.to_string() == word).ok_or(NoSuchStageTwo)
     }
 }
 

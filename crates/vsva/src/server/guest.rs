@@ -11,7 +11,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
-use iommu::{DomainId, Host as _, Pasid, SoftwareHost, Vm as _, VmConfig};
+use iommu::{
+    DomainId, Host as _, Layout, Pasid, SecondStageLevels, SoftwareHost, StageTwoConfig,
+    StageTwoFormat, Vm as _, VmConfig,
+};
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
 use pci::{Function, RequesterId};
@@ -20,7 +23,7 @@ use vfio_user::Server as Socket;
 use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
-use super::config::GuestConfig;
+use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -56,6 +59,15 @@ pub(super) struct Shared {
     pub(super) notices: Arc<Notices>,
 }
 
+/// What a place is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) config: GuestConfig,
+    pub(super) policy: Policy,
+    /// Of the order of frames below a shuffled second stage.
+    pub(super) seed: u64,
+}
+
 /// One guest's place: made before the guest, and good for one guest after another.
 pub struct GuestPlace {
     name: String,
@@ -72,16 +84,15 @@ impl GuestPlace {
         host: &Door<SoftwareHost>,
         dir: &Path,
         name: &str,
-        config: GuestConfig,
-        policy: Policy,
+        settings: Settings,
         lines: Lines,
     ) -> Result<Self, ServeError> {
         let workers = Workers::default();
-        let shared = Shared::new(host, name, config, policy, lines, &workers.unit_bell)?;
+        let shared = Shared::new(host, name, settings, lines, &workers.unit_bell)?;
         // From here on, dropping it takes down what was made so far.
         let mut place = Self {
             name: name.to_owned(),
-            config,
+            config: settings.config,
             shared: Arc::new(shared),
             devices: Devices::default(),
             sockets: Vec::new(),
@@ -264,30 +275,49 @@ fn accelerator_id() -> RequesterId {
     ID
 }
 
+/// What the guest's IOMMU offers.
+fn unit_options(config: GuestConfig) -> vtd::model::Options {
+    let options = match config.pasid_table {
+        PasidTable::Guest => vtd::model::Options::default(),
+        PasidTable::Host => vtd::model::Options::host_owned(),
+    };
+    vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
+}
+
+/// The host's second stage: deep enough for all that the guest's IOMMU translates to.
+fn below(stage_two: StageTwo, seed: u64) -> Option<StageTwoConfig> {
+    let layout = match stage_two {
+        StageTwo::None => return None,
+        StageTwo::Identity => Layout::Identity,
+        StageTwo::Shuffled => Layout::Shuffled { seed },
+    };
+    let format = StageTwoFormat::Vtd { levels: SecondStageLevels::Four };
+    Some(StageTwoConfig { format, layout })
+}
+
 impl Shared {
     fn new(
         host: &Door<SoftwareHost>,
         name: &str,
-        config: GuestConfig,
-        policy: Policy,
+        settings: Settings,
         lines: Lines,
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
-        let GuestConfig { quota, numbering, commands } = config;
-        let virtual_commands = commands.layout();
+        let Settings { config, policy, seed } = settings;
+        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two } = config;
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
             numbering,
             // A guest that is told to ask for its PASIDs has no business with others.
-            enforce_grants: virtual_commands.is_some(),
+            enforce_grants: commands != Commands::Off,
+            stage_two: below(stage_two, seed),
         })?;
-        let endpoint = vm.attach(accelerator_id())?;
-        let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
-        let router = Arc::new(Router::default());
-        let bell = unit_bell.clone();
-        let caps = Caps::new(vtd::model::Options { virtual_commands, ..Default::default() })?;
+        let caps = Caps::new(unit_options(config))?;
+        let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
         let machine = Machine::new(vm, caps, router.clone(), Arc::new(move || bell.ring()));
+        let endpoint = machine.attach(accelerator_id())?;
+        let accelerator = Device::new(dsa::model::Config::default(), endpoint)?;
         Ok(Self {
             machine: Arc::new(machine),
             accelerator,

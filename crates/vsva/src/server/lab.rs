@@ -11,6 +11,8 @@ use iommu::{Numbering, Pasid};
 use mem::Policy;
 
 use super::resources::{guest_mappings, Resources};
+use super::stage_two::Watched;
+use super::survey::is_bound;
 use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
 use crate::lab::{
     Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
@@ -26,14 +28,14 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
 pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError> {
-    let ServerOptions { sabotage: broken, calls } = options;
+    let ServerOptions { sabotage: broken, calls, seed } = options;
     sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
         given: broken.unwrap_or_default().to_owned(),
         known,
     })?;
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
-        server: Server::calling(calls, Policy::SealedOnly, lines),
+        server: Server::calling(calls, Policy::SealedOnly, lines).shuffled_by(seed),
         guests: BTreeMap::new(),
         next: 0,
     }))
@@ -53,6 +55,8 @@ struct Guest {
     ungranted: u64,
     /// The first sample of a scenario that must not grow.
     steady: Option<Steady>,
+    /// Its second stage, as last seen.
+    watched: Watched,
 }
 
 /// A guest's place, or what was counted in it.
@@ -86,8 +90,14 @@ impl LabServer for Lab {
         self.next += 1;
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
-        self.guests
-            .insert(guest, Guest { place, injected: BTreeMap::new(), ungranted: 0, steady: None });
+        let record = Guest {
+            place,
+            injected: BTreeMap::new(),
+            ungranted: 0,
+            steady: None,
+            watched: Watched::default(),
+        };
+        self.guests.insert(guest, record);
         Ok(GuestDevices { guest, devices })
     }
 
@@ -141,10 +151,12 @@ impl LabServer for Lab {
             let entries = vm.entries.iter().filter(move |entry| entry.state == state);
             entries.map(|entry| entry.guest.0.get()).collect()
         };
-        let live = vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
-        let mut hosts: Vec<_> = live.map(|entry| entry.host.0.get()).collect();
+        let live = || vm.entries.iter().filter(|entry| entry.state == GrantState::Live);
+        let mut hosts: Vec<_> = live().map(|entry| entry.host.0.get()).collect();
         hosts.sort_unstable();
-        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts })
+        let bound = live().filter(|entry| is_bound(entry)).map(|entry| entry.guest.0.get());
+        let bound = bound.collect();
+        Ok(PasidRecord { live: of(GrantState::Live), parked: of(GrantState::Parked), hosts, bound })
     }
 
     fn space(&self) -> PasidSpace {
@@ -177,6 +189,10 @@ impl LabServer for Lab {
             sync::INJECT_RESTORE => record.restore(value("wq")),
             sync::SHARED_PORTAL => shared_queue::checks(),
             sync::PASID_USED => vec![record.pasid_used(value("pasid"), value("granted"))],
+            sync::STAGE_TWO_WALKED
+            | sync::STAGE_TWO_CLEAR
+            | sync::STAGE_TWO_FAULT
+            | sync::STAGE_TWO_RESTORE => vec![record.stage_two(point, values)],
             sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
             sync::STORM | AFTER_KILL => Vec::new(),
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
@@ -251,6 +267,21 @@ impl Guest {
         let whose = if granted == 1 { "granted" } else { "not granted" };
         let detail = format!("PASID {pasid:#x}, {whose}: {grown} requests counted as ungranted");
         check(what, if (grown == 0) == (granted == 1) { Ok(detail) } else { Err(detail) })
+    }
+
+    /// Does what is asked for with the host's second stage below the guest.
+    fn stage_two(&mut self, point: &str, values: &BTreeMap<String, u64>) -> Check {
+        let what = match point {
+            sync::STAGE_TWO_WALKED => "the copies went through the host's second stage",
+            sync::STAGE_TWO_CLEAR => "a page is taken out of the second stage",
+            sync::STAGE_TWO_FAULT => "the host's record has who missed the page",
+            _ => "the page is put back, and nothing else was missed",
+        };
+        let outcome = match &self.place {
+            Place::Open(place) => self.watched.at(place, point, values),
+            Place::Closed(_) => Err("the guest has ended".to_owned()),
+        };
+        check(what, outcome)
     }
 
     /// The first call takes a sample, the second compares.

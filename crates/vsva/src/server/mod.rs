@@ -25,6 +25,7 @@ mod router;
 mod sabotage;
 mod settled;
 mod shared_queue;
+mod stage_two;
 mod survey;
 mod way;
 
@@ -37,8 +38,12 @@ use iommu::SoftwareHost;
 use mem::Policy;
 use vfio::{Door, DoorVm};
 
-pub use config::{Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls};
+pub use config::{
+    Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls, NoSuchPasidTable,
+    NoSuchStageTwo, PasidTable, StageTwo,
+};
 pub use guest::GuestPlace;
+use guest::Settings;
 pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
 pub use life::End;
@@ -110,6 +115,7 @@ pub struct Server {
     policy: Policy,
     lines: Lines,
     started: Instant,
+    seed: u64,
 }
 
 impl Server {
@@ -133,7 +139,13 @@ impl Server {
             HostCalls::Direct => Door::direct(host),
             HostCalls::Bytes => Door::encoded(host),
         };
-        Self { host, policy, lines, started: Instant::now() }
+        Self { host, policy, lines, started: Instant::now(), seed: 0 }
+    }
+
+    /// The same, with frames below shuffled second stages in another order.
+    #[must_use]
+    pub fn shuffled_by(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Makes a place for a guest called `name`, its files in `dir`, which must be private to the
@@ -147,7 +159,8 @@ impl Server {
         name: &str,
         config: GuestConfig,
     ) -> Result<GuestPlace, ServeError> {
-        GuestPlace::new(&self.host, dir, name, config, self.policy, self.lines.clone())
+        let settings = Settings { config, policy: self.policy, seed: own_seed(self.seed, name) };
+        GuestPlace::new(&self.host, dir, name, settings, self.lines.clone())
     }
 
     /// Number of VMs on the host.
@@ -164,6 +177,11 @@ impl Server {
     pub fn encoded_calls(&self) -> Option<vfio::DispatcherCounts> {
         self.host.counts()
     }
+}
+
+/// A seed that differs from guest to guest, for frames in an order of each guest's own.
+fn own_seed(seed: u64, name: &str) -> u64 {
+    name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
 /// The time since this was first asked, for the ages of PASIDs.

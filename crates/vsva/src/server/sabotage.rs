@@ -19,7 +19,7 @@ mod switch {
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 13] = [
+    const ALL: [(&str, Break); 14] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
@@ -29,6 +29,7 @@ mod switch {
         ("no-accessed-dirty", Break::Engine(engine::Sabotage::NoAccessedDirty)),
         ("skip-iotlb-invalidation", Break::Engine(engine::Sabotage::SkipIotlbInvalidation)),
         ("drop-in-flight", Break::Engine(engine::Sabotage::DropInFlight)),
+        ("skip-stage-two", Break::Engine(engine::Sabotage::SkipStageTwo)),
         ("forget-owner", Break::Engine(engine::Sabotage::ForgetOwner)),
         ("keep-dead-guests", Break::KeepDeadGuests),
         ("generous-quota", Break::GenerousQuota),

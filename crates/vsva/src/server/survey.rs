@@ -10,7 +10,7 @@ use super::config::Commands;
 use super::counters::microseconds;
 use super::{GuestPlace, Server};
 use crate::inspect::snapshot::{
-    End, Guest, Inspections, Numbering, PasidEntry, Snapshot, Space, State,
+    End, Guest, Inspections, Numbering, PasidEntry, PasidTable, Snapshot, Space, StageTwo, State,
 };
 use crate::inspect::wire::{MAX_HOLDERS, MAX_LISTED};
 
@@ -42,11 +42,13 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
     let config = place.config();
     let usage = vm.map(|vm| vm.usage).unwrap_or_default();
     let granted = vm.map(|vm| vm.entries.as_slice()).unwrap_or_default();
-    // A guest with virtual commands that uses others is refused, so that none of them is cached.
-    let own = match config.commands {
-        Commands::Off => place.cached_pasids(),
-        Commands::Revision30 | Commands::Revision33 => BTreeMap::new(),
+    // A guest with virtual commands that uses others is refused, so that none of them is cached; in
+    // a table of the host's there are no others.
+    let own = match (config.commands, config.pasid_table) {
+        (Commands::Off, super::PasidTable::Guest) => place.cached_pasids(),
+        _ => BTreeMap::new(),
     };
+    let bound = granted.iter().filter(|entry| is_bound(entry)).count();
     let own =
         own.into_iter().filter(|(pasid, _)| granted.iter().all(|entry| entry.guest.0 != *pasid));
     let all = granted.iter().map(entry).chain(own.map(own_entry));
@@ -63,8 +65,18 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
             iommu::Numbering::Private => Numbering::Private,
         },
         vcmd: config.commands.layout().map(|_| config.commands.to_string()),
+        pasid_table: match config.pasid_table {
+            super::PasidTable::Guest => PasidTable::Guest,
+            super::PasidTable::Host => PasidTable::Host,
+        },
+        stage_two: match config.stage_two {
+            super::StageTwo::None => StageTwo::None,
+            super::StageTwo::Identity => StageTwo::Identity,
+            super::StageTwo::Shuffled => StageTwo::Shuffled,
+        },
         live: usage.live,
         parked: usage.parked,
+        bound: u32::try_from(bound).unwrap_or(u32::MAX),
         last_end: place.last_end().map(|end| End {
             pasids: end.reclaimed.pasids,
             reclaim_us: microseconds(end.reclaimed.took),
@@ -80,6 +92,14 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
     }
 }
 
+/// Who holds a PASID that is bound in a table of the host's.
+const BINDER: &str = "iommu";
+
+/// Whether a granted PASID is bound in a table of the host's.
+pub(super) fn is_bound(entry: &Entry) -> bool {
+    entry.holders.iter().any(|holder| holder == BINDER)
+}
+
 fn entry(entry: &Entry) -> PasidEntry {
     PasidEntry {
         guest: entry.guest.0.get(),
@@ -88,6 +108,7 @@ fn entry(entry: &Entry) -> PasidEntry {
             GrantState::Live => State::Live,
             GrantState::Parked => State::Parked,
         },
+        bound: is_bound(entry),
         age_ms: entry.age.map(milliseconds),
         domain: entry.domain.map(|domain| domain.0),
         holders: entry.holders.iter().take(MAX_HOLDERS).cloned().collect(),
@@ -99,6 +120,7 @@ fn own_entry((pasid, domain): (Pasid, DomainId)) -> PasidEntry {
         guest: pasid.get(),
         host: None,
         state: State::Own,
+        bound: false,
         age_ms: None,
         domain: Some(domain.0),
         holders: Vec::new(),

@@ -7,7 +7,19 @@ use crate::spec::{
     FAULT_RECORD_OFFSET, IOTLB_OFFSET,
 };
 
-/// What a unit is asked to offer. Starts from [`Options::default`].
+/// Who owns the PASID tables that translate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum PasidTableMode {
+    /// The guest: the host walks the guest's own tables, from the root table on.
+    #[default]
+    Guest,
+    /// The host, as hardware in scalable mode wants it: what the guest's tables ask for is bound
+    /// in the host's, PASID by PASID, when the guest says that an entry changed.
+    Host,
+}
+
+/// What a unit is asked to offer. Starts from [`Options::default`], or from
+/// [`Options::host_owned`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     /// Width of a physical address of the guest in bits (the DMAR table's host address width),
@@ -46,6 +58,22 @@ pub struct Options {
     /// VCS and VCCAP.PAS: the guest takes its PASIDs from the host by virtual commands, whose
     /// registers have this layout. Guests look for them only where CM is set.
     pub virtual_commands: Option<VcmdLayout>,
+    /// Whose PASID tables translate. With the host's, the guest has to say when it makes an entry
+    /// present (CM), and is offered neither second-stage nor nested translation: a PASID of its
+    /// own has one stage to give, the other is its host's.
+    pub pasid_table: PasidTableMode,
+}
+
+impl Options {
+    /// What a Linux guest needs for shared virtual addressing where the host owns the PASID tables.
+    pub fn host_owned() -> Self {
+        Self {
+            pasid_table: PasidTableMode::Host,
+            second_stage: false,
+            nested: false,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Options {
@@ -68,6 +96,7 @@ impl Default for Options {
             nested: true,
             rid_pasid: true,
             virtual_commands: None,
+            pasid_table: PasidTableMode::Guest,
         }
     }
 }
@@ -100,6 +129,9 @@ pub enum CapsError {
         /// What it needs.
         needs: &'static str,
     },
+    /// `feature` cannot be had with PASID tables that the host owns.
+    #[error("{0} cannot be offered where the host owns the PASID tables")]
+    GuestTablesOnly(&'static str),
 }
 
 /// The capabilities of a unit: valid by construction.
@@ -140,6 +172,8 @@ impl Caps {
         let Options { first_stage_1g, first_stage_5_level, .. } = self.options;
         let accessed_dirty = self.options.second_stage_accessed_dirty;
         let virtual_commands = self.options.virtual_commands.is_some();
+        let host = self.host_owned();
+        let host_owned = "a PASID table of the host";
         let rules = [
             (pasid_bits.is_some(), "PASID", scalable_mode, "SMTS"),
             (first_stage, "FSTS", scalable_mode, "SMTS"),
@@ -152,13 +186,24 @@ impl Caps {
             (accessed_dirty, "SSADS", second_stage, "SSTS"),
             (virtual_commands, "VCS", pasid_bits.is_some(), "PASID"),
             (virtual_commands, "VCS", self.options.caching_mode, "CM"),
+            (host, host_owned, scalable_mode, "SMTS"),
+            (host, host_owned, first_stage, "FSTS"),
+            (host, host_owned, self.options.caching_mode, "CM"),
         ];
         for (asked, feature, met, needs) in rules {
             if asked && !met {
                 return Err(CapsError::Needs { feature, needs });
             }
         }
-        Ok(())
+        match [(second_stage, "SSTS"), (nested, "NEST")].into_iter().find(|(asked, _)| *asked) {
+            Some((_, feature)) if host => Err(CapsError::GuestTablesOnly(feature)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the guest's PASID tables are not what translates.
+    pub(super) fn host_owned(&self) -> bool {
+        self.options.pasid_table == PasidTableMode::Host
     }
 
     /// What was asked for.

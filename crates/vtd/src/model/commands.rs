@@ -7,33 +7,51 @@ use iommu::{ContextSource, DomainId, Invalidation, PageRange, Ticket, Vm};
 use pci::RequesterId;
 
 use super::registers::Write;
+use super::shadow::{Blocked, Shadow};
 use super::{Effects, Model, RootTable};
 use crate::spec::{page_range, ContextCommand, IotlbInvalidate, TableMode};
 use mem::Iova;
 
+/// When a command is over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Until {
+    /// When the guest's tables are read, and nothing that was bound before is in use.
+    Read,
+    /// When this is complete.
+    Complete(Ticket),
+}
+
 /// What is under way, and when it is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pending {
-    translation: Option<Ticket>,
-    root: Option<Ticket>,
-    context: Option<Ticket>,
-    iotlb: Option<Ticket>,
+    translation: Option<Until>,
+    root: Option<Until>,
+    context: Option<Until>,
+    iotlb: Option<Until>,
 }
 
 impl Pending {
-    /// The ticket after whose completion nothing is under way.
-    pub(super) fn latest(&self) -> Option<Ticket> {
+    fn all(&self) -> impl Iterator<Item = Until> {
         let Self { translation, root, context, iotlb } = *self;
-        [translation, root, context, iotlb].into_iter().flatten().max()
+        [translation, root, context, iotlb].into_iter().flatten()
+    }
+
+    /// Whether anything is under way.
+    pub(super) fn is_any(&self) -> bool {
+        self.all().next().is_some()
     }
 }
 
 impl<V: Vm> Model<V> {
     /// Shows the completion of what is complete.
     pub(super) fn settle(&mut self) {
-        let vm = &self.vm;
-        let done = |slot: &mut Option<Ticket>| {
-            let complete = slot.is_some_and(|ticket| vm.is_complete(ticket));
+        let (vm, shadow) = (&self.vm, &self.shadow);
+        let done = |slot: &mut Option<Until>| {
+            let complete = match *slot {
+                None => false,
+                Some(Until::Complete(ticket)) => vm.is_complete(ticket),
+                Some(Until::Read) => shadow.as_ref().is_none_or(Shadow::is_settled),
+            };
             if complete {
                 *slot = None;
             }
@@ -56,6 +74,15 @@ impl<V: Vm> Model<V> {
         }
     }
 
+    /// The ticket after whose completion no command is under way.
+    pub(super) fn awaited(&self) -> Option<Ticket> {
+        let ticket = |until| match until {
+            Until::Complete(ticket) => Some(ticket),
+            Until::Read => self.shadow.as_ref().and_then(Shadow::latest),
+        };
+        self.pending.all().filter_map(ticket).max()
+    }
+
     /// SRTP: latches the register. CAP.ESRTPS: everything that is cached is forgotten.
     pub(super) fn set_root_pointer(&mut self) {
         self.root = RootTable::new(self.root_address, self.caps);
@@ -63,7 +90,7 @@ impl<V: Vm> Model<V> {
         if self.translation {
             self.publish();
         }
-        self.pending.root = Some(self.forget_everything());
+        self.pending.root = Some(self.start_afresh());
     }
 
     /// TE.
@@ -73,7 +100,7 @@ impl<V: Vm> Model<V> {
         }
         self.translation = enable;
         self.publish();
-        self.pending.translation = Some(self.forget_everything());
+        self.pending.translation = Some(self.start_afresh());
     }
 
     /// QIE.
@@ -87,9 +114,24 @@ impl<V: Vm> Model<V> {
     }
 
     fn publish(&self) {
-        let source: Option<Arc<dyn ContextSource>> =
-            if self.translation { Some(Arc::new(self.root)) } else { None };
+        let source = self.translation.then(|| -> Arc<dyn ContextSource> {
+            match self.shadow {
+                None => Arc::new(self.root),
+                Some(_) => Arc::new(Blocked),
+            }
+        });
         self.vm.set_contexts(source);
+    }
+
+    /// Nothing that is cached, or bound, counts any more.
+    fn start_afresh(&mut self) -> Until {
+        match &mut self.shadow {
+            None => Until::Complete(self.forget_everything()),
+            Some(shadow) => {
+                shadow.read_all();
+                Until::Read
+            }
+        }
     }
 
     /// Forgets contexts, PASID-table entries and translations, in this order.
@@ -100,9 +142,10 @@ impl<V: Vm> Model<V> {
     }
 
     /// Whether invalidations may be given through registers: not beside the queue, and in legacy
-    /// mode only (6.5.1).
+    /// mode only (6.5.1), which a host with PASID tables of its own does not have.
     fn takes_register_invalidations(&self) -> bool {
-        !self.status.queued_invalidation() && self.root.mode() == TableMode::Legacy
+        let legacy = self.root.mode() == TableMode::Legacy && self.shadow.is_none();
+        legacy && !self.status.queued_invalidation()
     }
 
     /// A write of CCMD.
@@ -161,12 +204,12 @@ impl<V: Vm> Model<V> {
         self.pending.iotlb = self.register_invalidation(scope);
     }
 
-    fn register_invalidation(&mut self, scope: Option<Invalidation>) -> Option<Ticket> {
+    fn register_invalidation(&mut self, scope: Option<Invalidation>) -> Option<Until> {
         match scope {
             Some(_) => self.counters.register_invalidations += 1,
             None => self.counters.refused += 1,
         }
-        scope.map(|scope| self.vm.invalidate(scope))
+        scope.map(|scope| Until::Complete(self.vm.invalidate(scope)))
     }
 }
 

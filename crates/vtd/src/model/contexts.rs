@@ -176,7 +176,7 @@ impl ContextSource for RootTable {
         requester: RequesterId,
     ) -> Result<DeviceContext, ContextFault> {
         match self.mode() {
-            TableMode::Legacy => self.legacy(memory, requester),
+            TableMode::Legacy if !self.caps.host_owned() => self.legacy(memory, requester),
             TableMode::Scalable if self.caps.options().scalable_mode => {
                 self.scalable(memory, requester)
             }

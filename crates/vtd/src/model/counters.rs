@@ -1,5 +1,7 @@
 //! What a unit counts.
 
+use super::BindingCounters;
+
 /// Counts of one unit since its creation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
@@ -52,4 +54,6 @@ pub struct Counters {
     pub messages_dropped: u64,
     /// Register accesses of a length that does not exist.
     pub bad_accesses: u64,
+    /// What is bound in PASID tables of the host.
+    pub bindings: BindingCounters,
 }

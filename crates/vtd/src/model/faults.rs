@@ -171,7 +171,7 @@ fn scalable_code(fault: &Fault) -> Option<FaultCode> {
         Reason::AddressWidth { stage } => match stage {
             Stage::One => Code::HostAddressWidth,
             Stage::Two => Code::AddressWidth,
-            Stage::TwoForTable => Code::NestedAddressWidth,
+            Stage::TwoForTable | Stage::TwoForDescriptor => Code::NestedAddressWidth,
         },
         Reason::InterruptAddress => Code::InterruptAddress,
         Reason::TableAccess { stage, level } => match (stage, level >= 4) {

@@ -22,18 +22,20 @@ mod event;
 mod faults;
 mod queue;
 mod registers;
+mod shadow;
 mod virtual_commands;
 
 #[cfg(test)]
 mod tests;
 
-use iommu::{Ticket, Vm};
+use iommu::{Fault, Ticket, Vm};
 use pci::RequesterId;
 
-pub use caps::{Caps, CapsError, Options};
+pub use caps::{Caps, CapsError, Options, PasidTableMode};
 pub use contexts::RootTable;
 pub use counters::Counters;
 pub use effects::{Effects, Message, Polled, Progress};
+pub use shadow::{BindingCounters, CHANGE_COST, ENTRIES_PER_POLL};
 
 use crate::spec::{
     registers_in, ContextCommand, GlobalStatus, InvalidateAddress, IotlbInvalidate, Register,
@@ -43,6 +45,7 @@ use commands::Pending;
 use event::{Event, Raised};
 use faults::{fault_code, FaultLog, Recorded};
 use queue::Queue;
+use shadow::{Budget, Shadow, View};
 use virtual_commands::VirtualCommands;
 
 /// The most descriptors that one [`Model::poll`] works off.
@@ -77,13 +80,17 @@ pub struct Model<V> {
     wait_complete: bool,
     completion_event: Event,
     virtual_commands: VirtualCommands,
+    /// With PASID tables that the host owns.
+    shadow: Option<Shadow<V>>,
     counters: Counters,
 }
 
 impl<V: Vm> Model<V> {
     /// A unit as after reset, with translation off.
     pub fn new(caps: Caps, vm: V) -> Self {
+        let asks_for_pasids = caps.options().virtual_commands.is_some();
         Self {
+            shadow: caps.host_owned().then(|| Shadow::new(vm.clone(), asks_for_pasids)),
             vm,
             caps,
             status: GlobalStatus::new(),
@@ -111,7 +118,32 @@ impl<V: Vm> Model<V> {
 
     /// Counts since creation; a reset does not clear them.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let bindings = self.shadow.as_ref().map(Shadow::counters).unwrap_or_default();
+        Counters { bindings, ..self.counters }
+    }
+
+    /// Takes notice of a device of the VM, which was attached just now and did nothing yet: where
+    /// the host owns the PASID tables, the unit has to bind what the guest's tables say of it. A
+    /// device that it was not told of is blocked while translation is on.
+    pub fn add_device(&mut self, requester: RequesterId) -> Effects {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.add_device(requester, self.translation);
+        }
+        Effects { schedule: self.is_reading(), ..Effects::default() }
+    }
+
+    /// Whether tables of the guest's are being read: the queue waits for that.
+    fn is_reading(&self) -> bool {
+        self.shadow.as_ref().is_some_and(Shadow::is_busy)
+    }
+
+    /// Goes on reading the guest's tables.
+    fn read_tables(&mut self, budget: &mut Budget) {
+        if let Some(shadow) = self.shadow.as_mut().filter(|shadow| shadow.is_busy()) {
+            let memory = self.vm.memory();
+            let root = self.translation.then_some(self.root);
+            shadow.run(View { memory: &*memory, root }, budget);
+        }
     }
 
     /// Reads `data.len()` bytes at `offset` of the register page: 1, 2, 4 or 8, at any offset.
@@ -151,7 +183,7 @@ impl<V: Vm> Model<V> {
         }
         self.counters.virtual_commands_refused += u64::from(self.lacks_command(offset, data.len()));
         self.settle();
-        effects.schedule |= self.pending.latest().is_some();
+        effects.schedule |= self.pending.is_any();
         effects
     }
 
@@ -166,14 +198,19 @@ impl<V: Vm> Model<V> {
     }
 
     /// Works on: records faults, completes commands, carries out a virtual one, and takes up to
-    /// `budget` descriptors from the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]).
+    /// `budget` descriptors from the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]). Where
+    /// the host owns the PASID tables, it also reads some [`ENTRIES_PER_POLL`] entries of the
+    /// guest's, if the guest said that they changed.
     pub fn poll(&mut self, budget: u32) -> Polled {
         let mut effects = Effects::default();
         let more_faults = self.take_faults(&mut effects);
+        let mut entries = Budget::of_a_poll();
+        self.read_tables(&mut entries);
         self.settle();
         self.run_virtual_command();
-        let queue = self.drain_queue(budget.clamp(1, DESCRIPTORS_PER_POLL), &mut effects);
-        let progress = match (queue, self.pending.latest()) {
+        let descriptors = budget.clamp(1, DESCRIPTORS_PER_POLL);
+        let queue = self.drain_queue(descriptors, &mut entries, &mut effects);
+        let progress = match (queue, self.awaited()) {
             _ if more_faults => Progress::More,
             (Progress::Idle, Some(ticket)) => Progress::Waiting(ticket),
             _ => queue,
@@ -185,7 +222,9 @@ impl<V: Vm> Model<V> {
     fn take_faults(&mut self, effects: &mut Effects) -> bool {
         for _ in 0..FAULTS_PER_POLL {
             let Some(fault) = self.vm.take_fault() else { return false };
-            let Some(code) = fault_code(self.root.mode(), &fault) else {
+            let fault = self.as_the_guest_sees(fault);
+            let code = fault.and_then(|fault| fault_code(self.root.mode(), &fault));
+            let (Some(fault), Some(code)) = (fault, code) else {
                 self.counters.faults_not_recorded += 1;
                 continue;
             };
@@ -201,6 +240,14 @@ impl<V: Vm> Model<V> {
             }
         }
         true
+    }
+
+    /// A fault of the host as the guest is to see it; `None` if it is not to be recorded.
+    fn as_the_guest_sees(&self, fault: Fault) -> Option<Fault> {
+        let Some(shadow) = &self.shadow else { return Some(fault) };
+        let memory = self.vm.memory();
+        let root = self.translation.then_some(self.root);
+        shadow.as_the_guest_sees(fault, View { memory: &*memory, root })
     }
 
     /// Whether a condition of the fault event is unserviced (FSTS: PPF, PFO, IQE).
@@ -255,6 +302,7 @@ impl<V: Vm> Model<V> {
             wait_complete,
             completion_event,
             virtual_commands,
+            shadow,
             counters: _, // they are the host's, not the guest's
         } = self;
         vm.set_contexts(None);
@@ -276,6 +324,12 @@ impl<V: Vm> Model<V> {
             if vm.take_fault().is_none() {
                 break;
             }
+        }
+        if let Some(shadow) = shadow {
+            shadow.reset();
+            // Whoever numbers its PASIDs: those that were bound were granted.
+            let released = vm.release_pasids();
+            return shadow.latest().map_or(released, |ticket| ticket.max(released));
         }
         let forgotten = self.forget_everything();
         if self.caps.options().virtual_commands.is_none() {

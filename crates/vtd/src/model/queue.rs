@@ -4,6 +4,7 @@ use iommu::{Invalidation, PageRange, Ticket, Vm};
 use mem::{Gpa, GuestMemory};
 
 use super::commands::function_bits;
+use super::shadow::{Budget, Shadow};
 use super::{Effects, Model, Progress};
 use crate::spec::{
     ContextScope, Descriptor, DescriptorRules, DescriptorWidth, IotlbScope, Pages, PasidCacheScope,
@@ -115,6 +116,8 @@ impl Queue {
 enum Step {
     /// A descriptor was taken.
     Taken,
+    /// What was taken needs more tables read than this poll may.
+    Reading,
     /// The wait at the head cannot complete yet.
     Waiting(Ticket),
     /// The queue is empty, disabled or in error.
@@ -123,14 +126,23 @@ enum Step {
 
 impl<V: Vm> Model<V> {
     /// Takes up to `budget` descriptors.
-    pub(super) fn drain_queue(&mut self, budget: u32, effects: &mut Effects) -> Progress {
+    pub(super) fn drain_queue(
+        &mut self,
+        budget: u32,
+        entries: &mut Budget,
+        effects: &mut Effects,
+    ) -> Progress {
+        if self.is_reading() {
+            return Progress::More;
+        }
         if !self.status.queued_invalidation() {
             return Progress::Idle;
         }
         let memory = self.vm.memory();
         for _ in 0..budget {
-            match self.step(&*memory, effects) {
+            match self.step(&*memory, entries, effects) {
                 Ok(Step::Taken) => {}
+                Ok(Step::Reading) => return Progress::More,
                 Ok(Step::Waiting(ticket)) => {
                     self.counters.waits_held += 1;
                     return Progress::Waiting(ticket);
@@ -148,6 +160,7 @@ impl<V: Vm> Model<V> {
     fn step(
         &mut self,
         memory: &dyn GuestMemory,
+        entries: &mut Budget,
         effects: &mut Effects,
     ) -> Result<Step, QueueErrorInfo> {
         if self.queue.error.is_some() || self.queue.check_tail()?.is_none() {
@@ -163,7 +176,7 @@ impl<V: Vm> Model<V> {
         let words = self.queue.fetch(memory)?;
         let descriptor = Descriptor::decode(words, &rules).map_err(|error| error.info())?;
         if let Descriptor::Wait(wait) = descriptor {
-            if let Some(ticket) = self.queue.issued.filter(|ticket| !self.vm.is_complete(*ticket)) {
+            if let Some(ticket) = self.issued().filter(|ticket| !self.vm.is_complete(*ticket)) {
                 return Ok(Step::Waiting(ticket));
             }
             self.complete_wait(wait, memory, effects);
@@ -172,7 +185,13 @@ impl<V: Vm> Model<V> {
         }
         self.queue.advance();
         self.counters.descriptors += 1;
-        Ok(Step::Taken)
+        self.read_tables(entries);
+        Ok(if self.is_reading() { Step::Reading } else { Step::Taken })
+    }
+
+    /// The latest invalidation that a wait has to wait for.
+    fn issued(&self) -> Option<Ticket> {
+        self.shadow.as_ref().map_or(self.queue.issued, Shadow::latest)
     }
 
     /// Every invalidation before this wait is over. A fence needs nothing more: what follows a
@@ -210,7 +229,12 @@ impl<V: Vm> Model<V> {
         };
         *counter += 1;
         if let Some(scope) = scope_of(descriptor, self.root.mode()) {
-            self.queue.issued = self.queue.issued.max(Some(self.vm.invalidate(scope)));
+            match &mut self.shadow {
+                None => {
+                    self.queue.issued = self.queue.issued.max(Some(self.vm.invalidate(scope)));
+                }
+                Some(shadow) => shadow.forget(scope),
+            }
         }
     }
 

@@ -101,6 +101,9 @@ impl<V: Vm> Model<V> {
     }
 
     fn free_pasid(&mut self, pasid: Pasid) -> VirtualStatus {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.release(GuestPasid(pasid));
+        }
         match self.vm.free_pasid(GuestPasid(pasid)) {
             Ok(()) => {
                 self.counters.pasids_freed += 1;

@@ -5,15 +5,15 @@ use dsa::spec::Status;
 use super::super::accelerator::{copy, copy_as};
 use super::super::memory::{ACCESSED, DIRTY, LARGE_PAGE};
 use super::super::random::Random;
-use super::super::{check, equal, succeeded, Drive, Guest, Space, Verdict, DEDICATED, OTHER, PAGE};
+use super::super::{check, equal, succeeded, Guest, Setup, Space, Verdict, DEDICATED, OTHER, PAGE};
 use super::{COPY, DESTINATION, RECORD, SOURCE};
 
 /// Copies of all sizes by first-stage translations, unaligned, across pages and across 2 MiB.
-pub fn copies(drive: Drive) -> Verdict {
+pub fn copies(setup: Setup) -> Verdict {
     const LARGEST: u32 = 2 << 20;
     // Ends in the middle of a page, and begins just below a 2 MiB border.
     const FROM: u64 = 0x7f12_3440_0000 - 3 * PAGE + 5;
-    let mut guest = Guest::boot(drive)?;
+    let mut guest = Guest::boot(setup)?;
     let mut space = guest.process(0x21)?;
     let ram = &mut guest.rig.ram;
     space.allocate(ram, FROM, u64::from(LARGEST));
@@ -38,9 +38,9 @@ pub fn copies(drive: Drive) -> Verdict {
 
 /// Two processes with the same addresses and two queues see their own memory. They copy different
 /// amounts, so that it shows if each did the other's work.
-pub fn isolation(drive: Drive) -> Verdict {
+pub fn isolation(setup: Setup) -> Verdict {
     const LENS: [usize; 2] = [50_000, 20_001];
-    let mut guest = Guest::boot(drive)?;
+    let mut guest = Guest::boot(setup)?;
     let mut spaces = Vec::new();
     for (queue, number) in [(DEDICATED, 0x10), (OTHER, 0x11)] {
         let mut space = guest.process(number)?;
@@ -73,8 +73,8 @@ pub fn isolation(drive: Drive) -> Verdict {
 }
 
 /// A PASID that a descriptor names does not count in a dedicated queue: the queue's does.
-pub fn forged_pasid(drive: Drive) -> Verdict {
-    let mut guest = Guest::boot(drive)?;
+pub fn forged_pasid(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let mut own = guest.process(0x10)?;
     let mut victim = guest.process(0x33)?;
     for (space, content) in [(&mut own, b"mine"), (&mut victim, b"hers")] {
@@ -96,8 +96,8 @@ pub fn forged_pasid(drive: Drive) -> Verdict {
 }
 
 /// Reads mark a page accessed, writes dirty too; nothing else in the tables changes.
-pub fn accessed_dirty(drive: Drive) -> Verdict {
-    let mut guest = Guest::boot(drive)?;
+pub fn accessed_dirty(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let mut space = guest.process(0x10)?;
     for at in [SOURCE, DESTINATION] {
         // Twice as much as is used.
@@ -132,8 +132,8 @@ pub fn accessed_dirty(drive: Drive) -> Verdict {
 }
 
 /// A page that is taken away faults; one that is put in its place is found.
-pub fn remap(drive: Drive) -> Verdict {
-    let mut guest = Guest::boot(drive)?;
+pub fn remap(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let mut space = guest.process(0x10)?;
     for at in COPY {
         space.allocate(&mut guest.rig.ram, at, PAGE);
@@ -158,10 +158,10 @@ pub fn remap(drive: Drive) -> Verdict {
 }
 
 /// Bind, work, exit, again and again: what is cached and used does not grow.
-pub fn rebind(drive: Drive) -> Verdict {
+pub fn rebind(setup: Setup) -> Verdict {
     const TIMES: u32 = 200;
     const SETTLED: u32 = 50;
-    let mut guest = Guest::boot(drive)?;
+    let mut guest = Guest::boot(setup)?;
     let mut settled = None;
     for turn in 0..TIMES {
         let mut space = guest.process(1 + turn % 40)?;

@@ -3,7 +3,7 @@
 use dsa::spec::Status;
 
 use super::super::unit::{self, FaultRecord, FAULT_MESSAGE, FAULT_PENDING, FECTL, FSTS};
-use super::super::{check, equal, pasid, Drive, Guest, Space, Verdict, DEDICATED, DEVICE, PAGE};
+use super::super::{check, equal, pasid, Guest, Setup, Space, Verdict, DEDICATED, DEVICE, PAGE};
 use super::{COPY, DESTINATION, SOURCE};
 
 /// Reason of a PASID-table entry that is not present (SPT.2).
@@ -11,8 +11,8 @@ const PASID_NOT_PRESENT: u8 = 0x59;
 const UNBOUND: u32 = 0x12;
 
 /// A guest with a process whose queue is made to use a PASID that was never bound.
-fn guest_with_unbound_queue(drive: Drive) -> Verdict<(Guest, Space)> {
-    let mut guest = Guest::boot(drive)?;
+fn guest_with_unbound_queue(setup: Setup) -> Verdict<(Guest, Space)> {
+    let mut guest = Guest::boot(setup)?;
     let mut space = guest.process(0x10)?;
     for at in COPY {
         space.allocate(&mut guest.rig.ram, at, PAGE);
@@ -35,8 +35,8 @@ fn submit(guest: &Guest, times: u64) -> Verdict {
 
 /// A PASID that was never bound moves no byte; the guest finds its number in the IOMMU's fault
 /// recording registers and in the device's SWERROR.
-pub fn unbound_pasid(drive: Drive) -> Verdict {
-    let (guest, space) = guest_with_unbound_queue(drive)?;
+pub fn unbound_pasid(setup: Setup) -> Verdict {
+    let (guest, space) = guest_with_unbound_queue(setup)?;
     submit(&guest, 1)?;
     guest.rig.settle()?;
     equal(space.read(&guest.rig.ram, DESTINATION, 6), vec![0; 6], "the destination")?;
@@ -64,8 +64,8 @@ pub fn unbound_pasid(drive: Drive) -> Verdict {
 
 /// The IOMMU's fault event: a message for the first fault, none while it is not serviced, one
 /// that waits while it is masked.
-pub fn fault_message(drive: Drive) -> Verdict {
-    let (guest, _space) = guest_with_unbound_queue(drive)?;
+pub fn fault_message(setup: Setup) -> Verdict {
+    let (guest, _space) = guest_with_unbound_queue(setup)?;
     let message = || guest.rig.messages.take();
     submit(&guest, 1)?;
     guest.rig.settle()?;

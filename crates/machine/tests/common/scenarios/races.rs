@@ -6,7 +6,7 @@ use pci::Function;
 
 use super::super::accelerator::{self, Command, ACTIVE, CMDSTATUS};
 use super::super::{
-    check, equal, pasid, succeeded, Drive, Guest, Rig, Space, Verdict, DEDICATED, DEVICE, PAGE, RAM,
+    check, equal, pasid, succeeded, Guest, Rig, Setup, Space, Verdict, DEDICATED, DEVICE, PAGE, RAM,
 };
 use super::{DESTINATION, RECORD, SOURCE};
 
@@ -56,8 +56,8 @@ fn submit(guest: &Guest, space: &Space) {
 
 /// While copies run, all of their pages are taken away and others put in their place. After the
 /// wait descriptor no byte comes from or goes to the old ones.
-pub fn unmap_under_copy(drive: Drive, rounds: u32) -> Verdict {
-    let mut guest = Guest::boot(drive)?;
+pub fn unmap_under_copy(setup: Setup, rounds: u32) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let mut space = process(&mut guest)?;
     for round in 0..rounds {
         let begun = guest.rig.device.counters().descriptors;
@@ -97,8 +97,8 @@ pub fn unmap_under_copy(drive: Drive, rounds: u32) -> Verdict {
 }
 
 /// Resets, by command and of the function, while copies run: nothing moves afterwards.
-pub fn reset_under_copy() -> Verdict {
-    let mut guest = Guest::boot(Drive::Inline)?;
+pub fn reset_under_copy(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let space = process(&mut guest)?;
     let device = guest.rig.device.clone();
     let destination = || pages_of(DESTINATION).map(|at| space.page(at));
@@ -150,8 +150,8 @@ fn reset_function(guest: &Guest) -> Verdict {
 
 /// The VM ends while copies run: nothing moves afterwards, everything is free, and the next VM on
 /// the same host works.
-pub fn vm_death_under_copy(drive: Drive) -> Verdict {
-    let mut guest = Guest::boot(drive)?;
+pub fn vm_death_under_copy(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let space = process(&mut guest)?;
     submit(&guest, &space);
     let device = guest.rig.device.clone();
@@ -176,7 +176,7 @@ pub fn vm_death_under_copy(drive: Drive) -> Verdict {
     // Its registers still answer, and the next VM is none the wiser.
     guest.rig.device.bar_read(0, 0, &mut [0; 4]);
     guest.rig.carrier.bar_read(0, 0, &mut [0; 4]);
-    let next = Rig::on(&guest.rig.host, drive, RAM);
+    let next = Rig::on(&guest.rig.host, setup, RAM);
     let mut next = Guest::boot_on(next)?;
     let mut space = Space::new(&mut next.rig.ram, pasid(0x10));
     for at in super::COPY {

@@ -4,7 +4,7 @@ use dsa::model::Submission;
 use dsa::spec::Portal;
 
 use super::super::accelerator::copy_as;
-use super::super::{check, equal, succeeded, Drive, Guest, Space, Verdict, PAGE, SHARED};
+use super::super::{check, equal, succeeded, Guest, Setup, Space, Verdict, PAGE, SHARED};
 use super::{COPY, DESTINATION, RECORD, SOURCE};
 
 const WQ: usize = SHARED.index as usize;
@@ -28,8 +28,8 @@ fn processes(guest: &mut Guest) -> Verdict<[Space; 2]> {
 
 /// Each descriptor works in the name of the PASID that it was submitted with; a full queue says
 /// retry, at its threshold on the limited portal and at its size on the other.
-pub fn shared_queue() -> Verdict {
-    let mut guest = Guest::boot(Drive::Inline)?;
+pub fn shared_queue(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let spaces = processes(&mut guest)?;
     let threshold = u64::from(SHARED.threshold);
     for index in 0..threshold {
@@ -62,8 +62,8 @@ pub fn shared_queue() -> Verdict {
 }
 
 /// A plain store to the portal of a shared queue moves nothing.
-pub fn plain_stores_to_shared() -> Verdict {
-    let mut guest = Guest::boot(Drive::Inline)?;
+pub fn plain_stores_to_shared(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
     let [space, _] = processes(&mut guest)?;
     let before = guest.rig.device.counters();
     guest.accelerator.store(&guest.rig, SHARED, &copy_as(space.pasid, COPY, 64));

@@ -7,7 +7,7 @@ use vtd::spec::VcmdLayout;
 use super::super::accelerator::copy;
 use super::super::random::Random;
 use super::super::unit::{self, ALLOCATE_PASID, FAULT_PENDING, FREE_PASID, FSTS};
-use super::super::{check, equal, pasid, succeeded, Drive, Guest, Rig, Space, Verdict};
+use super::super::{check, equal, pasid, succeeded, Guest, Rig, Setup, Space, Verdict};
 use super::super::{DEDICATED, OTHER, PAGE, RAM};
 use super::{COPY, DESTINATION, RECORD, SOURCE};
 
@@ -16,12 +16,11 @@ const INVALID_PASID: u64 = 16;
 const LEN: usize = 20_001;
 
 /// A guest that asks for its PASIDs; it has no others.
-fn tenant(host: &SoftwareHost, drive: Drive, numbering: Numbering) -> Verdict<Guest> {
-    let config =
-        VmConfig { quota: 2, numbering, enforce_grants: true, ..VmConfig::named("tenant") };
+fn tenant(host: &SoftwareHost, setup: Setup, numbering: Numbering) -> Verdict<Guest> {
+    let config = VmConfig { quota: 2, numbering, enforce_grants: true, ..setup.config("tenant") };
     let virtual_commands = Some(VcmdLayout::Revision33);
-    let unit = Options { virtual_commands, ..Options::default() };
-    Guest::boot_on(Rig::with(host, drive, RAM, config, unit))
+    let unit = Options { virtual_commands, ..setup.unit() };
+    Guest::boot_on(Rig::with(host, setup.drive, RAM, config, unit))
 }
 
 fn allocate(guest: &Guest) -> Verdict<u32> {
@@ -61,12 +60,12 @@ fn copy_at_once(guests: &[(Guest, Space)], random: &mut Random) -> Verdict {
 
 /// Two guests use the same PASID at the same time, each with its own memory behind it; one gives it
 /// back, and the other goes on with it.
-pub fn private_numbers(drive: Drive) -> Verdict {
+pub fn private_numbers(setup: Setup) -> Verdict {
     let host = SoftwareHost::new();
     let mut random = Random::new(3);
     let mut guests = Vec::new();
     for _ in 0..2 {
-        let mut guest = tenant(&host, drive, Numbering::Private)?;
+        let mut guest = tenant(&host, setup, Numbering::Private)?;
         let number = allocate(&guest)?;
         let space = process(&mut guest, number)?;
         guest.accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
@@ -109,9 +108,9 @@ fn refused(guest: &Guest, space: &Space, nth: u64) -> Verdict {
 
 /// A guest binds a process to a PASID that is another guest's, and to one of its own: it can do
 /// nothing with the first, not even give it back, and its tables do not matter.
-pub fn strangers_number(drive: Drive) -> Verdict {
+pub fn strangers_number(setup: Setup) -> Verdict {
     let host = SoftwareHost::new();
-    let mut victim = tenant(&host, drive, Numbering::Identity)?;
+    let mut victim = tenant(&host, setup, Numbering::Identity)?;
     let theirs = allocate(&victim)?;
     let space = process(&mut victim, theirs)?;
     victim.accelerator.open(&victim.rig, DEDICATED, space.pasid)?;
@@ -119,7 +118,7 @@ pub fn strangers_number(drive: Drive) -> Verdict {
     let mut random = Random::new(4);
     copy_at_once(&victim, &mut random)?;
 
-    let mut guest = tenant(&host, drive, Numbering::Identity)?;
+    let mut guest = tenant(&host, setup, Numbering::Identity)?;
     let own = allocate(&guest)?;
     check(own != theirs, "a number of its own")?;
     let strange = process(&mut guest, theirs)?;

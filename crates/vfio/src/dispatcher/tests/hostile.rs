@@ -35,10 +35,10 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
             bytes(&SetHandle { argsz: 8, flags: HANDLE_UNSET })
         }
         Request::Completion => bytes(&Completion { argsz: 24, ..Completion::new_zeroed() }),
-        Request::ReadFault => bytes(&ReadFault { argsz: 80, ..ReadFault::new_zeroed() }),
+        Request::ReadFault => bytes(&ReadFault { argsz: 96, ..ReadFault::new_zeroed() }),
         Request::AttachDevice => bytes(&AttachDevice { argsz: 16, ..AttachDevice::new_zeroed() }),
         Request::GetCounters => {
-            bytes(&CountersArgument { argsz: 112, ..CountersArgument::new_zeroed() })
+            bytes(&CountersArgument { argsz: 128, ..CountersArgument::new_zeroed() })
         }
         Request::GetApiVersion => Vec::new(),
         Request::CheckExtension | Request::SetIommu => bytes(&TYPE1_NESTING),
@@ -96,7 +96,7 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
         Request::VeventqAlloc => object(32, &[0, 1, VEVENTQ_ARM_SMMUV3, 16], 48),
         Request::AttachPageTable => object(48, &[0, 1, 0, 0x80], 48),
         Request::DetachPageTable => object(40, &[0, 0, 0x80], 40),
-        Request::ReadEvent => object(120, &[1], 120),
+        Request::ReadEvent => object(136, &[1], 136),
     }
 }
 

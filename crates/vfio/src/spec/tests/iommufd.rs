@@ -128,7 +128,7 @@ fn viommu_and_its_queue() {
     };
     check(&queue, &[32, 1, 2, 3, 4, 5, 6, 7], &[]);
     let event = ReadEvent {
-        argsz: 120,
+        argsz: 136,
         queue: 1,
         present: 2,
         sequence: 3,
@@ -136,8 +136,8 @@ fn viommu_and_its_queue() {
         fault: ReadFault { requester: 6, ..ReadFault::new_zeroed() },
         failure: FAILURE,
     };
-    let fault = [&[0; 18][..], &[6, 0]].concat();
-    check(&event, &[120, 1, 2, 3, 4, 5], &fault);
+    let fault = [&[0; 18][..], &[6, 0, 0, 0, 0, 0]].concat();
+    check(&event, &[136, 1, 2, 3, 4, 5], &fault);
 }
 
 #[test]

@@ -28,22 +28,22 @@ pub(super) enum Heard {
 }
 
 impl Runner<'_> {
-    /// Runs the guest's scenario `run` for the lab's `scenario`; `prefix` begins every check's text.
+    /// Runs the guest's scenario `part` for the lab's `run`; `prefix` begins every check's text.
     pub(super) fn play(
         &mut self,
         booted: &mut Booted,
-        scenario: &Scenario,
-        run: &'static str,
+        run: &Run,
+        part: &'static str,
         prefix: &str,
     ) -> Result<(), Trouble> {
-        let mut playing = self.begin(booted, run, prefix)?;
-        let wait = Wait::new(format!("the end of scenario {run}"), scenario.limit);
+        let mut playing = self.begin(booted, part, prefix)?;
+        let wait = Wait::new(format!("the end of scenario {part}"), run.scenario.limit);
         loop {
             let message = booted.guest.receive(&wait)?;
-            match self.take(scenario.name, booted, &mut playing, message)? {
+            match self.take(&run.name, booted, &mut playing, message)? {
                 Heard::Nothing => {}
                 Heard::Waits { point, values } => {
-                    self.carry_out(scenario.name, booted, &playing, &point, &values)?;
+                    self.carry_out(&run.name, booted, &playing, &point, &values)?;
                 }
                 Heard::Over => return Ok(()),
             }

@@ -9,6 +9,7 @@
 
 mod books;
 mod tenant;
+mod twins;
 
 use iommu::Numbering;
 use tenant::{Go, Tenant};
@@ -31,9 +32,8 @@ const NAMES: [&str; 3] = ["first 6.1", "second 6.1", "copying"];
 
 /// The guests under way.
 struct Party<'a> {
-    scenario: &'a Scenario,
-    numbering: Numbering,
-    tenants: [Tenant; 3],
+    run: &'a Run,
+    tenants: Vec<Tenant>,
 }
 
 /// What went wrong, and with which guest; with none of them in particular if `None`.
@@ -48,19 +48,35 @@ fn of<T: Into<Trouble>>(who: usize) -> impl Fn(T) -> Fall {
 }
 
 impl Runner<'_> {
-    /// Runs `scenario` with its three guests.
-    pub(super) fn tenants(&mut self, scenario: &Scenario, plan: &Tenants) -> Result<(), Stopped> {
+    /// Runs `run` with its three guests.
+    pub(super) fn tenants(&mut self, run: &Run, plan: &Tenants) -> Result<(), Stopped> {
         let [first, second] = plan.paravirtual;
-        let kinds = [first, second, plan.copying];
-        let Some(booted) = self.boot_together(scenario, kinds)? else { return Ok(()) };
-        let ids = booted.each_ref().map(|booted| booted.id);
-        let mut names = NAMES.into_iter();
-        let tenants = booted.map(|one| Tenant::new(one, names.next().unwrap_or_default()));
         let numbering = first.config.numbering;
-        let mut party = Party { scenario, numbering, tenants };
-        if let Err(fall) = self.story(&mut party) {
+        let guests = [first, second, plan.copying].into_iter().zip(NAMES);
+        let Some(mut party) = self.meet_up(run, guests.collect())? else { return Ok(()) };
+        let ids: Vec<_> = party.tenants.iter().map(|tenant| tenant.booted.id).collect();
+        if let Err(fall) = self.story(&mut party, numbering) {
             return self.break_up(party, &fall);
         }
+        self.go_home(party)?;
+        self.close_books(run, &ids);
+        Ok(())
+    }
+
+    /// Boots guests with their names, all at the same time.
+    fn meet_up<'a>(
+        &mut self,
+        run: &'a Run,
+        guests: Vec<(Kind, &'static str)>,
+    ) -> Result<Option<Party<'a>>, Stopped> {
+        let (kinds, names): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
+        let Some(booted) = self.boot_together(run, kinds)? else { return Ok(None) };
+        let tenants = booted.into_iter().zip(names).map(|(one, name)| Tenant::new(one, name));
+        Ok(Some(Party { run, tenants: tenants.collect() }))
+    }
+
+    /// Ends all guests that are still there.
+    fn go_home(&mut self, party: Party<'_>) -> Result<(), Stopped> {
         for tenant in party.tenants {
             if tenant.is_killed() {
                 self.add_counters(tenant.booted.id);
@@ -68,20 +84,24 @@ impl Runner<'_> {
                 self.retire(Some(tenant.booted))?;
             }
         }
-        self.close_books(scenario, ids);
         Ok(())
     }
 
-    /// Starts all guests, then waits for each: they boot at the same time.
+    /// Starts all guests, then waits for each.
     fn boot_together(
         &mut self,
-        scenario: &Scenario,
-        kinds: [Kind; 3],
-    ) -> Result<Option<[Booted; 3]>, Stopped> {
-        let mut launched = kinds.map(|kind| (kind, self.launch(kind))).into_iter();
+        run: &Run,
+        kinds: Vec<Kind>,
+    ) -> Result<Option<Vec<Booted>>, Stopped> {
+        let launched: Vec<_> = kinds
+            .into_iter()
+            .map(|kind| run.kind_of(kind))
+            .map(|kind| (kind, self.launch(kind)))
+            .collect();
+        let mut launched = launched.into_iter();
         let mut all = Vec::new();
         while let Some((kind, next)) = launched.next() {
-            let welcomed = self.welcome(scenario.name, kind, next);
+            let welcomed = self.welcome(&run.name, kind, next);
             let Ok(Some(booted)) = welcomed else {
                 let waiting = launched.filter_map(|(_, one)| Some(one.ok()?.booted));
                 for Booted { guest, id, .. } in all.into_iter().chain(waiting.collect::<Vec<_>>()) {
@@ -92,20 +112,24 @@ impl Runner<'_> {
             };
             all.push(booted);
         }
-        Ok(all.try_into().ok())
+        Ok(Some(all))
     }
 
     /// What happens, in order.
-    fn story(&mut self, party: &mut Party<'_>) -> Result<(), Fall> {
+    fn story(&mut self, party: &mut Party<'_>, numbering: Numbering) -> Result<(), Fall> {
         for (who, tenant) in party.tenants.iter_mut().enumerate() {
             let run = if who == COPYING { scenario::STREAM } else { scenario::TENANT };
             tenant.begin(self, run).map_err(of(who))?;
         }
         let all = [FIRST, SECOND, COPYING];
         self.rounds(party, "all guests are busy beside each other", &all)?;
-        self.meet(party)?;
+        self.meet(party, numbering)?;
         for (who, other) in [(FIRST, SECOND), (SECOND, FIRST)] {
-            self.reach_for_strangers(party, who, other)?;
+            let strangers = self.reach_for_strangers(party, who, other)?;
+            if strangers == 0 && numbering == Numbering::Identity {
+                let check = format!("{}: the {} has PASIDs of its own", NAMES[who], NAMES[other]);
+                self.record(&party.run.name, Check { check, ok: false, detail: String::new() });
+            }
         }
         self.rounds(party, "all guests go on after that", &all)?;
         self.kill_one(party)?;
@@ -115,20 +139,21 @@ impl Runner<'_> {
 
     /// Lets guests go on until each of them has done some rounds more.
     fn rounds(&mut self, party: &mut Party<'_>, check: &str, who: &[usize]) -> Result<(), Fall> {
-        let before = party.tenants.each_ref().map(Tenant::rounds);
+        let before: Vec<_> = party.tenants.iter().map(Tenant::rounds).collect();
         for &who in who {
             party.let_go(who, Go::On)?;
         }
         let more = |party: &Party<'_>, who: usize| party.tenants[who].rounds() - before[who];
         self.until(party, check, |party| who.iter().all(|&who| more(party, who) >= ROUNDS))?;
-        let done = who.iter().map(|&who| format!("{}: {} rounds", NAMES[who], more(party, who)));
+        let name = |who: usize| party.tenants[who].name;
+        let done = who.iter().map(|&who| format!("{}: {} rounds", name(who), more(party, who)));
         let detail = done.collect::<Vec<_>>().join(", ");
-        self.record(party.scenario.name, Check { check: check.to_owned(), ok: true, detail });
+        self.record(&party.run.name, Check { check: check.to_owned(), ok: true, detail });
         Ok(())
     }
 
     /// Both 6.1 guests stand still with all that they can have, and that is compared.
-    fn meet(&mut self, party: &mut Party<'_>) -> Result<(), Fall> {
+    fn meet(&mut self, party: &mut Party<'_>, numbering: Numbering) -> Result<(), Fall> {
         for who in [FIRST, SECOND] {
             party.let_go(who, Go::Enough)?;
         }
@@ -137,24 +162,21 @@ impl Runner<'_> {
         };
         self.until(party, "the meeting of the 6.1 guests", stand_still)?;
         let [first, second] = [self.record_of(party, FIRST)?, self.record_of(party, SECOND)?];
-        let check = books::compare_numbers(party.numbering, &first, &second);
-        self.record(party.scenario.name, check);
+        let check = books::compare_numbers(numbering, &first, &second);
+        self.record(&party.run.name, check);
         Ok(())
     }
 
-    /// `who` tries to free what `other` has, which stands still meanwhile.
+    /// `who` tries to free what `other` has, which stands still meanwhile. Says how many numbers that were.
     fn reach_for_strangers(
         &mut self,
         party: &mut Party<'_>,
         who: usize,
         other: usize,
-    ) -> Result<(), Fall> {
+    ) -> Result<usize, Fall> {
         let [own, theirs] = [self.record_of(party, who)?, self.record_of(party, other)?];
         let pasids = books::strangers(&own, &theirs);
-        if pasids.is_empty() && party.numbering == Numbering::Identity {
-            let check = format!("{}: the {} has PASIDs of its own", NAMES[who], NAMES[other]);
-            self.record(party.scenario.name, Check { check, ok: false, detail: String::new() });
-        }
+        let count = pasids.len();
         let tenant = &mut party.tenants[who];
         tenant.hold();
         tenant.answer(&ToGuest::Pasids { pasids }).map_err(of(who))?;
@@ -169,16 +191,15 @@ impl Runner<'_> {
             format!("{before} before, {now} now")
         };
         let check = format!("{}: its frees change nothing of the {}'s", NAMES[who], NAMES[other]);
-        self.record(party.scenario.name, Check { check, ok, detail });
-        Ok(())
+        self.record(&party.run.name, Check { check, ok, detail });
+        Ok(count)
     }
 
     /// The second guest is killed while its numbers come and go.
     fn kill_one(&mut self, party: &mut Party<'_>) -> Result<(), Fall> {
-        let name = party.scenario.name;
-        let wait = Wait::new("the second guest's having half of its PASIDs", party.scenario.limit);
-        let booted = &party.tenants[SECOND].booted;
-        let (id, quota) = (booted.id, booted.kind.config.quota);
+        let limit = party.run.scenario.limit;
+        let wait = Wait::new("the second guest's having half of its PASIDs", limit);
+        let quota = party.tenants[SECOND].booted.kind.config.quota;
         // In the middle of a round, and not with empty hands.
         let out = loop {
             self.look(party)?;
@@ -188,17 +209,23 @@ impl Runner<'_> {
             }
             wait.check().map_err(of(SECOND))?;
         };
+        self.kill(party, SECOND, &format!("{out} of {quota} PASIDs out just before"))
+    }
+
+    /// Kills a guest, called the second one; `state`: what was the case just before.
+    fn kill(&mut self, party: &mut Party<'_>, who: usize, state: &str) -> Result<(), Fall> {
+        let (run, booted) = (party.run, &party.tenants[who].booted);
+        let (id, quota) = (booted.id, booted.kind.config.quota);
         let before = self.server.space();
-        party.tenants[SECOND].kill().map_err(of(SECOND))?;
-        let detail = format!("{out} of {quota} PASIDs out just before");
+        party.tenants[who].kill().map_err(of(who))?;
         let check = "the second guest's QEMU is killed (SIGKILL)".to_owned();
-        self.record(name, Check { check, ok: true, detail });
-        let took = self.server.wait_gone(id, GONE_LIMIT).map_err(of(SECOND))?;
+        self.record(&run.name, Check { check, ok: true, detail: state.to_owned() });
+        let took = self.server.wait_gone(id, GONE_LIMIT).map_err(of(who))?;
         let check = "the server frees all of the killed guest".to_owned();
         let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
-        self.record(name, Check { check, ok: true, detail });
+        self.record(&run.name, Check { check, ok: true, detail });
         let check = books::taken_back(&self.counters(id), quota, before, self.server.space());
-        self.record(name, check);
+        self.record(&run.name, check);
         Ok(())
     }
 
@@ -210,7 +237,7 @@ impl Runner<'_> {
         self.until(party, "the end of all", |party| party.tenants.iter().all(Tenant::is_over))?;
         let copying = &party.tenants[COPYING];
         let check = copying.undisturbed(&self.counters(copying.booted.id));
-        self.record(party.scenario.name, check);
+        self.record(&party.run.name, check);
         Ok(())
     }
 
@@ -221,7 +248,7 @@ impl Runner<'_> {
         what: &str,
         is_so: impl Fn(&Party<'_>) -> bool,
     ) -> Result<(), Fall> {
-        let wait = Wait::new(what, party.scenario.limit);
+        let wait = Wait::new(what, party.run.scenario.limit);
         while !is_so(party) {
             self.look(party)?;
             wait.check().map_err(|error| Fall { who: None, trouble: error.into() })?;
@@ -232,7 +259,7 @@ impl Runner<'_> {
     /// Takes what each guest says, if it says something soon.
     fn look(&mut self, party: &mut Party<'_>) -> Result<(), Fall> {
         for (who, tenant) in party.tenants.iter_mut().enumerate() {
-            tenant.look(self, party.scenario.name).map_err(of(who))?;
+            tenant.look(self, &party.run.name).map_err(of(who))?;
         }
         Ok(())
     }
@@ -253,20 +280,25 @@ impl Runner<'_> {
             drop(guest);
             self.account(id);
         }
-        self.fail(party.scenario.name, "the scenario runs to its end", &fall.trouble, &console)
+        self.fail(&party.run.name, "the scenario runs to its end", &fall.trouble, &console)
     }
 
     /// Nobody is left: what was granted is compared with what came back.
-    fn close_books(&mut self, scenario: &Scenario, ids: [GuestId; 3]) {
+    fn close_books(&mut self, run: &Run, ids: &[GuestId]) {
         // The third numbers its PASIDs itself.
-        for (id, name) in ids.into_iter().zip(NAMES).take(COPYING) {
-            let check = books::balance(name, &self.counters(id));
-            self.record(scenario.name, check);
+        for (id, name) in ids.iter().zip(NAMES).take(COPYING) {
+            let check = books::balance(name, &self.counters(*id));
+            self.record(&run.name, check);
         }
+        self.close_hosts_books(run);
+    }
+
+    /// Nobody is left: nor is anything of them on the host.
+    fn close_hosts_books(&mut self, run: &Run) {
         let check = books::nothing_left(self.server.space());
-        self.record(scenario.name, check);
+        self.record(&run.name, check);
         if let Some(calls) = self.server.encoded_calls() {
-            self.record(scenario.name, books::by_bytes(calls));
+            self.record(&run.name, books::by_bytes(calls));
         }
     }
 }

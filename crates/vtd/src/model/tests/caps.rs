@@ -109,3 +109,25 @@ fn options_that_do_not_go_together_are_refused() {
     let flat = Options { nested: false, second_stage_accessed_dirty: true, ..flat };
     assert_eq!(needs(flat), ("SSADS", "SSTS"));
 }
+
+#[test]
+fn host_owned_tables_leave_the_guest_one_stage() {
+    let caps = Caps::new(Options::host_owned()).unwrap();
+    assert_eq!(caps.capability().into_bits(), 0x81d2_078c_222f_0686, "CM among others");
+    // SSTS (bit 46) and NEST (bit 26) are clear; nothing else differs.
+    assert_eq!(caps.extended().into_bits(), 0x0003_8998_0000_0f47);
+    let tables = caps.tables();
+    assert!(tables.first_stage && tables.pass_through && !tables.second_stage && !tables.nested);
+
+    let refused = |options| Caps::new(options).unwrap_err();
+    let host = Options::host_owned();
+    let feature = "a PASID table of the host";
+    assert_eq!(
+        refused(Options { caching_mode: false, ..host }),
+        CapsError::Needs { feature, needs: "CM" }
+    );
+    let no_first_stage = Options { first_stage: false, first_stage_1g: false, ..host };
+    assert_eq!(refused(no_first_stage), CapsError::Needs { feature, needs: "FSTS" });
+    let second_stage = Options { second_stage: true, ..host };
+    assert_eq!(refused(second_stage), CapsError::GuestTablesOnly("SSTS"));
+}

@@ -26,6 +26,7 @@ fn a_fault_is_recorded_as_the_specification_has_it() {
         privileged: true,
         translation_request: true,
         reason: FaultReason::AtsDisabled,
+        stage_two: None,
     });
     unit.inject(Fault { privileged: true, ..fault(1) });
     let _ = unit.poll();

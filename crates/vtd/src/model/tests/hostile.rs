@@ -113,20 +113,24 @@ proptest! {
     #[test]
     fn nothing_panics_and_every_call_is_bounded(
         late: bool,
+        host_owned: bool,
         layout in prop::sample::select(
             &[None, Some(VcmdLayout::Revision30), Some(VcmdLayout::Revision33)][..]
         ),
         quota in 0u32..4,
         actions in prop::collection::vec(action(), 1..120),
     ) {
-        let mut unit = Unit::with(Options { virtual_commands: layout, ..Options::default() });
+        let options = if host_owned { Options::host_owned() } else { Options::default() };
+        let mut unit = Unit::with(Options { virtual_commands: layout, ..options });
         unit.vm.state().quota = quota;
+        let _ = unit.model.add_device(device());
         if late {
             unit.vm.complete_late();
         }
         for action in &actions {
             let before = (unit.model.counters(), unit.vm.state().issued);
             let calls = unit.vm.state().pasid_calls;
+            unit.vm.state().objects.calls.clear();
             apply(&mut unit, action);
             let after = (unit.model.counters(), unit.vm.state().issued);
             let calls = unit.vm.state().pasid_calls - calls;
@@ -135,12 +139,16 @@ proptest! {
             match action {
                 Action::Poll { .. } => {
                     prop_assert!(descriptors <= DESCRIPTORS_PER_POLL.into());
-                    prop_assert!(issued <= descriptors);
-                    prop_assert!(calls <= 1);
+                    let changes = unit.vm.state().objects.calls.len() as u64;
+                    prop_assert!(issued <= descriptors + changes);
+                    prop_assert!(calls <= 1 + changes);
+                    prop_assert!(changes <= host_tables::MAX_CHANGES);
                 }
                 _ => {
                     prop_assert_eq!(descriptors, 0);
-                    prop_assert!(calls == 0 || matches!(action, Action::Reset));
+                    let reset = matches!(action, Action::Reset);
+                    prop_assert!(reset || unit.vm.state().objects.calls.is_empty());
+                    prop_assert!(calls == 0 || reset);
                     prop_assert!(issued <= INVALIDATIONS_PER_WRITE);
                 }
             }

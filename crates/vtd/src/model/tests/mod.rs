@@ -4,7 +4,9 @@ mod caps;
 mod contexts;
 mod events;
 mod faults;
+mod host_tables;
 mod hostile;
+mod objects;
 mod queue;
 mod registers;
 mod translation;
@@ -12,7 +14,8 @@ mod virtual_commands;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FaultReason,
-    FreePasidError, GuestPasid, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
+    FreePasidError, GuestPasid, HwptId, HwptRequest, Invalidation, IoasId, ObjectError, ObjectId,
+    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, Vm,
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
@@ -43,6 +46,19 @@ pub(super) struct State {
     pub(super) asked: Option<PasidRange>,
     /// Allocations, frees and releases that the VM was asked for.
     pub(super) pasid_calls: u64,
+    pub(super) objects: objects::Objects,
+    /// Whether the VM was closed.
+    pub(super) closed: bool,
+}
+
+impl State {
+    fn issue(&mut self) -> Ticket {
+        self.issued += 1;
+        if !self.late {
+            self.completed = self.issued;
+        }
+        Ticket::new(self.issued)
+    }
 }
 
 impl TestVm {
@@ -61,6 +77,8 @@ impl TestVm {
             pasids: BTreeSet::new(),
             asked: None,
             pasid_calls: 0,
+            objects: objects::Objects::default(),
+            closed: false,
         })))
     }
 
@@ -101,11 +119,7 @@ impl Vm for TestVm {
     fn invalidate(&self, what: Invalidation) -> Ticket {
         let mut state = self.state();
         state.invalidations.push(what);
-        state.issued += 1;
-        if !state.late {
-            state.completed = state.issued;
-        }
-        Ticket::new(state.issued)
+        state.issue()
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -148,11 +162,7 @@ impl Vm for TestVm {
         let mut state = self.state();
         state.pasid_calls += 1;
         state.pasids.clear();
-        state.issued += 1;
-        if !state.late {
-            state.completed = state.issued;
-        }
-        Ticket::new(state.issued)
+        state.issue()
     }
 
     fn pasid_usage(&self) -> PasidUsage {
@@ -164,8 +174,64 @@ impl Vm for TestVm {
         Counters::default()
     }
 
+    fn ioas(&self) -> Result<IoasId, ObjectError> {
+        Ok(IoasId(7))
+    }
+
+    fn alloc_hwpt(&self, request: &HwptRequest) -> Result<HwptId, ObjectError> {
+        self.state().objects.alloc(request)
+    }
+
+    fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
+        self.state().objects.destroy(object)
+    }
+
+    fn attach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        let mut state = self.state();
+        let granted = pasid.is_none_or(|pasid| state.pasids.contains(&pasid.0));
+        state.objects.attach((device, pasid), hwpt, granted)
+    }
+
+    fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        let mut state = self.state();
+        state.objects.replace((device, pasid), hwpt)?;
+        Ok(state.issue())
+    }
+
+    fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        let mut state = self.state();
+        state.objects.detach((device, pasid))?;
+        Ok(state.issue())
+    }
+
+    fn invalidate_hwpt(
+        &self,
+        hwpt: HwptId,
+        what: &[StageOneInvalidation],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        let mut state = self.state();
+        state.objects.invalidate(hwpt, what).map_err(|error| (0, error))?;
+        Ok(state.issue())
+    }
+
     fn close(&self) -> Ticket {
-        Ticket::new(0)
+        let mut state = self.state();
+        state.closed = true;
+        state.issue()
     }
 }
 
@@ -284,6 +350,7 @@ pub(super) fn fault(page: u64) -> Fault {
         privileged: false,
         translation_request: false,
         reason: FaultReason::PasidEntryNotPresent,
+        stage_two: None,
     }
 }
 

@@ -5,15 +5,34 @@ use guest_protocol::MAX_HELD;
 use super::super::super::server::{EncodedCalls, PasidSpace};
 use super::*;
 
+/// How many numbers are in both ascending lists.
+fn common(one: &[u32], other: &[u32]) -> usize {
+    one.iter().filter(|number| other.binary_search(number).is_ok()).count()
+}
+
+/// The PASIDs of two guests that are bound at the same time, in tables of the host's, by numbers of the guests' own.
+pub(super) fn compare_bound(first: &PasidRecord, second: &PasidRecord) -> Check {
+    let same = common(&first.bound, &second.bound);
+    let hosts = common(&first.hosts, &second.hosts);
+    let (one, other) = (first.bound.len(), second.bound.len());
+    let (at, there) = (hex(&first.hosts), hex(&second.hosts));
+    let detail = format!(
+        "{one} and {other} bound, {same} of them the same; on the host {at} and {there}, {hosts} of them twice"
+    );
+    let check = "both guests' same PASIDs have different numbers on the host".to_owned();
+    Check { check, ok: same > 0 && hosts == 0, detail }
+}
+
+fn hex(numbers: &[u32]) -> String {
+    numbers.iter().map(|number| format!("{number:#x}")).collect::<Vec<_>>().join(", ")
+}
+
 /// The numbers of two guests that stand still.
 pub(super) fn compare_numbers(
     numbering: Numbering,
     first: &PasidRecord,
     second: &PasidRecord,
 ) -> Check {
-    let common = |one: &[u32], other: &[u32]| -> usize {
-        one.iter().filter(|number| other.binary_search(number).is_ok()).count()
-    };
     let shared = common(&first.live, &second.live);
     let shared_hosts = common(&first.hosts, &second.hosts);
     let all = first.hosts.len() + second.hosts.len();

@@ -1,7 +1,7 @@
 use super::*;
 
 fn record(live: &[u32], hosts: &[u32]) -> PasidRecord {
-    PasidRecord { live: live.to_vec(), hosts: hosts.to_vec(), parked: Vec::new() }
+    PasidRecord { live: live.to_vec(), hosts: hosts.to_vec(), ..PasidRecord::default() }
 }
 
 fn counters(values: [u64; 4]) -> BTreeMap<&'static str, u64> {
@@ -26,6 +26,23 @@ fn a_host_number_is_one_guests_only() {
     assert!(private(record(&[1, 2], &[1, 3]), record(&[1], &[2])));
     assert!(!private(same(&[1, 3]), same(&[2, 4])), "numbers of nobody's own");
     assert!(!private(record(&[1, 2], &[1, 3]), record(&[1], &[3])), "one number of the host twice");
+}
+
+#[test]
+fn bound_at_the_same_time_means_different_numbers_of_the_hosts() {
+    let bound = |bound: &[u32], hosts: &[u32]| PasidRecord {
+        bound: bound.to_vec(),
+        ..record(bound, hosts)
+    };
+    let check = compare_bound(&bound(&[1, 2], &[7, 9]), &bound(&[1], &[8]));
+    assert!(check.ok);
+    assert_eq!(
+        check.detail,
+        "2 and 1 bound, 1 of them the same; on the host 0x7, 0x9 and 0x8, 0 of them twice"
+    );
+    assert!(!compare_bound(&bound(&[1], &[7]), &bound(&[1], &[7])).ok, "they meet");
+    assert!(!compare_bound(&bound(&[1], &[7]), &bound(&[2], &[8])).ok, "nothing shown");
+    assert!(!compare_bound(&record(&[1], &[7]), &record(&[1], &[8])).ok, "granted, and not bound");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::super::super::scenario::select;
+use super::super::super::scenario::{select, Wishes};
 use super::super::super::server::{EncodedCalls, GuestDevices, PasidSpace};
 use super::*;
 use crate::server::{Commands, GuestConfig};
@@ -203,7 +203,7 @@ impl LabServer for House {
             SECOND => (5..30).collect(),
             _ => Vec::new(),
         };
-        Ok(PasidRecord { hosts: live.clone(), live, parked: Vec::new() })
+        Ok(PasidRecord { hosts: live.clone(), live, ..PasidRecord::default() })
     }
 
     fn space(&self) -> PasidSpace {
@@ -239,7 +239,7 @@ fn run(wrong: Wrong) -> (Report, Rc<World>) {
         report: &mut report,
         guests: 0,
     };
-    runner.run(&select(&["tenants".to_owned()]).unwrap()).unwrap();
+    runner.run(&select(&["tenants".to_owned()], Wishes::default()).unwrap()).unwrap();
     (report, world)
 }
 

@@ -1,34 +1,20 @@
-//! `nesting::Bindings` on a mock host: the calls that it makes, what it undoes, and under random
+//! `Bindings`: the calls that it makes, what it undoes, and under random
 //! wishes the map that it should be.
-#![cfg(not(loom))]
-
-mod common;
-#[path = "common/mock.rs"]
-mod mock;
 
 use std::collections::BTreeMap;
 
-use common::{pasid, CAPS};
 use iommu::nesting::{Bindings, Change, Entry, Scope, IDLE_PASIDS};
 use iommu::{
     GuestPasid, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, Numbering, ObjectError,
-    PasidRange, StageOneInvalidation, StageOneTable, Vm, VmConfig, VtdStageOne, VtdStageOneFlags,
+    StageOneInvalidation, StageOneTable, Vm, VmConfig, VtdStageOne, VtdStageOneFlags,
 };
 use mem::Gpa;
-use mock::{By, Call, Mock, FAILED};
 use pci::RequesterId;
 use proptest::prelude::*;
 
-const ONE: RequesterId = RequesterId::from_bits(0x0080);
-const TWO: RequesterId = RequesterId::from_bits(0x0088);
-
-fn guest(number: u32) -> GuestPasid {
-    GuestPasid(pasid(number))
-}
-
-fn only(number: u32) -> PasidRange {
-    PasidRange::new(pasid(number), pasid(number)).unwrap()
-}
+use super::common::CAPS;
+use super::mock::{By, Call, Mock, FAILED};
+use super::{grant, guest, only, ONE, STRANGER, TWO};
 
 fn table(root: u64) -> VtdStageOne {
     VtdStageOne { flags: VtdStageOneFlags::empty(), root: Gpa(root), address_width: 48 }
@@ -49,10 +35,7 @@ fn mock() -> (Mock, HwptId) {
 /// With PASIDs 1 to 9 granted.
 fn granted() -> (Mock, Bindings<Mock>) {
     let (mock, parent) = mock();
-    for number in 1..10 {
-        mock.alloc_pasid(only(number)).unwrap();
-    }
-    mock.calls();
+    grant(&mock);
     (mock.clone(), Bindings::new(mock, parent))
 }
 
@@ -337,8 +320,7 @@ proptest! {
     fn it_is_the_map_that_it_should_be(own in any::<bool>(), steps in steps()) {
         let (mock, mut bindings) = if own { numbered() } else { granted() };
         let mut model: BTreeMap<(RequesterId, Option<GuestPasid>), u64> = BTreeMap::new();
-        // The third is no device of the VM.
-        let devices = [ONE, TWO, RequesterId::from_bits(0xff)];
+        let devices = [ONE, TWO, STRANGER];
         for step in steps {
             match step {
                 Step::Set { device, pasid, want, fail } => {

@@ -1,0 +1,53 @@
+//! What is attached to a device, as its accesses find it.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::mutex::SpinMutex;
+
+use super::host_table::HostTable;
+use super::GrantCheck;
+use crate::{DeviceContext, Pasid, TableCaps};
+
+/// The entry of the host's PASID table by which requests without PASID are translated.
+pub(crate) const RID_PASID: Pasid = Pasid::from_field(0);
+
+/// How a device is translated once something has been attached to it: by the host's PASID table
+/// or, if what is attached is a table for all of its PASIDs, by that.
+///
+/// Written under the VM's lock; read by accesses, which take a lock only when they have no context
+/// of a whole-device table cached, for a few instructions.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) table: HostTable,
+    /// What the device's IOMMU can do.
+    pub(crate) caps: TableCaps,
+    /// Whether `whole` has something.
+    delegated: AtomicBool,
+    whole: SpinMutex<Option<DeviceContext>>,
+}
+
+impl Attached {
+    /// Nothing is attached: every request is blocked.
+    pub(crate) fn new(table: HostTable, caps: TableCaps) -> Self {
+        Self { table, caps, delegated: AtomicBool::new(false), whole: SpinMutex::new(None) }
+    }
+
+    /// Has all requests of the device translated by `context`; with `None`, by the host's table.
+    pub(crate) fn set_whole(&self, context: Option<DeviceContext>) {
+        *self.whole.lock() = context;
+        self.delegated.store(context.is_some(), Ordering::Release);
+    }
+
+    /// The context by which the whole device is translated, if it is.
+    pub(crate) fn whole(&self) -> Option<DeviceContext> {
+        self.delegated.load(Ordering::Acquire).then(|| *self.whole.lock()).flatten()
+    }
+}
+
+/// What is attached to the device of a channel, and the host's numbers for the VM's PASIDs.
+#[derive(Debug)]
+pub(crate) struct Attachments {
+    pub(crate) device: Arc<Attached>,
+    pub(crate) grants: GrantCheck,
+}

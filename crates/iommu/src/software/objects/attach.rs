@@ -1,0 +1,484 @@
+//! Attaching, replacing and detaching page tables.
+//!
+//! What calls others is done with no lock held; the place that it is about is occupied meanwhile,
+//! so nobody else changes it, but its device, its PASID or the VM may go.
+
+use alloc::sync::Arc;
+
+use ioasid::{BindError, HoldError, SubscribeError, Tag};
+use mem::Gpa;
+use pci::RequesterId;
+
+use super::devices::{Cleared, Device, Held, Key, State};
+use super::{Hwpt, Outcome, Table};
+use crate::channel::Batch;
+use crate::format::vtd::{PasidEntry, PasidWord0, PasidWord1, PasidWord2};
+use crate::software::attached::{Attached, Attachments, RID_PASID};
+use crate::software::bindings::{Driver, DRIVER};
+use crate::software::host_table::ProgramError;
+use crate::software::pasids::Ref;
+use crate::software::platform::MAX_DOMAINS;
+use crate::software::vm::{Control, VmShared};
+use crate::{
+    DeviceContext, DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation,
+    ObjectError, Pasid, PasidTable, StageOneTable, StageTwoFormat, TableCaps, Ticket,
+    VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+};
+
+const PAGE_BITS: u32 = 12;
+
+/// What a device is told of a page table.
+enum Program {
+    /// An entry of the host's PASID table.
+    Entry(PasidEntry),
+    /// One context for all of its requests.
+    Whole(DeviceContext),
+}
+
+/// Who may use a place, and in whose name.
+struct Claim {
+    host: Pasid,
+    /// Of a PASID: which one, and the reference that stands for what will be cached.
+    pasid: Option<(Tag, Ref)>,
+}
+
+impl VmShared {
+    /// Attaches `hwpt` where nothing is attached.
+    pub(in crate::software) fn attach_hwpt(
+        self: &Arc<Self>,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        if pasid.is_some() {
+            self.watch()?;
+        }
+        let (key, reference) = {
+            let mut control = self.control.lock();
+            let claim = self.claim(&mut control, device, pasid, hwpt)?;
+            let (tag, reference) = claim.pasid.unzip();
+            let key = control.attached.occupy((device, pasid), hwpt, (claim.host, tag))?;
+            control.objects.add_use(hwpt.into());
+            (key, reference)
+        };
+        let Some(reference) = reference else {
+            let (programmed, _left) = self.program(key, State::Open(None));
+            return programmed;
+        };
+        self.attach_pasid(key, &reference)
+    }
+
+    /// Goes on for a PASID: asks the others, programs the entry, tells the others.
+    fn attach_pasid(&self, key: Key, reference: &Ref) -> Result<(), ObjectError> {
+        let give_up = |error| {
+            let (_, _left) = self.vacate(key, None);
+            Err(error)
+        };
+        let prepared = match reference.bind(self.iommu()?) {
+            Ok(prepared) => prepared,
+            Err(error) => return give_up(refusal(&error, key)),
+        };
+        let cached = match reference.share(self.iommu()?) {
+            Ok(cached) => cached,
+            Err(HoldError::NoMemory) => return give_up(ObjectError::NoMemory),
+            Err(_) => return give_up(not_granted(key)),
+        };
+        let (programmed, _left) = self.program(key, State::Committing(cached));
+        // If it failed, dropping `prepared` undoes it, with no lock held.
+        programmed?;
+        let binding = prepared.commit();
+        let mut rest = Some(binding);
+        {
+            let mut control = self.control.lock();
+            if let Some((place, _)) = control.attached.occupied(key) {
+                place.state = match core::mem::replace(&mut place.state, State::Closing) {
+                    State::Committing(cached) => State::Open(rest.take().zip(Some(cached))),
+                    other => other,
+                };
+            }
+        }
+        // If the place is gone meanwhile, so is the binding.
+        drop(rest);
+        Ok(())
+    }
+
+    /// Programs what `key` occupies; if that cannot be, vacates it. The rest is to be dropped with
+    /// no lock held.
+    fn program(&self, key: Key, state: State) -> (Result<(), ObjectError>, Option<State>) {
+        let mut control = self.control.lock();
+        let programmed = self.program_locked(&mut control, key);
+        if let Err(error) = programmed {
+            if let Some(place) = control.attached.vacate(key) {
+                control.objects.drop_use(place.hwpt.into());
+            }
+            return (Err(error), Some(state));
+        }
+        if let Some((place, _)) = control.attached.occupied(key) {
+            place.state = state;
+        }
+        (Ok(()), None)
+    }
+
+    fn program_locked(&self, control: &mut Control, key: Key) -> Result<(), ObjectError> {
+        if control.closed {
+            return Err(ObjectError::Closed);
+        }
+        let Some((place, attached)) = control.attached.occupied(key) else {
+            let there = control.devices.contains_key(&key.device);
+            return Err(if there { not_granted(key) } else { ObjectError::NoDevice(key.device) });
+        };
+        let (hwpt, host, attached) = (place.hwpt, place.host, attached.clone());
+        let hwpt = *control.objects.hwpt(hwpt)?;
+        let device = control.attached.get(key.device);
+        let domain = device.ok_or(ObjectError::NoDevice(key.device))?.domain.id();
+        match self.compose(&hwpt, domain)? {
+            Program::Entry(entry) => attached.table.program(host, &entry).map_err(explain)?,
+            Program::Whole(context) => attached.set_whole(Some(context)),
+        }
+        self.adopt(control, key.device);
+        Ok(())
+    }
+
+    /// Has the device translated by what is attached to it from now on.
+    fn adopt(&self, control: &mut Control, requester: RequesterId) {
+        let Some(device) = control.attached.get_mut(requester) else { return };
+        if core::mem::replace(&mut device.adopted, true) {
+            return;
+        }
+        let device = device.attached.clone();
+        let checks = |control: &Control| Attachments {
+            device: device.clone(),
+            grants: control.grants.check(),
+        };
+        control.post_each(requester, checks);
+    }
+
+    /// Attaches `hwpt` where another one is.
+    pub(in crate::software) fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        let mut control = self.control.lock();
+        control.check_device(device)?;
+        let new = *control.objects.hwpt(hwpt)?;
+        let state = control.attached.get(device).ok_or(ObjectError::NotAttached)?;
+        let place = state.place(pasid).ok_or(ObjectError::NotAttached)?;
+        if !matches!(place.state, State::Open(_)) {
+            return Err(ObjectError::Busy);
+        }
+        compatible(&control, state, pasid, &new)?;
+        let (old, host, attached) = (place.hwpt, place.host, state.attached.clone());
+        let domain = state.domain.id();
+        match self.compose(&new, domain)? {
+            Program::Entry(entry) => {
+                // There may be none if the device was translated by one context from the start.
+                if attached.table.replace(host, &entry).is_none() {
+                    attached.table.program(host, &entry).map_err(explain)?;
+                }
+                if pasid.is_none() {
+                    attached.set_whole(None);
+                }
+            }
+            // An entry stays: an access that has just found no context still looks for it.
+            Program::Whole(context) => attached.set_whole(Some(context)),
+        }
+        let whole = new.is_whole() || control.objects.hwpt(old).is_ok_and(Hwpt::is_whole);
+        control.objects.add_use(hwpt.into());
+        control.objects.drop_use(old.into());
+        if let Some(device) = control.attached.get_mut(device) {
+            if let Some(place) = device.place_mut(pasid) {
+                place.hwpt = hwpt;
+            }
+        }
+        Ok(control.forget_place(device, pasid, (domain, whole)))
+    }
+
+    /// Detaches what is attached.
+    pub(in crate::software) fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        let (key, held) = {
+            let mut control = self.control.lock();
+            control.check_device(device)?;
+            let devices = &mut control.attached;
+            let key = devices.key(device, pasid).ok_or(ObjectError::NotAttached)?;
+            let (place, _) = devices.occupied(key).ok_or(ObjectError::NotAttached)?;
+            match core::mem::replace(&mut place.state, State::Closing) {
+                State::Open(held) => (key, held),
+                other => {
+                    place.state = other;
+                    return Err(ObjectError::Busy);
+                }
+            }
+        };
+        let (binding, reference) = held.unzip();
+        let mut held = Held::new(binding, reference);
+        // The processors' tables close before the entry goes.
+        held.unbind();
+        let (ticket, _left) = self.vacate(key, Some(held));
+        Ok(ticket)
+    }
+
+    /// Clears what `key` occupies, if it still does, and vacates it; what is held goes when the
+    /// ticket is complete.
+    fn vacate(&self, key: Key, held: Option<Held>) -> (Ticket, Outcome) {
+        let mut outcome = Outcome::default();
+        let mut control = self.control.lock();
+        let mut ticket = Ticket(control.sequence);
+        let state = control.attached.get(key.device);
+        let state = state.map(|device| (device.attached.clone(), device.domain.id()));
+        let place = control.attached.vacate(key);
+        if let Some((place, (attached, domain))) = place.zip(state) {
+            let whole = control.objects.hwpt(place.hwpt).is_ok_and(Hwpt::is_whole);
+            control.objects.drop_use(place.hwpt.into());
+            if !matches!(place.state, State::Opening) {
+                // The entry first: it must not be found when the context is gone.
+                attached.table.clear(place.host);
+                if key.pasid.is_none() {
+                    attached.set_whole(None);
+                }
+                ticket = control.forget_place(key.device, key.pasid, (domain, whole));
+                let entry = Cleared { device: key.device, attached, host: place.host };
+                control.attached.clear(entry, ticket);
+            }
+        }
+        if let Some(mut held) = held {
+            control.attached.give_back(ticket, held.returning());
+            outcome.push(held);
+        }
+        (ticket, outcome)
+    }
+
+    /// A PASID was freed and everybody who is to close before the IOMMU's driver has been told:
+    /// takes down what is attached of it.
+    pub(in crate::software) fn take_down(&self, tag: Tag) {
+        let outcome = self.control.lock().attached.take_down(tag);
+        drop(outcome);
+    }
+
+    /// Checks that `hwpt` may be attached there, makes the device's table if it has none, and
+    /// finds out who the PASID is.
+    fn claim(
+        &self,
+        control: &mut Control,
+        requester: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Claim, ObjectError> {
+        control.check_device(requester)?;
+        let hwpt = *control.objects.hwpt(hwpt)?;
+        if control.attached.get(requester).is_none() {
+            let device = self.new_device()?;
+            control.attached.insert(requester, device);
+        }
+        let Some(device) = control.attached.get(requester) else {
+            return Err(ObjectError::NoMemory);
+        };
+        compatible(control, device, pasid, &hwpt)?;
+        if device.place(pasid).is_some() {
+            return Err(ObjectError::Busy);
+        }
+        let Some(pasid) = pasid else { return Ok(Claim { host: RID_PASID, pasid: None }) };
+        let granted = control.grants.granted(pasid).ok_or(ObjectError::NotGranted(pasid))?;
+        let reference = granted.share(self.iommu()?).map_err(|error| match error {
+            HoldError::NoMemory => ObjectError::NoMemory,
+            _ => ObjectError::NotGranted(pasid),
+        })?;
+        let host = Pasid::from_field(reference.id().0);
+        Ok(Claim { host, pasid: Some((reference.tag(), reference)) })
+    }
+
+    fn new_device(&self) -> Result<Device, ObjectError> {
+        let Hardware::Vtd(caps) = self.platform.hardware else {
+            return Err(ObjectError::NotSupported);
+        };
+        let table = self.platform.pasid_table(Pasid::BITS).ok_or(ObjectError::NoMemory)?;
+        let attached = Attached::new(table, caps);
+        let limit = ObjectError::TooMany { limit: MAX_DOMAINS };
+        Ok(Device::new(Arc::new(attached), self.platform.domain().ok_or(limit)?))
+    }
+
+    /// Subscribes the driver to the VM's PASIDs, once.
+    fn watch(self: &Arc<Self>) -> Result<(), ObjectError> {
+        let set = {
+            let control = self.control.lock();
+            if control.closed {
+                return Err(ObjectError::Closed);
+            }
+            if control.watch.is_some() {
+                return Ok(());
+            }
+            control.grants.set().map(|(host, set)| (host.clone(), set.clone()))
+        };
+        // Without a quota there are no PASIDs, so nothing to watch.
+        let Some((host, set)) = set else { return Ok(()) };
+        let driver = Arc::new(Driver { vm: Arc::downgrade(self) });
+        let watch = set.subscribe(host.iommu(), DRIVER, driver).map_err(|error| match error {
+            SubscribeError::Closed => ObjectError::Closed,
+            _ => ObjectError::NoMemory,
+        })?;
+        let mut control = self.control.lock();
+        let _second = match &mut control.watch {
+            Some(_) => Some(watch),
+            none => none.replace(watch),
+        };
+        drop(control);
+        Ok(())
+    }
+
+    /// What the hardware is told of a table.
+    fn compose(&self, hwpt: &Hwpt, domain: DomainId) -> Result<Program, ObjectError> {
+        let Hardware::Vtd(caps) = &self.platform.hardware else {
+            return Err(ObjectError::NotSupported);
+        };
+        Ok(match hwpt.table {
+            Table::Paging => Program::Entry(self.entry(true, domain)?),
+            Table::Nested { stage_one: StageOneTable::Vtd(table), .. } => {
+                Program::Entry(self.nested_entry(&table, domain)?)
+            }
+            Table::Nested { stage_one: StageOneTable::VtdPasidTable(table), .. } => {
+                Program::Whole(DeviceContext::PasidTable(delegated(&table, caps)))
+            }
+            Table::Nested { stage_one: StageOneTable::Smmuv3(_), .. } => {
+                return Err(ObjectError::NotSupported);
+            }
+        })
+    }
+
+    /// The words of an entry that say where stage 2 is: with `alone` if there is one and
+    /// nothing else, without if a first stage stands on it.
+    fn entry(&self, alone: bool, domain: DomainId) -> Result<PasidEntry, ObjectError> {
+        let word0 = match self.stage_two.as_ref().zip(self.config.stage_two) {
+            // Guest memory is where the guest says it is.
+            None => PasidWord0::new().with_translation_type(if alone { 4 } else { 1 }),
+            Some((stage_two, config)) => {
+                // No entry can say where a table of another kind is.
+                let StageTwoFormat::Vtd { levels } = config.format else {
+                    return Err(ObjectError::WrongModel);
+                };
+                PasidWord0::new()
+                    .with_translation_type(if alone { 2 } else { 3 })
+                    .with_address_width(levels as u8 - 2)
+                    .with_second_stage_accessed_dirty(true)
+                    .with_second_stage_page(stage_two.walker().root().0 >> PAGE_BITS)
+            }
+        };
+        let word1 = PasidWord1::new().with_domain(domain.0);
+        Ok(PasidEntry { word0: word0.with_present(true), word1, ..PasidEntry::default() })
+    }
+
+    /// An entry for a guest's stage 1.
+    fn nested_entry(
+        &self,
+        table: &VtdStageOne,
+        domain: DomainId,
+    ) -> Result<PasidEntry, ObjectError> {
+        let supervisor = table.flags.contains(VtdStageOneFlags::SRE);
+        let word2 = PasidWord2::new()
+            .with_supervisor(supervisor)
+            // Without supervisor requests there is nothing to protect from them.
+            .with_write_protect(supervisor && table.flags.contains(VtdStageOneFlags::WPE))
+            .with_first_stage_mode(u8::from(table.address_width > 48))
+            .with_first_stage_page(table.root.0 >> PAGE_BITS);
+        Ok(PasidEntry { word2, ..self.entry(false, domain)? })
+    }
+}
+
+impl Control {
+    /// Forgets what is cached of a place: if a table for the `whole` device was there, or is now,
+    /// everything of the device.
+    fn forget_place(
+        &mut self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        (domain, whole): (DomainId, bool),
+    ) -> Ticket {
+        let pasid = pasid.map_or(RID_PASID, |pasid| pasid.0);
+        let forget = |batch: &mut Batch| {
+            if whole {
+                return batch.forget_everything();
+            }
+            batch.forget(Invalidation::PasidCache { domain, pasid });
+            batch.forget(Invalidation::IotlbPasid { domain, pasid });
+        };
+        self.post(|channel| channel.requester == device, forget).0
+    }
+
+    /// Posts to each channel of a device what `make` makes for it.
+    fn post_each(&mut self, device: RequesterId, make: impl Fn(&Self) -> Attachments) {
+        let attached: alloc::vec::Vec<_> = {
+            let of = self.channels.iter().filter(|channel| channel.requester == device);
+            of.map(|_| make(self)).collect()
+        };
+        let attached = core::cell::RefCell::new(attached);
+        let _old = self.post(
+            |channel| channel.requester == device,
+            |batch| attached.borrow_mut().pop().and_then(|one| batch.adopt_attached(one)),
+        );
+    }
+}
+
+/// Whether `hwpt` fits what else is attached to the device.
+fn compatible(
+    control: &Control,
+    device: &Device,
+    pasid: Option<GuestPasid>,
+    hwpt: &Hwpt,
+) -> Result<(), ObjectError> {
+    let for_pasids = hwpt.flags.contains(HwptFlags::PASID);
+    if pasid.is_some() && hwpt.is_whole() {
+        return Err(ObjectError::Invalid(InvalidField::Pasid));
+    }
+    let rid = device.place(None).and_then(|place| control.objects.hwpt(place.hwpt).ok());
+    let clash = match pasid {
+        Some(_) => !for_pasids || rid.is_some_and(|rid| !rid.flags.contains(HwptFlags::PASID)),
+        None => !for_pasids && device.pasids().next().is_some(),
+    };
+    match clash {
+        true => Err(ObjectError::Invalid(InvalidField::Flags)),
+        false => Ok(()),
+    }
+}
+
+/// A guest's PASID table as the engine walks it.
+fn delegated(table: &VtdPasidTable, caps: &TableCaps) -> PasidTable {
+    PasidTable {
+        directory: Gpa(table.directory.0),
+        pasid_bits: table.pasid_bits,
+        rid_pasid: RID_PASID,
+        rid_privileged: false,
+        pasid_enable: true,
+        ats: true,
+        page_requests: false,
+        fault_disable: false,
+        caps: *caps,
+    }
+}
+
+fn explain(error: ProgramError) -> ObjectError {
+    match error {
+        ProgramError::NoMemory => ObjectError::NoMemory,
+        ProgramError::Range => ObjectError::Invalid(InvalidField::Pasid),
+        ProgramError::Present => ObjectError::Busy,
+    }
+}
+
+fn not_granted(key: Key) -> ObjectError {
+    match key.pasid {
+        Some(pasid) => ObjectError::NotGranted(pasid),
+        None => ObjectError::NotAttached,
+    }
+}
+
+fn refusal(error: &BindError, key: Key) -> ObjectError {
+    match error {
+        BindError::Parked(_) | BindError::ForeignHolder => not_granted(key),
+        BindError::Busy(_) => ObjectError::Busy,
+        BindError::Refused { .. } => ObjectError::Refused,
+        BindError::NoMemory => ObjectError::NoMemory,
+    }
+}

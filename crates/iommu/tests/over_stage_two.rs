@@ -1,0 +1,15 @@
+//! The tests of everything else once more, over a shuffled stage 2 of the host's.
+#![cfg(not(loom))]
+// Each of them brings its own.
+#![allow(clippy::duplicate_mod)]
+
+#[path = "lifecycle.rs"]
+mod lifecycle;
+#[path = "model.rs"]
+mod model;
+#[path = "one_dma.rs"]
+mod one_dma;
+#[path = "requests.rs"]
+mod requests;
+#[path = "scenarios.rs"]
+mod scenarios;
