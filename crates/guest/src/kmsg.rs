@@ -15,6 +15,10 @@ const MAX_RECORDS: usize = 10_000;
 /// Pause between two looks at the log.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The kernel logs the errors of one driver with a limit: ten lines, which is two or three errors, in
+/// each five seconds. After that long without one, the next is logged.
+pub(crate) const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(6);
+
 /// A position in the kernel's log.
 pub(crate) struct KernelLog {
     device: File,

@@ -212,15 +212,7 @@ impl<M: GuestMemory> Engine<'_, M> {
             let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
             return Ok(Target { output, len_minus_one, fault_disable });
         }
-        // One mapping of each half of the address space to itself.
-        let half = Cached {
-            base: Gpa(address.0 & 1 << 63),
-            size_bits: 63,
-            scope_bits: 63,
-            kind: Kind::StageTwo,
-            allowed: Allowed::ALL,
-        };
-        let cached = self.probe(request, tag, privileged, |_| Ok(half))?;
+        let cached = self.probe(request, tag, privileged, |_| Ok(half_of(address)))?;
         Ok(target(&cached, address, fault_disable))
     }
 
@@ -358,6 +350,17 @@ impl<M: GuestMemory> Engine<'_, M> {
         self.caches.iotlb.insert(tag, address, cached);
         self.caches.publish(self.counters);
         Ok(cached)
+    }
+}
+
+/// The half of the address space that `address` is in, mapped to itself.
+fn half_of(address: Iova) -> Cached<Gpa> {
+    Cached {
+        base: Gpa(address.0 & 1 << 63),
+        size_bits: 63,
+        scope_bits: 63,
+        kind: Kind::StageTwo,
+        allowed: Allowed::ALL,
     }
 }
 

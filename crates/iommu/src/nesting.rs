@@ -25,6 +25,35 @@
 //! posted code, a call over several devices or domains that fails restores what each had; a device
 //! that joins later has the domain's configuration; and requests without PASID are translated as
 //! the caller says (S1DSS).
+//!
+//! ```
+//! use iommu::nesting::{Domain, GpasidBind};
+//! use iommu::{Host, PasidRange, SoftwareHost, Vm, VmConfig, VtdStageOneFlags};
+//! use mem::{Gpa, MemoryMap};
+//! use pci::RequesterId;
+//!
+//! let vm = SoftwareHost::new().create_vm(VmConfig::named("guest"))?;
+//! let _ = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10000)])?);
+//! let device = RequesterId::from_bits(0x80);
+//! let endpoint = vm.attach(device)?;
+//!
+//! // Its requests go to guest memory, those with PASID nowhere.
+//! let mut domain = Domain::new(vm.clone());
+//! domain.add_device(device)?;
+//!
+//! // One PASID by a first stage of the guest's.
+//! let guest = vm.alloc_pasid(PasidRange::ALL)?;
+//! let flags = VtdStageOneFlags::empty();
+//! let table = GpasidBind { root: Gpa(0x1000), address_width: 48, flags, guest };
+//! domain.bind_gpasid(device, &table)?;
+//!
+//! // No DMA with it passes once the ticket is complete. The PASID is still the VM's.
+//! let ticket = domain.unbind_gpasid(device, guest)?.expect("the only user");
+//! assert!(vm.is_complete(ticket));
+//! vm.free_pasid(guest)?;
+//! # drop(endpoint);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod bindings;
 mod domain;
@@ -42,7 +71,7 @@ pub use domain::{
 pub use error::NestingError;
 pub use invalidate::{CacheInvalidate, Caches, Granularity, InvalidateError, MAX_ADDRESS_COMMANDS};
 pub use msi::{MsiBinding, MsiBindings, MsiError, MAX_MSI_BINDINGS};
-pub use table::{
-    DefaultSubstream, DescriptorForm, PasidTableConfig, PasidTableFormat, PasidTableInfo,
-    TableMode, TableModel,
-};
+pub use table::{PasidTableConfig, PasidTableFormat, PasidTableInfo, TableMode, TableModel};
+
+#[doc(no_inline)]
+pub use crate::{DefaultSubstream, DescriptorForm};

@@ -13,3 +13,7 @@ mod one_dma;
 mod requests;
 #[path = "scenarios.rs"]
 mod scenarios;
+#[path = "smmu_dma.rs"]
+mod smmu_dma;
+#[path = "smmu_model.rs"]
+mod smmu_model;

@@ -212,7 +212,10 @@ fn fault_of(config: Config, state: State, op: Op) -> Option<(FaultReason, u8)> {
         State::BadTable if config == Config::Nested => {
             (R::NotPresent { stage: Stage::TwoForTable, level: 3 }, 0x10)
         }
-        State::BadTable => (R::TableAccess { stage, level: 1 }, 0x0b),
+        State::BadTable => of_no_memory(
+            (R::TableAccess { stage, level: 1 }, 0x0b),
+            (R::NotPresent { stage: Stage::TwoForTable, level: 3 }, 0x10),
+        ),
     })
 }
 
@@ -261,7 +264,9 @@ fn check(
             continue;
         };
         let (address, access) = (Iova(IOVA + OFFSET), op.access());
-        let error = if reason.is_recoverable() {
+        // No page request mends the host's stage 2.
+        let hosts = state == State::BadTable && config != Config::Nested;
+        let error = if reason.is_recoverable() && !hosts {
             DmaError::Page { address, access }
         } else {
             DmaError::Refused { address, access }
@@ -419,7 +424,7 @@ fn bad_descriptors() {
 #[test]
 fn stream_table_faults() {
     let guest = Guest::new();
-    let (_endpoint, channel) = guest.attach();
+    let (endpoint, channel) = guest.attach();
     for (reason, id) in [
         (FaultReason::RootNotPresent, 0x02),
         (FaultReason::ContextAccess, 0x03),
@@ -432,14 +437,12 @@ fn stream_table_faults() {
     guest.set_stream(Stream::Bypass);
     let (_, fault) = one(&guest, &channel, without(), 1 << 44, Op::Read);
     assert_eq!(fault, Some((FaultReason::AddressWidth { stage: Stage::One }, 0x11)));
-    assert_eq!(
-        one(&guest, &channel, without(), 0xfee0_0000, Op::Write).1,
-        Some((FaultReason::NoMemory, 0))
-    );
+    let absent = FaultReason::NotPresent { stage: Stage::Two, level: 3 };
+    let (_, fault) = one(&guest, &channel, without(), 0xfee0_0000, Op::Write);
+    assert_eq!(fault, Some(of_no_memory((FaultReason::NoMemory, 0), (absent, 0x10))));
     // ATS is off.
-    let (endpoint, channel) = (&_endpoint, &channel);
     endpoint.set_ats(true);
-    let (_, fault) = one(&guest, channel, without(), 0, Op::Read);
+    let (_, fault) = one(&guest, &channel, without(), 0, Op::Read);
     assert_eq!(fault, Some((FaultReason::AtsDisabled, 0x05)));
 }
 

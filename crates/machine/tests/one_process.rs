@@ -1,5 +1,6 @@
 //! IOMMU, accelerator and a guest's drivers in one process, with no socket: what an embedder
-//! builds on. Each scenario runs with the guest's own tables, and with the host's.
+//! builds on. Each scenario runs with the guest's own PASID tables and with the host's, and with
+//! and without a stage 2 of the host under them.
 
 mod common;
 
@@ -17,6 +18,16 @@ macro_rules! scenarios {
         mod with_tables_of_the_host {
             use super::*;
             $(#[test] fn $name() { run($scenario, Setup::host_owned($drive)); })*
+        }
+
+        mod with_tables_of_the_guest_over_stage_two {
+            use super::*;
+            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive).over_stage_two()); })*
+        }
+
+        mod with_tables_of_the_host_over_stage_two {
+            use super::*;
+            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive).over_stage_two()); })*
         }
     };
 }
@@ -50,4 +61,12 @@ scenarios! {
         scenarios::private_numbers, Threads;
     a_number_that_is_another_vms_moves_nothing: scenarios::strangers_number, Inline;
     rebinding_leaves_nothing_behind: scenarios::rebind, Inline;
+}
+
+#[test]
+fn guests_that_number_their_pasids_alike_never_meet() {
+    for drive in [Inline, Threads] {
+        run(scenarios::own_numbers, Setup::host_owned(drive));
+        run(scenarios::own_numbers, Setup::host_owned(drive).over_stage_two());
+    }
 }

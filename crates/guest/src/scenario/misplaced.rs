@@ -14,9 +14,6 @@ use crate::setup::QUEUE_SIZE;
 const QUIET: Duration = Duration::from_millis(100);
 /// How long the kernel may take to log the error.
 const LOGGED_WITHIN: Duration = Duration::from_secs(2);
-/// The kernel logs these errors with a limit: ten lines, which is two and a half errors, in each five
-/// seconds. After that long without one, the next is logged.
-const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(6);
 
 /// Submits a no-op whose record address is not a multiple of 32. No byte may be written; the kernel
 /// must log the software error register. Gives its head, and the line.
@@ -27,7 +24,7 @@ pub(super) fn misplaced_record(queue: &mut Queue) -> Outcome<(SwErrorHead, Strin
     let logged = match submit(queue)? {
         Ok(line) => Ok(line),
         Err(_) => {
-            std::thread::sleep(RATE_LIMIT_WINDOW);
+            std::thread::sleep(kmsg::RATE_LIMIT_WINDOW);
             let mut log = KernelLog::from_now()?;
             let second = submit(queue)?;
             let suppressed = log.lines()?.iter().any(|line| kmsg::suppressed(line, "idxd"));

@@ -29,7 +29,7 @@ impl<M: GuestMemory> Engine<'_, M> {
             Some(pasid) => (pasid, request.space.privileged),
             None => (RID_PASID, false),
         };
-        self.by_entry(request, &state, pasid, privileged, attached.device.caps.address_bits)
+        self.by_entry(request, &state, pasid, privileged, attached.device.address_bits())
     }
 
     /// The host's entry for requests with the VM's `pasid`, or without any.
@@ -46,12 +46,12 @@ impl<M: GuestMemory> Engine<'_, M> {
             })?,
         };
         self.counters.pasid_entry_reads.add(1);
-        let entry = attached.device.table.read(host).map_err(|reason| match reason {
+        let (entry, caps) = attached.device.read(host).map_err(|reason| match reason {
             // Whether there is a table for the entry is the host's affair.
             FaultReason::PasidDirectoryNotPresent => FaultReason::PasidEntryNotPresent,
             reason => reason,
         })?;
-        let translation = self.translation(&entry, &attached.device.caps)?;
+        let translation = self.translation(&entry, caps)?;
         let state = PasidState {
             domain: entry.domain(),
             fault_disable: entry.word0.fault_disable(),

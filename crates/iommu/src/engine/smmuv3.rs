@@ -8,7 +8,7 @@ use mem::{Gpa, GuestMemory, Iova};
 use pgtable::{ArmRegime, Format, SelectError};
 
 use super::walk::{self, Table};
-use super::{target, Engine, Refusal, Request, Stop, Target};
+use super::{half_of, target, Engine, Refusal, Request, Stop, Target};
 use crate::cache::{without_top_byte, Cached, DescriptorState, Tag};
 use crate::format::vtd::exceeds;
 use crate::{
@@ -145,12 +145,24 @@ impl<M: GuestMemory> Engine<'_, M> {
 
     /// A request whose address is a guest physical one.
     fn bypass(&mut self, request: &Request, stream: &StreamContext) -> Result<Target, Refusal> {
-        if exceeds(Gpa(request.address.0), stream.caps.output_bits) {
+        let Request { address, access, .. } = *request;
+        if exceeds(Gpa(address.0), stream.caps.output_bits) {
             return Err(recorded(FaultReason::AddressWidth { stage: Stage::One }));
         }
+        if !self.memory.has_stage_two() {
+            return self.identity(request, Tag::physical(), false, false).map_err(recorded);
+        }
         let tag = Tag::of_device(DomainId(stream.vmid.0));
-        self.identity(request, tag, is_privileged(request, stream.privilege), false)
-            .map_err(|stop| Refusal::new(stop, false))
+        let privileged = is_privileged(request, stream.privilege);
+        let cached = match self.hit(&[tag], address, access, privileged) {
+            Some(cached) => cached,
+            None => {
+                // Of the host's stage 2.
+                self.counters.walks.add(1);
+                self.fill(tag, address, half_of(address), access).map_err(recorded)?
+            }
+        };
+        Ok(target(&cached, address, false))
     }
 }
 
@@ -171,8 +183,8 @@ impl Record {
     }
 }
 
-fn recorded(reason: FaultReason) -> Refusal {
-    Refusal::new(reason, false)
+fn recorded(stop: impl Into<Stop>) -> Refusal {
+    Refusal::new(stop, false)
 }
 
 /// Which context descriptor translates `request`; `table` is the stream's, if it has stage 1.

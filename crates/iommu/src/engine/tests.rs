@@ -245,3 +245,5 @@ fn contexts_out_of_range() {
         assert_eq!(answer.unwrap_err().reason, FaultReason::PasidDirectoryNotPresent);
     }
 }
+
+mod smmuv3;

@@ -289,8 +289,8 @@ pub(crate) fn reason<E>(
 pub(crate) fn level<E>(fault: &WalkFault<E>) -> u8 {
     match *fault {
         WalkFault::NotPresent { level }
-        | WalkFault::Reserved { level, .. }
         | WalkFault::AccessFlag { level }
+        | WalkFault::Reserved { level, .. }
         | WalkFault::Permission { level, .. }
         | WalkFault::Tables { level, .. } => level,
         WalkFault::NonCanonical | WalkFault::BeyondWidth | WalkFault::Contended => 0,

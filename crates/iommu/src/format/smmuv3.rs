@@ -1,5 +1,6 @@
-//! SMMUv3: the stream-table entry, the context descriptors and what they ask for, and the events
-//! that tell of faults (Arm IHI 0070, chapters 5 and 7).
+//! SMMUv3: the stream-table entry, the context descriptors and what they ask for; the commands by
+//! which a guest has them forgotten, and the events that tell of faults (Arm IHI 0070, chapters 4,
+//! 5 and 7).
 //!
 //! ```text
 //!  STE ──S1ContextPtr──► CD table                    ┌─ TTB0 ─► stage 1, low half
@@ -10,17 +11,23 @@
 //!   └─────S2TTB────────► stage 2: of everything above, if the configuration is nested
 //! ```
 //!
-//! What a unit with this model of the tables has, beyond [`SmmuCaps`](crate::SmmuCaps): AArch64 tables only and
-//! little-endian ones (IDR0.TTF 2, TTENDIAN 2), no stalls (STALL_MODEL 1), faults that always abort
-//! (TERM_MODEL 1), no EL2 world (HYP 0), 16-bit VMIDs (VMID16 1), no split-stage ATS (NS1ATS 1), no
-//! 52-bit descriptors for 4 KiB and 16 KiB granules (IDR5.DS 0). Memory types and shareability are read
-//! and have no effect: all memory is coherent.
+//! What a unit with this model of the tables has, beyond [`SmmuCaps`](crate::SmmuCaps): AArch64
+//! tables only and little-endian ones (IDR0.TTF 2, TTENDIAN 2), no stalls (STALL_MODEL 1), faults
+//! that always abort (TERM_MODEL 1), no EL2 world (HYP 0), 16-bit VMIDs (VMID16 1), no split-stage
+//! ATS (NS1ATS 1), no 52-bit entries for granules of 4 and 16 KiB (IDR5.DS 0), no PAN, no access
+//! flags in table entries. There are no instruction fetches, so WXN and UWXN decide nothing. Memory
+//! types and shareability are read and have no effect: all memory is coherent.
 
+mod command;
 mod descriptor;
 mod event;
 mod nested;
 mod stream;
 
+pub use command::{
+    guest_command, AtcCommandWord1, CommandError, DeviceCommandWord0, TlbCommandWord0,
+    TlbCommandWord1,
+};
 pub use descriptor::{
     Descriptor, DescriptorError, DescriptorPointer, DescriptorWord0, DescriptorWord1,
     DescriptorWord2, Regime, DESCRIPTOR_SIZE, POINTER_SIZE,

@@ -38,8 +38,12 @@ pub enum Configuration {
 pub(super) enum Current {
     Default,
     Bypass,
-    Translate { config: PasidTableConfig, hwpt: HwptId },
-    Abort,
+    Translate {
+        config: PasidTableConfig,
+        hwpt: HwptId,
+    },
+    /// By a table that refuses everything, where the architecture has one; by no table otherwise.
+    Abort(Option<HwptId>),
 }
 
 impl Current {
@@ -48,14 +52,24 @@ impl Current {
             Self::Default => Configuration::Default,
             Self::Bypass => Configuration::Bypass,
             Self::Translate { config, .. } => Configuration::Translate(config),
-            Self::Abort => Configuration::Abort,
+            Self::Abort(_) => Configuration::Abort,
         }
     }
 
+    /// The guest's table.
     pub(super) fn table(&self) -> Option<HwptId> {
         match *self {
             Self::Translate { hwpt, .. } => Some(hwpt),
-            Self::Default | Self::Bypass | Self::Abort => None,
+            Self::Default | Self::Bypass | Self::Abort(_) => None,
+        }
+    }
+
+    /// The page table that is the configuration's own.
+    fn owned(&self) -> Option<HwptId> {
+        match *self {
+            Self::Translate { hwpt, .. } => Some(hwpt),
+            Self::Abort(hwpt) => hwpt,
+            Self::Default | Self::Bypass => None,
         }
     }
 }
@@ -155,13 +169,15 @@ impl<V: Vm> Domain<V> {
         self.members.keys().copied()
     }
 
-    /// Whether a device is blocked, those of its PASIDs that are bound one by one excepted.
+    /// Whether every request of a device is refused, those of its PASIDs that are bound one by one excepted.
     ///
     /// # Errors
     ///
     /// [`NestingError::NoDevice`].
     pub fn is_blocked(&self, device: RequesterId) -> Result<bool, NestingError> {
-        Ok(self.member(device)?.attached.is_none())
+        let attached = self.member(device)?.attached;
+        let refuses = matches!(self.current, Current::Abort(hwpt) if hwpt == attached);
+        Ok(attached.is_none() || refuses)
     }
 
     /// Ends what the host still used when it was replaced; whether nothing is left. Every change
@@ -193,30 +209,31 @@ impl<V: Vm> Domain<V> {
         match to {
             Current::Default | Current::Bypass => self.base.as_ref().map(|base| base.parent),
             Current::Translate { hwpt, .. } => Some(*hwpt),
-            Current::Abort => None,
+            Current::Abort(hwpt) => *hwpt,
         }
     }
 
     /// Makes one step, and keeps account of it.
     fn go(&mut self, step: Move) -> Result<Option<Ticket>, ObjectError> {
         let Move { device, from, to } = step;
-        let ticket = match (from, to) {
-            (from, to) if from == to => None,
-            (None, Some(to)) => self.vm.attach_hwpt(device, None, to).map(|()| None)?,
-            (Some(_), Some(to)) => match self.vm.replace_hwpt(device, None, to) {
-                // The host has undone it.
+        if from == to {
+            return Ok(None);
+        }
+        let ticket = match to {
+            Some(to) if from.is_none() => self.vm.attach_hwpt(device, None, to).map(|()| None)?,
+            Some(to) => match self.vm.replace_hwpt(device, None, to) {
+                // The host has undone what was there.
                 Err(ObjectError::NotAttached) => {
                     self.vm.attach_hwpt(device, None, to).map(|()| None)?
                 }
                 replaced => replaced.map(Some)?,
             },
-            (Some(_), None) => match self.vm.detach_hwpt(device, None) {
+            None => match self.vm.detach_hwpt(device, None) {
                 Err(ObjectError::NotAttached | ObjectError::NoDevice(_) | ObjectError::Closed) => {
                     None
                 }
                 detached => detached.map(Some)?,
             },
-            (None, None) => None,
         };
         if let Some(member) = self.member_mut(device) {
             member.attached = to;

@@ -3,14 +3,13 @@
 
 use mem::{Gpa, Range};
 
-use super::NestingError;
-use crate::{Hardware, ObjectError, Pasid, SmmuCaps, StageOneTable, TableCaps, VtdPasidTable};
+use super::{stream, NestingError};
+use crate::format::smmuv3::{DESCRIPTOR_SIZE, POINTER_SIZE};
+use crate::{
+    DefaultSubstream, DescriptorForm, Hardware, ObjectError, Pasid, SmmuCaps, StageOneTable,
+    TableCaps, VtdPasidTable,
+};
 
-/// Bytes of an SMMUv3 context descriptor, which is also what their tables are aligned to (IHI
-/// 0070, 5.4).
-const DESCRIPTOR_SIZE: u64 = 64;
-/// Bytes of a first-level entry of a two-level table of them.
-const POINTER_SIZE: u64 = 8;
 /// Bits of an address in a stream-table entry.
 const SMMU_ADDRESS_BITS: u8 = 52;
 /// Bytes of an entry of a VT-d PASID directory; each is for 64 PASIDs (VT-d 9.5).
@@ -56,28 +55,6 @@ pub enum PasidTableFormat {
     },
     /// A VT-d PASID directory. Not in the posted structure: the same for the call of 2017.
     Vtd,
-}
-
-/// Form of a table of context descriptors (S1Fmt).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum DescriptorForm {
-    /// One array.
-    Linear,
-    /// Pages of 4 KiB behind a first level.
-    Leaves4K,
-    /// Pages of 64 KiB behind a first level.
-    Leaves64K,
-}
-
-/// What becomes of a request without substream (S1DSS).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum DefaultSubstream {
-    /// It is refused.
-    Terminate,
-    /// It bypasses stage 1.
-    Bypass,
-    /// Descriptor 0 translates it, and no request may name substream 0.
-    Zero,
 }
 
 impl PasidTableConfig {
@@ -145,7 +122,7 @@ impl PasidTableConfig {
     pub(super) fn stage_one(&self) -> StageOneTable {
         match self.format {
             PasidTableFormat::Smmuv3 { s1fmt, s1dss } => {
-                StageOneTable::Smmuv3(self.stream_words(s1fmt, s1dss))
+                StageOneTable::Smmuv3(stream::stage_one(self, s1fmt, s1dss))
             }
             PasidTableFormat::Vtd => StageOneTable::VtdPasidTable(VtdPasidTable {
                 directory: self.base,

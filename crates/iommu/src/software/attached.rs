@@ -5,9 +5,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::mutex::SpinMutex;
 
-use super::host_table::HostTable;
+use super::host_table::{Change, HostTable, ProgramError};
 use super::GrantCheck;
-use crate::{DeviceContext, Pasid, TableCaps};
+use crate::format::vtd::PasidEntry;
+use crate::{DeviceContext, FaultReason, Pasid, TableCaps};
 
 /// The entry of the host's PASID table by which requests without PASID are translated.
 pub(crate) const RID_PASID: Pasid = Pasid::from_field(0);
@@ -19,9 +20,8 @@ pub(crate) const RID_PASID: Pasid = Pasid::from_field(0);
 /// of a whole-device table cached, for a few instructions.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    pub(crate) table: HostTable,
-    /// What the device's IOMMU can do.
-    pub(crate) caps: TableCaps,
+    /// The table, and what the device's IOMMU can do; `None` if that has none such.
+    table: Option<(HostTable, TableCaps)>,
     /// Whether `whole` has something.
     delegated: AtomicBool,
     whole: SpinMutex<Option<DeviceContext>>,
@@ -29,8 +29,43 @@ pub(crate) struct Attached {
 
 impl Attached {
     /// Nothing is attached: every request is blocked.
-    pub(crate) fn new(table: HostTable, caps: TableCaps) -> Self {
-        Self { table, caps, delegated: AtomicBool::new(false), whole: SpinMutex::new(None) }
+    pub(crate) fn new(table: Option<(HostTable, TableCaps)>) -> Self {
+        Self { table, delegated: AtomicBool::new(false), whole: SpinMutex::new(None) }
+    }
+
+    /// The entry of a PASID, and what the device's IOMMU can do.
+    pub(crate) fn read(&self, host: Pasid) -> Result<(PasidEntry, &TableCaps), FaultReason> {
+        let (table, caps) = self.table.as_ref().ok_or(FaultReason::ContextNotPresent)?;
+        Ok((table.read(host)?, caps))
+    }
+
+    /// How wide an address may be that is not translated.
+    pub(crate) fn address_bits(&self) -> u8 {
+        self.table.as_ref().map_or(0, |(_, caps)| caps.address_bits)
+    }
+
+    /// See [`HostTable::program`].
+    pub(super) fn program(&self, host: Pasid, entry: &PasidEntry) -> Result<(), ProgramError> {
+        self.table.as_ref().ok_or(ProgramError::Range)?.0.program(host, entry)
+    }
+
+    /// See [`HostTable::replace`].
+    pub(super) fn replace(&self, host: Pasid, entry: &PasidEntry) -> Option<Change> {
+        self.table.as_ref()?.0.replace(host, entry)
+    }
+
+    /// See [`HostTable::clear`].
+    pub(super) fn clear(&self, host: Pasid) {
+        if let Some((table, _)) = &self.table {
+            table.clear(host);
+        }
+    }
+
+    /// See [`HostTable::wipe`].
+    pub(super) fn wipe(&self, host: Pasid) {
+        if let Some((table, _)) = &self.table {
+            table.wipe(host);
+        }
     }
 
     /// Has all requests of the device translated by `context`; with `None`, by the host's table.

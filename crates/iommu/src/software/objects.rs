@@ -6,6 +6,8 @@
 mod attach;
 mod calls;
 mod check;
+mod commands;
+mod compose;
 mod devices;
 mod events;
 mod invalidate;
@@ -88,7 +90,7 @@ pub(super) struct Vdevice {
 }
 
 impl Hwpt {
-    /// Whether it translates all requests of a device, whatever their PASID.
+    /// Whether a guest's stage 1 in it is for all requests of a device, whatever their PASID.
     fn is_whole(&self) -> bool {
         match self.table {
             Table::Paging | Table::Nested { stage_one: StageOneTable::Vtd(_), .. } => false,
@@ -298,6 +300,18 @@ impl Objects {
             Kind::Vdevice(vdevice) => Some((id, vdevice)),
             _ => None,
         })
+    }
+
+    /// What the guest knows a device as.
+    fn vdevice_of(&self, device: RequesterId) -> Option<&Vdevice> {
+        self.vdevices().find(|(_, vdevice)| vdevice.device == device).map(|(_, vdevice)| vdevice)
+    }
+
+    /// The device that the guest has that number for in the vIOMMU.
+    fn device_by(&self, viommu: ViommuId, virtual_id: u64) -> Option<RequesterId> {
+        let known =
+            |vdevice: &&Vdevice| vdevice.viommu == viommu && vdevice.virtual_id == virtual_id;
+        self.vdevices().map(|(_, vdevice)| vdevice).find(known).map(|vdevice| vdevice.device)
     }
 
     /// Where faults of the devices that the guest has numbers for go.

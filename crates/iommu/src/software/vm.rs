@@ -15,7 +15,7 @@ use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport, Released, Taken};
 use super::objects::{Devices, Events, Objects, Outcome};
 use super::pasids::{HostPasids, ParkedAges};
-use super::platform::Platform;
+use super::platform::{Domain, Platform};
 use super::stage_two::VmStageTwo;
 use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState, Leftover};
@@ -75,6 +75,8 @@ pub(super) struct Control {
     pub(super) objects: Objects,
     /// What is attached to the devices.
     pub(super) attached: Devices,
+    /// The tag of what an SMMUv3 caches of the VM.
+    pub(super) vmid: Option<Arc<Domain>>,
     /// Hears of PASIDs that are given back, once any has been attached.
     pub(super) watch: Option<Watch>,
     /// Tables out of use, in the order of the tickets after which nothing can be in them.
@@ -165,9 +167,9 @@ impl SoftwareVm {
         host: &Arc<HostPasids>,
         platform: &Arc<Platform>,
     ) -> Result<Self, HostError> {
+        let tables = &platform.tables;
         let stage_two = config.stage_two.as_ref();
-        let stage_two =
-            stage_two.map(|config| VmStageTwo::new(config, &platform.tables)).transpose()?;
+        let stage_two = stage_two.map(|config| VmStageTwo::new(config, tables)).transpose()?;
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
         Ok(Self(Arc::new(VmShared {
@@ -417,6 +419,14 @@ impl Vm for SoftwareVm {
         what: &[StageOneInvalidation],
     ) -> Result<Ticket, (usize, ObjectError)> {
         self.0.invalidate_hwpt(hwpt, what)
+    }
+
+    fn invalidate_viommu(
+        &self,
+        viommu: ViommuId,
+        commands: &[[u64; 2]],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        self.0.invalidate_viommu(viommu, commands)
     }
 
     fn close(&self) -> Ticket {

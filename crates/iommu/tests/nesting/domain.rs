@@ -22,6 +22,9 @@ fn by(mock: &Mock, device: RequesterId) -> Option<By> {
     mock.attached().get(&(device, None)).copied()
 }
 
+/// A stream-table entry that is valid, and refuses everything: V, and Config 0.
+const REFUSED: By = By::Nested(StageOneTable::Smmuv3([1, 0]));
+
 fn vtd_config(config: TableMode) -> PasidTableConfig {
     PasidTableConfig { format: PasidTableFormat::Vtd, config, pasid_bits: 20, base: Gpa(BASE) }
 }
@@ -117,21 +120,51 @@ fn a_device_that_joins_later_has_the_domains_configuration() {
     let mock = host(SMMUV3);
     let mut domain = domain(&mock, &[ONE]);
     let _ = domain.attach_pasid_table(&smmu_config(Translate)).unwrap();
+    mock.calls();
     domain.add_device(TWO).unwrap();
+    // At no moment has it more than its table.
+    assert!(matches!(mock.calls()[1..], [Call::Attach(TWO, None, _)]));
     assert!(by(&mock, TWO).is_some());
     assert_eq!(by(&mock, TWO), by(&mock, ONE));
 
     let _ = domain.attach_pasid_table(&smmu_config(Abort)).unwrap();
     mock.calls();
     domain.add_device(THREE).unwrap();
-    // Blocked because it had something: without that it would not be the host's to translate.
-    let calls = mock.calls();
-    assert!(matches!(calls[1..], [Call::Attach(THREE, None, _), Call::Detach(THREE, None)]));
-    assert_eq!(by(&mock, THREE), None);
+    assert!(matches!(mock.calls()[1..], [Call::Attach(THREE, None, _)]));
+    assert_eq!(by(&mock, THREE), Some(REFUSED));
+    assert_eq!(domain.is_blocked(THREE), Ok(true));
 
     let _ = domain.attach_pasid_table(&smmu_config(Bypass)).unwrap();
     domain.add_device(FOUR).unwrap();
     assert_eq!(by(&mock, FOUR), Some(By::StageTwo));
+    assert_eq!(domain.is_blocked(FOUR), Ok(false));
+}
+
+#[test]
+fn a_vtd_device_that_joins_a_blocked_domain_has_had_something() {
+    let mock = host(VTD);
+    let mut domain = domain(&mock, &[ONE]);
+    let _ = domain.attach_pasid_table(&vtd_config(Abort)).unwrap();
+    mock.calls();
+    domain.add_device(TWO).unwrap();
+    // Without that it would not be the host's to translate.
+    let calls = mock.calls();
+    assert!(matches!(calls[..], [Call::Attach(TWO, None, _), Call::Detach(TWO, None)]));
+    assert_eq!((by(&mock, TWO), domain.is_blocked(TWO)), (None, Ok(true)));
+}
+
+#[test]
+fn a_device_that_can_be_neither_blocked_nor_removed_is_told_of() {
+    let mock = host(VTD);
+    let mut domain = domain(&mock, &[ONE]);
+    let _ = domain.attach_pasid_table(&vtd_config(Abort)).unwrap();
+    mock.fail([1, 2]);
+    let stuck = NestingError::Stuck { device: TWO, cause: FAILED };
+    assert_eq!(domain.add_device(TWO), Err(stuck));
+    assert_eq!(domain.is_blocked(TWO), Ok(false));
+    mock.fail([]);
+    let _ = domain.remove_device(TWO).unwrap();
+    assert_eq!(by(&mock, TWO), None);
 }
 
 #[test]
@@ -164,6 +197,7 @@ fn every_configuration_from_every_other() {
         let expected = |mode| match mode {
             Some(Translate) => Some(By::Nested(table)),
             Some(Bypass) | None => Some(By::StageTwo),
+            Some(Abort) if hardware == SMMUV3 => Some(REFUSED),
             Some(Abort) => None,
         };
         let configuration = |mode| match mode {

@@ -10,8 +10,10 @@ mod gpasid;
 mod invalidate;
 #[path = "../common/mock.rs"]
 mod mock;
+mod model;
 mod msi;
 mod software;
+mod software_smmu;
 mod unwind;
 
 use common::{pasid, CAPS};

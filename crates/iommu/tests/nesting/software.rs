@@ -6,8 +6,9 @@ use iommu::nesting::{
     PasidTableInfo, Scope, TableMode, TableModel,
 };
 use iommu::{
-    AddressSpace, Channel, DomainId, Endpoint, HwptFlags, HwptParent, HwptRequest, Numbering,
-    ObjectError, SoftwareHost, SoftwareVm, Vm, VmConfig, VtdStageOne, VtdStageOneFlags,
+    AddressSpace, Channel, DomainId, Endpoint, HwptFlags, HwptParent, HwptRequest, Layout,
+    Numbering, ObjectError, SecondStageLevels, SoftwareHost, SoftwareVm, StageTwoConfig,
+    StageTwoFormat, Vm, VmConfig, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Gpa, GuestMemory, Iova};
 
@@ -25,8 +26,16 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(numbering: Numbering) -> Self {
-        let config = VmConfig { numbering, ..VmConfig::named("nested") };
+    /// One whose guest's memory lies as the guest sees it, and one where it is all over the host's.
+    fn both(numbering: Numbering) -> [Self; 2] {
+        let format = StageTwoFormat::Vtd { levels: SecondStageLevels::Four };
+        let shuffled = StageTwoConfig { format, layout: Layout::Shuffled { seed: 5 } };
+        [None, Some(shuffled)].map(|stage_two| {
+            Self::new(VmConfig { numbering, stage_two, ..VmConfig::named("nested") })
+        })
+    }
+
+    fn new(config: VmConfig) -> Self {
         let guest = Guest::with(&SoftwareHost::new(), config);
         let devices = [ONE, TWO].map(|device| {
             let endpoint = guest.vm.attach(device).unwrap();
@@ -101,42 +110,43 @@ fn stage_one(root: Gpa) -> VtdStageOne {
 
 #[test]
 fn a_bound_pasid_is_translated_until_it_is_unbound() {
-    let mut machine = Machine::new(Numbering::Private);
-    let mut domain = machine.domain(&[ONE, TWO]);
-    let (five, six) = (machine.root(5), machine.root(6));
-    for number in [5, 6] {
-        machine.vm().alloc_pasid(only(number)).unwrap();
+    for mut machine in Machine::both(Numbering::Private) {
+        let mut domain = machine.domain(&[ONE, TWO]);
+        let (five, six) = (machine.root(5), machine.root(6));
+        for number in [5, 6] {
+            machine.vm().alloc_pasid(only(number)).unwrap();
+        }
+        domain.bind_gpasid_for_all(&bind(five, 5)).unwrap();
+        domain.bind_gpasid(TWO, &bind(six, 6)).unwrap();
+        assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(5); 2]);
+        assert_eq!([machine.at_va(0, 6), machine.at_va(1, 6)], [None, Some(6)]);
+        assert_eq!(machine.flat(0, 5), Some(5));
+
+        // The guest maps another page there, and says so.
+        machine.guest.set_first(five, VA, 1, (PAGE + 0x6000) | PRESENT | WRITABLE | USER);
+        assert_eq!(machine.at_va(0, 5), Some(5), "it is cached");
+        let (pasid, address) = (Some(guest(5)), Iova(VA));
+        let granularity = Granularity::Address {
+            pasid,
+            archid: None,
+            leaf: true,
+            address,
+            granule: 0x1000,
+            count: 1,
+        };
+        let what = CacheInvalidate { caches: Caches::IOTLB, granularity };
+        machine.wait(domain.cache_invalidate(ONE, &what).ok());
+        assert_eq!(machine.at_va(0, 5), Some(6));
+
+        machine.wait(domain.unbind_gpasid(TWO, guest(5)).unwrap());
+        assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(6), None]);
+        assert_eq!(machine.at_va(1, 6), Some(6));
+        machine.wait(domain.close().unwrap());
+        assert_eq!([machine.at_va(0, 5), machine.at_va(1, 6)], [None; 2]);
+        assert_eq!(machine.vm().pasid_usage().live, 2, "unbinding does not free");
+        assert!(domain.reap());
+        machine.end();
     }
-    domain.bind_gpasid_for_all(&bind(five, 5)).unwrap();
-    domain.bind_gpasid(TWO, &bind(six, 6)).unwrap();
-    assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(5); 2]);
-    assert_eq!([machine.at_va(0, 6), machine.at_va(1, 6)], [None, Some(6)]);
-    assert_eq!(machine.flat(0, 5), Some(5));
-
-    // The guest maps another page there, and says so.
-    machine.guest.set_first(five, VA, 1, (PAGE + 0x6000) | PRESENT | WRITABLE | USER);
-    assert_eq!(machine.at_va(0, 5), Some(5), "it is cached");
-    let (pasid, address) = (Some(guest(5)), Iova(VA));
-    let granularity = Granularity::Address {
-        pasid,
-        archid: None,
-        leaf: true,
-        address,
-        granule: 0x1000,
-        count: 1,
-    };
-    let what = CacheInvalidate { caches: Caches::IOTLB, granularity };
-    machine.wait(domain.cache_invalidate(ONE, &what).ok());
-    assert_eq!(machine.at_va(0, 5), Some(6));
-
-    machine.wait(domain.unbind_gpasid(TWO, guest(5)).unwrap());
-    assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(6), None]);
-    assert_eq!(machine.at_va(1, 6), Some(6));
-    machine.wait(domain.close().unwrap());
-    assert_eq!([machine.at_va(0, 5), machine.at_va(1, 6)], [None; 2]);
-    assert_eq!(machine.vm().pasid_usage().live, 2, "unbinding does not free");
-    assert!(domain.reap());
-    machine.end();
 }
 
 /// A configuration that delegates the guest's own table.
@@ -147,53 +157,57 @@ fn delegated(machine: &Machine, config: TableMode) -> PasidTableConfig {
 
 #[test]
 fn every_configuration_does_to_dma_what_it_says() {
-    let mut machine = Machine::new(Numbering::Identity);
-    let five = machine.root(5);
-    machine.guest.set_pasid(5, first_stage(five, DomainId(1)));
-    machine.guest.set_pasid(0, pass_through(DomainId(2)));
-    let mut domains = [machine.domain(&[ONE]), machine.domain(&[TWO])];
-    // What both devices see without PASID, and with.
-    let see = |machine: &Machine| {
-        let seen = [0, 1].map(|device| (machine.flat(device, 5), machine.at_va(device, 5)));
-        assert_eq!(seen[0], seen[1]);
-        seen[0]
-    };
-    assert_eq!(see(&machine), (Some(5), None), "default");
-    let translate = delegated(&machine, TableMode::Translate);
-    machine.wait(set_pasid_table(&mut domains, &translate).unwrap());
-    assert_eq!(see(&machine), (Some(5), Some(5)), "translate");
-    let again = set_pasid_table(&mut domains, &translate);
-    assert_eq!(again, Err(NestingError::Translating));
-    machine.wait(replace_pasid_table(&mut domains, &translate).unwrap());
-    assert_eq!(see(&machine), (Some(5), Some(5)), "replaced");
-    machine.wait(set_pasid_table(&mut domains, &delegated(&machine, TableMode::Abort)).unwrap());
-    assert_eq!(see(&machine), (None, None), "abort");
-    machine.wait(set_pasid_table(&mut domains, &delegated(&machine, TableMode::Bypass)).unwrap());
-    assert_eq!(see(&machine), (Some(5), None), "bypass");
-    machine.wait(set_pasid_table(&mut domains, &translate).unwrap());
-    machine.wait(unset_pasid_table(&mut domains).unwrap());
-    assert_eq!(see(&machine), (Some(5), None), "detached");
-    for domain in &mut domains {
-        machine.wait(domain.close().unwrap());
-        assert!(domain.reap());
+    for mut machine in Machine::both(Numbering::Identity) {
+        let five = machine.root(5);
+        machine.guest.set_pasid(5, first_stage(five, DomainId(1)));
+        machine.guest.set_pasid(0, pass_through(DomainId(2)));
+        let mut domains = [machine.domain(&[ONE]), machine.domain(&[TWO])];
+        // What both devices see without PASID, and with.
+        let see = |machine: &Machine| {
+            let seen = [0, 1].map(|device| (machine.flat(device, 5), machine.at_va(device, 5)));
+            assert_eq!(seen[0], seen[1]);
+            seen[0]
+        };
+        assert_eq!(see(&machine), (Some(5), None), "default");
+        let translate = delegated(&machine, TableMode::Translate);
+        machine.wait(set_pasid_table(&mut domains, &translate).unwrap());
+        assert_eq!(see(&machine), (Some(5), Some(5)), "translate");
+        let again = set_pasid_table(&mut domains, &translate);
+        assert_eq!(again, Err(NestingError::Translating));
+        machine.wait(replace_pasid_table(&mut domains, &translate).unwrap());
+        assert_eq!(see(&machine), (Some(5), Some(5)), "replaced");
+        machine
+            .wait(set_pasid_table(&mut domains, &delegated(&machine, TableMode::Abort)).unwrap());
+        assert_eq!(see(&machine), (None, None), "abort");
+        machine
+            .wait(set_pasid_table(&mut domains, &delegated(&machine, TableMode::Bypass)).unwrap());
+        assert_eq!(see(&machine), (Some(5), None), "bypass");
+        machine.wait(set_pasid_table(&mut domains, &translate).unwrap());
+        machine.wait(unset_pasid_table(&mut domains).unwrap());
+        assert_eq!(see(&machine), (Some(5), None), "detached");
+        for domain in &mut domains {
+            machine.wait(domain.close().unwrap());
+            assert!(domain.reap());
+        }
+        machine.end();
     }
-    machine.end();
 }
 
 #[test]
 fn the_table_of_2017_is_one_devices() {
-    let mut machine = Machine::new(Numbering::Identity);
-    let five = machine.root(5);
-    machine.guest.set_pasid(5, first_stage(five, DomainId(1)));
-    let mut domain = machine.domain(&[ONE, TWO]);
-    let ptr = machine.guest.directory;
-    let info = PasidTableInfo { model: TableModel::Vtd, ptr, size: 128 };
-    machine.wait(domain.bind_pasid_table(ONE, &info).unwrap());
-    assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(5), None]);
-    assert_eq!(machine.flat(1, 5), Some(5));
-    machine.wait(domain.unbind_pasid_table(ONE).unwrap());
-    assert_eq!((machine.at_va(0, 5), machine.flat(0, 5)), (None, Some(5)));
-    machine.end();
+    for mut machine in Machine::both(Numbering::Identity) {
+        let five = machine.root(5);
+        machine.guest.set_pasid(5, first_stage(five, DomainId(1)));
+        let mut domain = machine.domain(&[ONE, TWO]);
+        let ptr = machine.guest.directory;
+        let info = PasidTableInfo { model: TableModel::Vtd, ptr, size: 128 };
+        machine.wait(domain.bind_pasid_table(ONE, &info).unwrap());
+        assert_eq!([machine.at_va(0, 5), machine.at_va(1, 5)], [Some(5), None]);
+        assert_eq!(machine.flat(1, 5), Some(5));
+        machine.wait(domain.unbind_pasid_table(ONE).unwrap());
+        assert_eq!((machine.at_va(0, 5), machine.flat(0, 5)), (None, Some(5)));
+        machine.end();
+    }
 }
 
 fn bindings(machine: &Machine) -> Bindings<SoftwareVm> {
@@ -207,57 +221,76 @@ fn bindings(machine: &Machine) -> Bindings<SoftwareVm> {
 
 #[test]
 fn bindings_follow_what_the_guest_wants() {
-    let mut machine = Machine::new(Numbering::Private);
-    let (one, two) = (machine.root(1), machine.root(2));
-    let mut bindings = bindings(&machine);
-    let place = Some(guest(700));
-    assert_eq!(bindings.set(ONE, place, Some(stage_one(one))), Ok(Change::Bound));
-    assert_eq!(machine.at_va(0, 700), Some(1));
-    let change = bindings.set(ONE, place, Some(stage_one(two))).unwrap();
-    machine.wait(change.ticket());
-    assert_eq!(machine.at_va(0, 700), Some(2));
-    let change = bindings.set(ONE, place, None).unwrap();
-    machine.wait(change.ticket());
-    assert_eq!(machine.at_va(0, 700), None);
-    machine.end();
+    for mut machine in Machine::both(Numbering::Private) {
+        let (one, two) = (machine.root(1), machine.root(2));
+        let mut bindings = bindings(&machine);
+        let place = Some(guest(700));
+        assert_eq!(bindings.set(ONE, place, Some(stage_one(one))), Ok(Change::Bound));
+        assert_eq!(machine.at_va(0, 700), Some(1));
+        let change = bindings.set(ONE, place, Some(stage_one(two))).unwrap();
+        machine.wait(change.ticket());
+        assert_eq!(machine.at_va(0, 700), Some(2));
+        let change = bindings.set(ONE, place, None).unwrap();
+        machine.wait(change.ticket());
+        assert_eq!(machine.at_va(0, 700), None);
+        machine.end();
+    }
 }
 
 #[test]
 fn a_pasid_is_bound_again_while_a_dma_is_in_flight() {
-    let mut machine = Machine::new(Numbering::Private);
-    let (one, two) = (machine.root(1), machine.root(2));
-    let mut bindings = bindings(&machine);
-    let place = Some(guest(5));
-    let _ = bindings.set(ONE, place, Some(stage_one(one))).unwrap();
-    let in_flight = machine.devices[0].1.enter();
-    let change = bindings.set(ONE, place, None).unwrap();
-    assert!(!machine.vm().is_complete(change.ticket().unwrap()));
-    // Had it been given back, it would be parked now.
-    assert_eq!(bindings.set(ONE, place, Some(stage_one(two))), Ok(Change::Bound));
-    drop(in_flight);
-    assert_eq!(machine.at_va(0, 5), Some(2));
-    machine.end();
+    for mut machine in Machine::both(Numbering::Private) {
+        let (one, two) = (machine.root(1), machine.root(2));
+        let mut bindings = bindings(&machine);
+        let place = Some(guest(5));
+        let _ = bindings.set(ONE, place, Some(stage_one(one))).unwrap();
+        let in_flight = machine.devices[0].1.enter();
+        let change = bindings.set(ONE, place, None).unwrap();
+        assert!(!machine.vm().is_complete(change.ticket().unwrap()));
+        // Had it been given back, it would be parked now.
+        assert_eq!(bindings.set(ONE, place, Some(stage_one(two))), Ok(Change::Bound));
+        drop(in_flight);
+        assert_eq!(machine.at_va(0, 5), Some(2));
+        machine.end();
+    }
 }
 
 #[test]
 fn what_the_vms_reset_undid_is_noticed() {
-    let mut machine = Machine::new(Numbering::Private);
-    let one = machine.root(1);
-    let mut bindings = bindings(&machine);
-    for device in [ONE, TWO] {
-        let _ = bindings.set(device, Some(guest(5)), Some(stage_one(one))).unwrap();
-    }
-    machine.wait(Some(machine.vm().release_pasids()));
-    assert_eq!(machine.at_va(0, 5), None);
-    machine.wait(bindings.clear(Scope::All).unwrap());
-    assert!(bindings.is_empty());
-    let again = bindings.set(ONE, Some(guest(5)), Some(stage_one(one)));
-    assert_eq!(again, Ok(Change::Bound));
-    assert_eq!(machine.at_va(0, 5), Some(1));
+    for mut machine in Machine::both(Numbering::Private) {
+        let one = machine.root(1);
+        let mut bindings = bindings(&machine);
+        for device in [ONE, TWO] {
+            let _ = bindings.set(device, Some(guest(5)), Some(stage_one(one))).unwrap();
+        }
+        machine.wait(Some(machine.vm().release_pasids()));
+        assert_eq!(machine.at_va(0, 5), None);
+        machine.wait(bindings.clear(Scope::All).unwrap());
+        assert!(bindings.is_empty());
+        let again = bindings.set(ONE, Some(guest(5)), Some(stage_one(one)));
+        assert_eq!(again, Ok(Change::Bound));
+        assert_eq!(machine.at_va(0, 5), Some(1));
 
-    machine.wait(Some(machine.vm().close()));
-    assert!(bindings.clear(Scope::All).is_ok());
-    let closed = bindings.set(ONE, None, Some(stage_one(one)));
-    assert_eq!(closed, Err(ObjectError::Closed));
-    machine.end();
+        machine.wait(Some(machine.vm().close()));
+        assert!(bindings.clear(Scope::All).is_ok());
+        let closed = bindings.set(ONE, None, Some(stage_one(one)));
+        assert_eq!(closed, Err(ObjectError::Closed));
+        machine.end();
+    }
+}
+
+#[test]
+fn a_domain_outlives_its_vm() {
+    for mut machine in Machine::both(Numbering::Identity) {
+        let five = machine.root(5);
+        let mut domain = machine.domain(&[ONE, TWO]);
+        machine.vm().alloc_pasid(only(5)).unwrap();
+        domain.bind_gpasid_for_all(&bind(five, 5)).unwrap();
+        machine.wait(Some(machine.vm().close()));
+        let closed = NestingError::Object(ObjectError::Closed);
+        assert_eq!(domain.bind_gpasid_for_all(&bind(five, 6)), Err(closed));
+        machine.wait(domain.close().unwrap());
+        assert!(domain.reap());
+        machine.end();
+    }
 }

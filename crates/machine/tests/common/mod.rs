@@ -21,6 +21,7 @@ pub mod unit;
 use std::sync::atomic::Ordering;
 
 use dsa::spec::{CompletionRecord, Status};
+use vtd::model::PasidTableMode;
 
 pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
@@ -74,6 +75,9 @@ impl Guest {
     pub fn process(&mut self, number: u32) -> Verdict<Space> {
         let space = Space::new(&mut self.rig.ram, pasid(number));
         self.unit.bind(&mut self.rig, &space)?;
+        let bindings = self.rig.machine.unit_counters().bindings;
+        let host_owned = self.rig.setup.tables == PasidTableMode::Host;
+        equal(bindings.made + bindings.refused > 0, host_owned, "the host was asked to bind")?;
         Ok(space)
     }
 

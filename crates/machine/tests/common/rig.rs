@@ -10,7 +10,7 @@ use mem::{Gpa, ReporterId};
 use pci::{Function, InterruptSink, RequesterId};
 use vtd::model::{Caps, Options};
 
-use super::drive::{Bells, Drive, Driver};
+use super::drive::{Bells, Driver};
 use super::memory::Ram;
 use super::{Setup, Verdict};
 
@@ -56,6 +56,7 @@ impl InterruptSink for Vectors {
 pub struct Rig {
     // Dropped first: threads end before what they work on goes.
     pub driver: Driver,
+    pub setup: Setup,
     pub host: SoftwareHost,
     pub machine: Arc<Machine<SoftwareVm>>,
     pub carrier: IommuFunction,
@@ -74,13 +75,13 @@ impl Rig {
 
     /// A machine on `host` with `ram` bytes of memory, which its two functions have reported.
     pub fn on(host: &SoftwareHost, setup: Setup, ram: u64) -> Self {
-        Self::with(host, setup.drive, ram, setup.config("guest"), setup.unit())
+        Self::with(host, setup, ram, setup.config("guest"), setup.unit())
     }
 
     /// The same, with a VM and a unit as wanted.
     pub fn with(
         host: &SoftwareHost,
-        drive: Drive,
+        setup: Setup,
         ram: u64,
         config: VmConfig,
         unit: Options,
@@ -106,10 +107,20 @@ impl Rig {
         });
         let carrier = IommuFunction::new(machine.clone(), CARRIER_BAR_ADDRESS, tell);
         let carrier = carrier.expect("the carrier's layout");
-        let driver = Driver::new(drive, &machine, &device, &bells);
+        let driver = Driver::new(setup.drive, &machine, &device, &bells);
         let (host, ram) = (host.clone(), Ram::new(ram));
-        let rig =
-            Self { driver, host, machine, carrier, misplaced, device, messages, vectors, ram };
+        let rig = Self {
+            driver,
+            setup,
+            host,
+            machine,
+            carrier,
+            misplaced,
+            device,
+            messages,
+            vectors,
+            ram,
+        };
         REPORTERS.into_iter().for_each(|reporter| rig.report(reporter));
         rig
     }

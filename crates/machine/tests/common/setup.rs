@@ -1,26 +1,36 @@
 //! The ways in which a scenario is run.
 
-use iommu::{Numbering, VmConfig};
+use iommu::{Layout, Numbering, SecondStageLevels, StageTwoConfig, StageTwoFormat, VmConfig};
 use vtd::model::{Options, PasidTableMode};
 
 use super::Drive;
 
-/// Who works, and whose tables translate.
+/// Who works, whose tables translate, and whether a stage 2 of the host is under them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Setup {
     pub drive: Drive,
     pub tables: PasidTableMode,
+    pub stage_two: Option<StageTwoConfig>,
 }
 
 impl Setup {
     /// The guest's own tables translate.
     pub const fn guest_owned(drive: Drive) -> Self {
-        Self { drive, tables: PasidTableMode::Guest }
+        Self { drive, tables: PasidTableMode::Guest, stage_two: None }
     }
 
     /// The host's tables do.
     pub const fn host_owned(drive: Drive) -> Self {
-        Self { drive, tables: PasidTableMode::Host }
+        Self { drive, tables: PasidTableMode::Host, stage_two: None }
+    }
+
+    /// The same over a stage 2 whose frames lie anywhere.
+    pub const fn over_stage_two(self) -> Self {
+        let config = StageTwoConfig {
+            format: StageTwoFormat::Vtd { levels: SecondStageLevels::Four },
+            layout: Layout::Shuffled { seed: 5 },
+        };
+        Self { stage_two: Some(config), ..self }
     }
 
     /// The VM.
@@ -30,7 +40,7 @@ impl Setup {
             PasidTableMode::Guest => Numbering::default(),
             PasidTableMode::Host => Numbering::Private,
         };
-        VmConfig { numbering, ..VmConfig::named(name) }
+        VmConfig { numbering, stage_two: self.stage_two, ..VmConfig::named(name) }
     }
 
     /// Its remapping unit.

@@ -106,7 +106,7 @@ impl Unit {
         // TTM 01: scalable mode.
         write64(rig, RTADDR, unit.root.0 | 1 << 10);
         unit.command(rig, ROOT_POINTER | QUEUED_INVALIDATION)?;
-        unit.invalidate(rig, &[context_global(), pasid_cache_global(), iotlb_global()])?;
+        unit.invalidate_all(rig)?;
         unit.command(rig, TRANSLATION | QUEUED_INVALIDATION)?;
         Ok(unit)
     }
@@ -173,6 +173,11 @@ impl Unit {
         let pages =
             [6 | 3 << 4 | DOMAIN << 16 | number(space.pasid) << 32, at | u64::from(order), 0, 0];
         self.invalidate(rig, &[pages, device_tlb(space.pasid, at | size | large)])
+    }
+
+    /// Has everything forgotten: any table may have changed.
+    pub fn invalidate_all(&self, rig: &Rig) -> Verdict {
+        self.invalidate(rig, &[context_global(), pasid_cache_global(), iotlb_global()])
     }
 
     /// Queues `descriptors` and a wait, and waits for its status write.

@@ -74,7 +74,8 @@ pub fn nested_entry(
         CONFIG_BYPASS => Ok(NestedEntry { entry: *stage_two, ats: false }),
         CONFIG_STAGE_ONE => {
             let entry = over(word0, word1, stage_two);
-            entry.decode(caps)?;
+            // Its stage 2 is the host's own.
+            entry.decode_over_host(caps)?;
             Ok(NestedEntry { entry, ats })
         }
         got => Err(NestedError::Config { got }),

@@ -1,5 +1,6 @@
 //! Encodings typed from IHI 0070, and what becomes of every field.
 
+mod command;
 mod descriptor;
 mod event;
 mod nested;

@@ -36,7 +36,7 @@ impl<V: Vm> Domain<V> {
         if base.pasids.iter().any(|(of, ..)| of == device) {
             return Err(NestingError::PasidsBound(device));
         }
-        let hwpt = self.nested_table(device, &config)?;
+        let hwpt = self.nested_table(device, config.stage_one())?;
         match self.go(Move { device, from: member.attached, to: Some(hwpt) }) {
             Ok(ticket) => {
                 self.set_own(device, Some(hwpt));

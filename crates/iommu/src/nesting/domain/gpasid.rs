@@ -74,28 +74,34 @@ impl<V: Vm> Domain<V> {
         device: RequesterId,
         bind: &GpasidBind,
     ) -> Result<(), NestingError> {
-        let member = *self.member(device)?;
-        let auxiliary = self.auxiliary;
-        let leaves_pasids = matches!(self.current, Current::Default | Current::Bypass);
+        self.check_bind(device, bind)?;
+        let (guest, table) = (bind.guest, bind.stage_one());
         let base = self.base.as_mut().ok_or(NestingError::NoDevices)?;
+        if base.pasids.bound(device, Some(guest)).is_some() {
+            let users = self.more_users.entry((device, guest)).or_default();
+            *users = users.checked_add(1).ok_or(ObjectError::Busy)?;
+            return Ok(());
+        }
+        // Nothing was bound there, so there is nothing to wait for.
+        let _ = base.pasids.set(device, Some(guest), Some(table))?;
+        Ok(())
+    }
+
+    /// Whether it may be bound, or counted, as far as is known without asking the host.
+    fn check_bind(&self, device: RequesterId, bind: &GpasidBind) -> Result<(), NestingError> {
+        let member = self.member(device)?;
+        let base = self.base()?;
         let Hardware::Vtd(caps) = &base.hardware else { return Err(NestingError::WrongModel) };
         bind.check(caps)?;
+        let leaves_pasids = matches!(self.current, Current::Default | Current::Bypass);
         if member.own.is_some() || !leaves_pasids {
             return Err(NestingError::NoPasids);
         }
-        let (guest, table) = (bind.guest, bind.stage_one());
-        match base.pasids.bound(device, Some(guest)) {
-            Some(bound) if auxiliary && bound == table => {
-                let users = self.more_users.entry((device, guest)).or_default();
-                *users = users.checked_add(1).ok_or(ObjectError::Busy)?;
-                Ok(())
+        match base.pasids.bound(device, Some(bind.guest)) {
+            Some(bound) if !self.auxiliary || bound != bind.stage_one() => {
+                Err(NestingError::PasidBound(device, bind.guest))
             }
-            Some(_) => Err(NestingError::PasidBound(device, guest)),
-            None => {
-                // Nothing was bound there, so there is nothing to wait for.
-                let _ = base.pasids.set(device, Some(guest), Some(table))?;
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
@@ -125,8 +131,8 @@ impl<V: Vm> Domain<V> {
         Ok(base.pasids.set(device, Some(guest), None)?.ticket())
     }
 
-    /// Binds for every device of the domain (`VFIO_NESTING_OP_BIND_PGTBL`). If the k-th device
-    /// fails, those before it are unbound again, and no others.
+    /// Binds for every device of the domain (`VFIO_NESTING_OP_BIND_PGTBL`). If the host refuses at
+    /// one, those before it are unbound again, and no others.
     ///
     /// # Errors
     ///
@@ -137,6 +143,7 @@ impl<V: Vm> Domain<V> {
         if devices.is_empty() {
             return Err(NestingError::NoDevices);
         }
+        devices.iter().try_for_each(|device| self.check_bind(*device, bind))?;
         for (done, device) in devices.iter().enumerate() {
             let Err(error) = self.bind_gpasid(*device, bind) else { continue };
             let mut result = Err(error);

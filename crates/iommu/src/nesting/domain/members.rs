@@ -13,18 +13,22 @@ impl<V: Vm> Domain<V> {
     /// # Errors
     ///
     /// [`NestingError::Duplicate`]; [`NestingError::OtherHardware`] if it is behind an IOMMU that
-    /// can do something else than the first device's; what the host says.
+    /// can do something else than the first device's; what the host says. With
+    /// [`NestingError::Stuck`] the device is in the domain, but has stage 2 where it should be
+    /// blocked: remove it.
     pub fn add_device(&mut self, device: RequesterId) -> Result<(), NestingError> {
         if self.members.contains_key(&device) {
             return Err(NestingError::Duplicate(device));
         }
         self.reap();
         let hardware = self.vm.hardware(device)?;
-        if self.base.is_none() {
+        let is_first = self.base.is_none();
+        if is_first {
             self.base = Some(self.make_base(device, hardware)?);
         }
         let added = self.join(device, hardware);
-        if added.is_err() && self.members.is_empty() && self.current == Current::Default {
+        // One that is stuck still stands on it.
+        if is_first && added.is_err() && self.members.is_empty() {
             self.drop_base();
         }
         added
@@ -88,11 +92,11 @@ impl<V: Vm> Domain<V> {
         let joined = self
             .go(Move { device, from: None, to: Some(first) })
             .and_then(|_| self.go(Move { device, from: Some(first), to }));
-        if let Err(error) = joined {
-            let _ = self.remove_device(device);
-            return Err(error.into());
+        let Err(cause) = joined else { return Ok(()) };
+        match self.remove_device(device) {
+            Ok(_) => Err(cause.into()),
+            Err(_) => Err(NestingError::Stuck { device, cause }),
         }
-        Ok(())
     }
 
     /// Takes a device out, unbinding its PASIDs first: nothing of it is translated any more.
@@ -127,7 +131,7 @@ impl<V: Vm> Domain<V> {
         while let Some((&device, _)) = self.members.first_key_value() {
             latest = latest.max(self.remove_device(device)?);
         }
-        self.retire(self.current.table());
+        self.retire(self.current.owned());
         self.current = Current::Default;
         self.drop_base();
         Ok(latest)

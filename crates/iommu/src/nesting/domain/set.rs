@@ -6,9 +6,9 @@ use core::borrow::BorrowMut;
 
 use pci::RequesterId;
 
-use super::super::{NestingError, PasidTableConfig, TableMode};
+use super::super::{stream, NestingError, PasidTableConfig, TableMode};
 use super::{Current, Domain, Move, MAX_RETIRED};
-use crate::{HwptFlags, HwptRequest, ObjectError, Ticket, Vm};
+use crate::{Hardware, HwptFlags, HwptId, HwptRequest, ObjectError, StageOneTable, Ticket, Vm};
 
 /// Gives the devices of several domains of one VM the same configuration
 /// (`VFIO_IOMMU_SET_PASID_TABLE`).
@@ -126,28 +126,38 @@ impl<V: Vm> Domain<V> {
         };
         Ok(match config.config {
             TableMode::Bypass => Current::Bypass,
-            TableMode::Abort => Current::Abort,
+            TableMode::Abort => Current::Abort(match self.hardware() {
+                Some(Hardware::Smmuv3(_)) => {
+                    let data = StageOneTable::Smmuv3(stream::ABORT);
+                    Some(self.nested_table(self.any_device()?, data)?)
+                }
+                Some(Hardware::Vtd(_)) | None => None,
+            }),
             TableMode::Translate => {
-                let device = *self.members.keys().next().ok_or(NestingError::NoDevices)?;
-                Current::Translate { config: *config, hwpt: self.nested_table(device, config)? }
+                let hwpt = self.nested_table(self.any_device()?, config.stage_one())?;
+                Current::Translate { config: *config, hwpt }
             }
         })
     }
 
-    /// A nested table of the domain's, for a configuration that was checked.
+    fn any_device(&self) -> Result<RequesterId, NestingError> {
+        self.devices().next().ok_or(NestingError::NoDevices)
+    }
+
+    /// A nested table of the domain's.
     pub(super) fn nested_table(
         &mut self,
         device: RequesterId,
-        config: &PasidTableConfig,
-    ) -> Result<crate::HwptId, NestingError> {
+        data: StageOneTable,
+    ) -> Result<HwptId, NestingError> {
         self.reap();
         if self.retired.len() >= MAX_RETIRED {
             return Err(ObjectError::Busy.into());
         }
         let base = self.base.as_ref().ok_or(NestingError::NoDevices)?;
-        let (parent, data) = (base.nest_on(), Some(config.stage_one()));
-        let flags = HwptFlags::empty();
-        Ok(self.vm.alloc_hwpt(&HwptRequest { device, parent, flags, data, fault: None })?)
+        let (parent, flags) = (base.nest_on(), HwptFlags::empty());
+        let request = HwptRequest { device, parent, flags, data: Some(data), fault: None };
+        Ok(self.vm.alloc_hwpt(&request)?)
     }
 
     /// Moves every device to where `to` has it; `done` has the steps that were made.
@@ -200,19 +210,19 @@ impl<V: Vm> Domain<V> {
             }
             self.retire(member.own);
         }
-        self.become_current(Current::Abort);
+        self.become_current(Current::Abort(None));
         result
     }
 
     fn become_current(&mut self, new: Current) {
         let old = core::mem::replace(&mut self.current, new);
-        self.retire(old.table());
+        self.retire(old.owned());
         self.reap();
     }
 
     /// Ends what was made for a configuration that does not come.
     fn abandon(&mut self, prepared: &Current) {
-        self.retire(prepared.table());
+        self.retire(prepared.owned());
         self.reap();
     }
 }

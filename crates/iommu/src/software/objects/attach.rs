@@ -6,13 +6,12 @@
 use alloc::sync::Arc;
 
 use ioasid::{BindError, HoldError, SubscribeError, Tag};
-use mem::Gpa;
 use pci::RequesterId;
 
+use super::compose::Program;
 use super::devices::{Cleared, Device, Held, Key, State};
-use super::{Hwpt, Outcome, Table};
+use super::{Hwpt, Outcome};
 use crate::channel::Batch;
-use crate::format::vtd::{PasidEntry, PasidWord0, PasidWord1, PasidWord2};
 use crate::software::attached::{Attached, Attachments, RID_PASID};
 use crate::software::bindings::{Driver, DRIVER};
 use crate::software::host_table::ProgramError;
@@ -20,20 +19,9 @@ use crate::software::pasids::Ref;
 use crate::software::platform::MAX_DOMAINS;
 use crate::software::vm::{Control, VmShared};
 use crate::{
-    DeviceContext, DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation,
-    ObjectError, Pasid, PasidTable, StageOneTable, StageTwoFormat, TableCaps, Ticket,
-    VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation, ObjectError,
+    Pasid, Ticket,
 };
-
-const PAGE_BITS: u32 = 12;
-
-/// What a device is told of a page table.
-enum Program {
-    /// An entry of the host's PASID table.
-    Entry(PasidEntry),
-    /// One context for all of its requests.
-    Whole(DeviceContext),
-}
 
 /// Who may use a place, and in whose name.
 struct Claim {
@@ -131,8 +119,8 @@ impl VmShared {
         let hwpt = *control.objects.hwpt(hwpt)?;
         let device = control.attached.get(key.device);
         let domain = device.ok_or(ObjectError::NoDevice(key.device))?.domain.id();
-        match self.compose(&hwpt, domain)? {
-            Program::Entry(entry) => attached.table.program(host, &entry).map_err(explain)?,
+        match self.compose(control, key.device, &hwpt, domain)? {
+            Program::Entry(entry) => attached.program(host, &entry).map_err(explain)?,
             Program::Whole(context) => attached.set_whole(Some(context)),
         }
         self.adopt(control, key.device);
@@ -171,11 +159,11 @@ impl VmShared {
         compatible(&control, state, pasid, &new)?;
         let (old, host, attached) = (place.hwpt, place.host, state.attached.clone());
         let domain = state.domain.id();
-        match self.compose(&new, domain)? {
+        match self.compose(&control, device, &new, domain)? {
             Program::Entry(entry) => {
                 // There may be none if the device was translated by one context from the start.
-                if attached.table.replace(host, &entry).is_none() {
-                    attached.table.program(host, &entry).map_err(explain)?;
+                if attached.replace(host, &entry).is_none() {
+                    attached.program(host, &entry).map_err(explain)?;
                 }
                 if pasid.is_none() {
                     attached.set_whole(None);
@@ -184,7 +172,7 @@ impl VmShared {
             // An entry stays: an access that has just found no context still looks for it.
             Program::Whole(context) => attached.set_whole(Some(context)),
         }
-        let whole = new.is_whole() || control.objects.hwpt(old).is_ok_and(Hwpt::is_whole);
+        let whole = self.is_whole(&control, old) || self.is_whole(&control, hwpt);
         control.objects.add_use(hwpt.into());
         control.objects.drop_use(old.into());
         if let Some(device) = control.attached.get_mut(device) {
@@ -233,11 +221,11 @@ impl VmShared {
         let state = state.map(|device| (device.attached.clone(), device.domain.id()));
         let place = control.attached.vacate(key);
         if let Some((place, (attached, domain))) = place.zip(state) {
-            let whole = control.objects.hwpt(place.hwpt).is_ok_and(Hwpt::is_whole);
+            let whole = self.is_whole(&control, place.hwpt);
             control.objects.drop_use(place.hwpt.into());
             if !matches!(place.state, State::Opening) {
                 // The entry first: it must not be found when the context is gone.
-                attached.table.clear(place.host);
+                attached.clear(place.host);
                 if key.pasid.is_none() {
                     attached.set_whole(None);
                 }
@@ -271,8 +259,11 @@ impl VmShared {
     ) -> Result<Claim, ObjectError> {
         control.check_device(requester)?;
         let hwpt = *control.objects.hwpt(hwpt)?;
+        if pasid.is_some() && matches!(self.platform.hardware, Hardware::Smmuv3(_)) {
+            return Err(ObjectError::NotSupported);
+        }
         if control.attached.get(requester).is_none() {
-            let device = self.new_device()?;
+            let device = self.new_device(control)?;
             control.attached.insert(requester, device);
         }
         let Some(device) = control.attached.get(requester) else {
@@ -292,14 +283,29 @@ impl VmShared {
         Ok(Claim { host, pasid: Some((reference.tag(), reference)) })
     }
 
-    fn new_device(&self) -> Result<Device, ObjectError> {
-        let Hardware::Vtd(caps) = self.platform.hardware else {
-            return Err(ObjectError::NotSupported);
-        };
-        let table = self.platform.pasid_table(Pasid::BITS).ok_or(ObjectError::NoMemory)?;
-        let attached = Attached::new(table, caps);
+    fn new_device(&self, control: &mut Control) -> Result<Device, ObjectError> {
         let limit = ObjectError::TooMany { limit: MAX_DOMAINS };
-        Ok(Device::new(Arc::new(attached), self.platform.domain().ok_or(limit)?))
+        let domain = || self.platform.domain().map(Arc::new).ok_or(limit);
+        match self.platform.hardware {
+            Hardware::Vtd(caps) => {
+                let table = self.platform.pasid_table(Pasid::BITS).ok_or(ObjectError::NoMemory)?;
+                Ok(Device::new(Arc::new(Attached::new(Some((table, caps)))), domain()?))
+            }
+            // One tag for the VM: its own address space numbers tell the rest apart.
+            Hardware::Smmuv3(_) => {
+                let domain = match &control.vmid {
+                    Some(vmid) => vmid.clone(),
+                    None => control.vmid.insert(domain()?).clone(),
+                };
+                Ok(Device::new(Arc::new(Attached::new(None)), domain))
+            }
+        }
+    }
+
+    /// Whether a table translates all requests of a device.
+    fn is_whole(&self, control: &Control, hwpt: HwptId) -> bool {
+        let smmu = matches!(self.platform.hardware, Hardware::Smmuv3(_));
+        smmu || control.objects.hwpt(hwpt).is_ok_and(Hwpt::is_whole)
     }
 
     /// Subscribes the driver to the VM's PASIDs, once.
@@ -328,63 +334,6 @@ impl VmShared {
         };
         drop(control);
         Ok(())
-    }
-
-    /// What the hardware is told of a table.
-    fn compose(&self, hwpt: &Hwpt, domain: DomainId) -> Result<Program, ObjectError> {
-        let Hardware::Vtd(caps) = &self.platform.hardware else {
-            return Err(ObjectError::NotSupported);
-        };
-        Ok(match hwpt.table {
-            Table::Paging => Program::Entry(self.entry(true, domain)?),
-            Table::Nested { stage_one: StageOneTable::Vtd(table), .. } => {
-                Program::Entry(self.nested_entry(&table, domain)?)
-            }
-            Table::Nested { stage_one: StageOneTable::VtdPasidTable(table), .. } => {
-                Program::Whole(DeviceContext::PasidTable(delegated(&table, caps)))
-            }
-            Table::Nested { stage_one: StageOneTable::Smmuv3(_), .. } => {
-                return Err(ObjectError::NotSupported);
-            }
-        })
-    }
-
-    /// The words of an entry that say where stage 2 is: with `alone` if there is one and
-    /// nothing else, without if a first stage stands on it.
-    fn entry(&self, alone: bool, domain: DomainId) -> Result<PasidEntry, ObjectError> {
-        let word0 = match self.stage_two.as_ref().zip(self.config.stage_two) {
-            // Guest memory is where the guest says it is.
-            None => PasidWord0::new().with_translation_type(if alone { 4 } else { 1 }),
-            Some((stage_two, config)) => {
-                // No entry can say where a table of another kind is.
-                let StageTwoFormat::Vtd { levels } = config.format else {
-                    return Err(ObjectError::WrongModel);
-                };
-                PasidWord0::new()
-                    .with_translation_type(if alone { 2 } else { 3 })
-                    .with_address_width(levels as u8 - 2)
-                    .with_second_stage_accessed_dirty(true)
-                    .with_second_stage_page(stage_two.walker().root().0 >> PAGE_BITS)
-            }
-        };
-        let word1 = PasidWord1::new().with_domain(domain.0);
-        Ok(PasidEntry { word0: word0.with_present(true), word1, ..PasidEntry::default() })
-    }
-
-    /// An entry for a guest's stage 1.
-    fn nested_entry(
-        &self,
-        table: &VtdStageOne,
-        domain: DomainId,
-    ) -> Result<PasidEntry, ObjectError> {
-        let supervisor = table.flags.contains(VtdStageOneFlags::SRE);
-        let word2 = PasidWord2::new()
-            .with_supervisor(supervisor)
-            // Without supervisor requests there is nothing to protect from them.
-            .with_write_protect(supervisor && table.flags.contains(VtdStageOneFlags::WPE))
-            .with_first_stage_mode(u8::from(table.address_width > 48))
-            .with_first_stage_page(table.root.0 >> PAGE_BITS);
-        Ok(PasidEntry { word2, ..self.entry(false, domain)? })
     }
 }
 
@@ -441,21 +390,6 @@ fn compatible(
     match clash {
         true => Err(ObjectError::Invalid(InvalidField::Flags)),
         false => Ok(()),
-    }
-}
-
-/// A guest's PASID table as the engine walks it.
-fn delegated(table: &VtdPasidTable, caps: &TableCaps) -> PasidTable {
-    PasidTable {
-        directory: Gpa(table.directory.0),
-        pasid_bits: table.pasid_bits,
-        rid_pasid: RID_PASID,
-        rid_privileged: false,
-        pasid_enable: true,
-        ats: true,
-        page_requests: false,
-        fault_disable: false,
-        caps: *caps,
     }
 }
 

@@ -6,7 +6,7 @@ use super::{check, Kind};
 use crate::software::vm::{Control, VmShared};
 use crate::{
     EventQueueId, FaultQueueId, Hardware, HwptId, HwptRequest, InvalidField, IoasId, ObjectError,
-    ObjectId, StageTwoFormat, VdeviceId, ViommuId, ViommuKind, VmEvent,
+    ObjectId, StageOneTable, StageTwoFormat, VdeviceId, ViommuId, ViommuKind, VmEvent,
 };
 
 impl VmShared {
@@ -33,6 +33,9 @@ impl VmShared {
         let hardware = &self.platform.hardware;
         check::request(request, hardware, self.stage_two_input_bits())?;
         let HwptRequest { flags, parent, data, fault, .. } = *request;
+        if let (Some(StageOneTable::Smmuv3(words)), Hardware::Smmuv3(caps)) = (data, hardware) {
+            self.check_stream(words, caps)?;
+        }
         control.objects.alloc_hwpt(flags, (parent, hardware.viommu_kind()), data, fault)
     }
 
@@ -116,8 +119,10 @@ impl VmShared {
 
     /// How wide the addresses are that stage 2 translates.
     fn stage_two_input_bits(&self) -> u8 {
-        if let Some(StageTwoFormat::Vtd { levels }) = self.config.stage_two.map(|two| two.format) {
-            return 12 + 9 * levels as u8;
+        match self.config.stage_two.map(|two| two.format) {
+            Some(StageTwoFormat::Vtd { levels }) => return 12 + 9 * levels as u8,
+            Some(StageTwoFormat::Arm(format)) => return format.sizes().input_bits,
+            None => {}
         }
         match self.platform.hardware {
             Hardware::Vtd(caps) => caps.address_bits,

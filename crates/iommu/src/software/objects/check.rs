@@ -30,6 +30,10 @@ pub(super) fn request(
     input_bits: u8,
 ) -> Result<(), ObjectError> {
     flags(request)?;
+    // What it has for PASIDs is the guest's table, or nothing.
+    if matches!(hardware, Hardware::Smmuv3(_)) && request.flags.contains(HwptFlags::PASID) {
+        return Err(ObjectError::NotSupported);
+    }
     let Some(data) = &request.data else { return Ok(()) };
     match (data, hardware) {
         (StageOneTable::Vtd(table), Hardware::Vtd(caps)) => vtd_stage_one(table, caps, input_bits),
@@ -114,10 +118,10 @@ fn smmuv3(request: &HwptRequest, caps: &SmmuCaps) -> Result<(), ObjectError> {
     if !(caps.stage_one && caps.stage_two) {
         return Err(ObjectError::NotSupported);
     }
-    if !matches!(request.parent, HwptParent::Viommu(_)) {
-        return Err(ObjectError::Invalid(InvalidField::Parent));
+    match request.parent {
+        HwptParent::Viommu(_) => Ok(()),
+        _ => Err(ObjectError::Invalid(InvalidField::Parent)),
     }
-    Err(ObjectError::NotSupported)
 }
 
 fn table_address(address: Gpa, input_bits: u8) -> Result<(), ObjectError> {

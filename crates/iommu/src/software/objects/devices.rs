@@ -45,7 +45,7 @@ pub(in crate::software) struct Devices {
 pub(super) struct Device {
     pub(super) attached: Arc<Attached>,
     /// Tags all that is cached of the device: entries of one PASID on two devices may differ.
-    pub(super) domain: Domain,
+    pub(super) domain: Arc<Domain>,
     /// Whether the device is translated by what is attached.
     pub(super) adopted: bool,
     places: BTreeMap<Option<GuestPasid>, Place>,
@@ -118,7 +118,7 @@ pub(super) enum Returning {
     /// The reference that stood for what was cached.
     Reference { _reference: Ref },
     /// The tag of what was cached.
-    Domain { _domain: Domain },
+    Domain { _domain: Arc<Domain> },
 }
 
 /// What is to be dropped with no lock held.
@@ -164,7 +164,7 @@ impl Held {
 }
 
 impl Device {
-    pub(super) fn new(attached: Arc<Attached>, domain: Domain) -> Self {
+    pub(super) fn new(attached: Arc<Attached>, domain: Arc<Domain>) -> Self {
         Self { attached, domain, adopted: false, places: BTreeMap::new(), cleared: BTreeMap::new() }
     }
 
@@ -325,7 +325,7 @@ impl Devices {
 
     /// Clears an entry now, and wipes it once `at` is complete.
     pub(super) fn clear(&mut self, entry: Cleared, at: Ticket) {
-        entry.attached.table.clear(entry.host);
+        entry.attached.clear(entry.host);
         let device = self.all.get_mut(&entry.device);
         let Some(device) = device.filter(|device| device.is(&entry.attached)) else { return };
         device.cleared.insert(entry.host, at);
@@ -383,7 +383,7 @@ impl Devices {
         let Some(device) = device else { return };
         if device.cleared.get(&host) == Some(&at) {
             device.cleared.remove(&host);
-            attached.table.wipe(host);
+            attached.wipe(host);
         }
     }
 

@@ -10,7 +10,7 @@ pub use data::{accessed_dirty, copies, forged_pasid, isolation, rebind, remap};
 pub use faults::{fault_message, unbound_pasid};
 pub use races::{reset_under_copy, unmap_under_copy, vm_death_under_copy};
 pub use shared::{plain_stores_to_shared, shared_queue};
-pub use tenants::{private_numbers, strangers_number};
+pub use tenants::{own_numbers, private_numbers, strangers_number};
 
 /// Where processes have their memory.
 pub const SOURCE: u64 = 0x7f12_3456_7000;

@@ -20,7 +20,7 @@ fn tenant(host: &SoftwareHost, setup: Setup, numbering: Numbering) -> Verdict<Gu
     let config = VmConfig { quota: 2, numbering, enforce_grants: true, ..setup.config("tenant") };
     let virtual_commands = Some(VcmdLayout::Revision33);
     let unit = Options { virtual_commands, ..setup.unit() };
-    Guest::boot_on(Rig::with(host, setup.drive, RAM, config, unit))
+    Guest::boot_on(Rig::with(host, setup, RAM, config, unit))
 }
 
 fn allocate(guest: &Guest) -> Verdict<u32> {
@@ -85,6 +85,43 @@ pub fn private_numbers(setup: Setup) -> Verdict {
     copy_at_once(&guests, &mut random)?;
     let ungranted = guests[0].0.rig.machine.vm().counters().ungranted;
     equal(ungranted, 0, "the other guest's refusals")
+}
+
+/// Two guests that number their PASIDs themselves, both from the same number on, over tables of
+/// the host: each PASID is one of the host's while it is bound, and never the other guest's. One
+/// guest is killed, and the other goes on.
+pub fn own_numbers(setup: Setup) -> Verdict {
+    const NUMBER: u32 = 0x10;
+    let host = SoftwareHost::new();
+    let mut random = Random::new(5);
+    let mut guests = Vec::new();
+    for _ in 0..2 {
+        let mut guest = Guest::boot_on(Rig::on(&host, setup, RAM))?;
+        let space = process(&mut guest, NUMBER)?;
+        guest.accelerator.open(&guest.rig, DEDICATED, space.pasid)?;
+        guests.push((guest, space));
+    }
+    let hosts: Vec<_> = host.pasid_report().vms.iter().map(|vm| vm.entries[0].host).collect();
+    check(hosts.len() == 2 && hosts[0] != hosts[1], "one number of the host each")?;
+    for _ in 0..20 {
+        copy_at_once(&guests, &mut random)?;
+    }
+
+    let (killed, _space) = guests.remove(0);
+    let vm = killed.rig.machine.vm().clone();
+    let ticket = killed.rig.machine.close();
+    killed.rig.wait("the end of the VM", || vm.is_complete(ticket))?;
+    copy_at_once(&guests, &mut random)?;
+    equal(vm.pasid_usage().live + vm.pasid_usage().parked, 0, "PASIDs of the one that is gone")?;
+
+    let (mut other, space) = guests.remove(0);
+    other.accelerator.close(&other.rig, DEDICATED)?;
+    other.exit(space)?;
+    equal(other.rig.machine.unit_counters().bindings.bound, 0, "bound in the other")?;
+    let ticket = other.rig.machine.reset();
+    other.rig.wait("the reset", || other.rig.machine.vm().is_complete(ticket))?;
+    equal(other.rig.machine.vm().pasid_usage().live, 0, "PASIDs of the other")?;
+    host.check_books().map_err(|error| error.to_string())
 }
 
 /// A copy that has to be refused because its PASID is not granted; the error is the `nth` of the device.

@@ -21,7 +21,7 @@ impl<V: Vm> Shadow<V> {
     ) -> Option<Fault> {
         // No unit is at work.
         let root = view.root?;
-        if !is_of_a_structure(fault.reason) {
+        if !is_of_a_structure(&fault) {
             return Some(fault).filter(|_| !self.is_fault_disabled(&fault));
         }
         let because = match root.lookup(view.memory, fault.requester) {
@@ -53,7 +53,7 @@ fn refusal(fault: &Fault, table: &PasidTable, view: View<'_>) -> ContextFault {
     if u64::from(pasid.get()) >> table.pasid_bits.min(63) != 0 {
         return refuse(FaultReason::PasidRange);
     }
-    if fault.pasid.is_none() && INTERRUPT_RANGE.contains(&fault.address.0) {
+    if is_for_interrupts(fault) {
         return refuse(FaultReason::InterruptAddress);
     }
     let leaf = read::leaf(view.memory, table, pasid);
@@ -68,8 +68,17 @@ fn refusal(fault: &Fault, table: &PasidTable, view: View<'_>) -> ContextFault {
     }
 }
 
+/// A request that is refused for its address alone.
+fn is_for_interrupts(fault: &Fault) -> bool {
+    fault.pasid.is_none() && INTERRUPT_RANGE.contains(&fault.address.0)
+}
+
 /// Whether translation stopped before it came to a page table.
-fn is_of_a_structure(reason: FaultReason) -> bool {
+fn is_of_a_structure(fault: &Fault) -> bool {
+    is_for_interrupts(fault) || is_structural(fault.reason)
+}
+
+fn is_structural(reason: FaultReason) -> bool {
     matches!(
         reason,
         FaultReason::RootPointer

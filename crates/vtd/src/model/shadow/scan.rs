@@ -132,15 +132,16 @@ impl<V: Vm> Shadow<V> {
         let covered = pasid.get() < device.pasids();
         if is_rid_pasid {
             self.read_without_pasid(requester, view, budget);
-        } else if covered {
+        }
+        if covered {
             let entry = self.entry_of(&table, pasid, view, budget);
             self.set_pasid(requester, &table, pasid, entry, budget);
         }
         was_bound || self.devices.get(&requester).is_some_and(|of| of.is_bound(pasid, domain))
     }
 
-    /// A request that names the RID_PASID is not one without PASID (the architecture's 0x48): the
-    /// entry is for those alone.
+    /// What a PASID's own requests are translated by. PASID 0 is no host's to grant: where it is
+    /// the RID_PASID, as usual, its entry is for requests without PASID alone.
     fn set_pasid(
         &mut self,
         requester: RequesterId,
@@ -149,7 +150,7 @@ impl<V: Vm> Shadow<V> {
         entry: Option<GuestEntry>,
         budget: &mut Budget,
     ) {
-        let entry = entry.filter(|_| pasid != table.rid_pasid);
+        let entry = entry.filter(|_| pasid != table.rid_pasid || pasid.get() != 0);
         budget.take(self.set(requester, Some(GuestPasid(pasid)), entry));
     }
 

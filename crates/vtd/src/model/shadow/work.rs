@@ -117,6 +117,8 @@ impl<V: Vm> Shadow<V> {
                 let task = translations(None, target, in_range(range, false));
                 self.start(task, |of| of == requester, false);
             }
+            // No descriptor of this unit's asks for it.
+            Invalidation::Smmuv3(_) => {}
         }
     }
 

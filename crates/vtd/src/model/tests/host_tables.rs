@@ -192,10 +192,8 @@ fn a_context_entry_counts_when_it_is_announced() {
     // Another RID_PASID, and another directory.
     unit.set_context([CONTEXT, 5]);
     unit.tell(&[CONTEXT_GLOBAL]);
-    assert_eq!(
-        unit.bound(),
-        BTreeMap::from([(WITHOUT_PASID, stage_one(0x9000)), (place(0), stage_one(0x9000))])
-    );
+    let all = [WITHOUT_PASID, place(0), place(5)].map(|place| (place, stage_one(0x9000)));
+    assert_eq!(unit.bound(), BTreeMap::from(all));
     unit.set_context([OTHER_DIRECTORY | 0b1101, 0]);
     unit.tell(&[context_device()]);
     assert_eq!(unit.bound(), BTreeMap::new());

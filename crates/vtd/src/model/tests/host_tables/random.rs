@@ -76,8 +76,13 @@ proptest! {
         };
         let mut expected = BTreeMap::new();
         for (pasid, entry) in entries.into_iter().filter(|_| context) {
-            let at = if pasid == rid_pasid { WITHOUT_PASID } else { place(pasid as u32) };
-            expected.extend(by(entry).map(|by| (at, by)));
+            let Some(by) = by(entry) else { continue };
+            if pasid == rid_pasid {
+                expected.insert(WITHOUT_PASID, by);
+            }
+            if pasid != rid_pasid || pasid != 0 {
+                expected.insert(place(pasid as u32), by);
+            }
         }
         prop_assert_eq!(unit.bound(), expected.clone());
         prop_assert_eq!(unit.counts().bound, expected.len() as u64);
