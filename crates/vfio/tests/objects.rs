@@ -4,8 +4,8 @@
 use iommu::{
     EventQueueId, Fault, FaultQueueId, FaultReason, GuestPasid, Hardware, Host, HwptFlags, HwptId,
     HwptParent, HwptRequest, InvalidField, IoasId, ObjectError, ObjectId, Pasid, SmmuCaps, Stage,
-    StageOneInvalidation, StageOneTable, TableCaps, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
-    VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    StageOneInvalidation, StageOneTable, StageTwoFault, StageTwoOwner, TableCaps, ViommuId,
+    ViommuKind, Vm, VmConfig, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Access, Gpa, Iova, Range};
 use pci::RequesterId;
@@ -253,6 +253,12 @@ fn event(bits: u16) -> VmEvent {
             privileged: bits & 4 != 0,
             translation_request: bits & 8 != 0,
             reason: FaultReason::NotPresent { stage: Stage::TwoForTable, level: 3 },
+            stage_two: (bits & 16 != 0).then_some(StageTwoFault {
+                gpa: Gpa(u64::from(bits) << 20),
+                table: bits & 32 != 0,
+                level: 3,
+                owner: StageTwoOwner::Host,
+            }),
         },
     }
 }
