@@ -222,3 +222,26 @@ fn a_table_of_context_descriptors_is_translated_bypassed_and_aborted() {
     drop(channel);
     finish(client);
 }
+
+#[test]
+fn queues_have_numbers_and_no_descriptors() {
+    let host = SoftwareHost::with_hardware(Hardware::Smmuv3(SMMU));
+    let client = Client::new(host, Revision::Iommufd);
+    let answer = |request: Request, argument: &[u32]| {
+        let mut argument = words(argument);
+        let number = request.number(Revision::Iommufd).unwrap();
+        client.container.call(number, &mut argument, None).unwrap();
+        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+        argument.chunks(4).map(word).collect::<Vec<_>>()
+    };
+    let ioas = answer(Request::IoasAlloc, &[12, 0, 0])[2];
+    let device = DEVICE.bits().into();
+    let parent = [48, 1, device, ioas, 0, 0, 0, 0, 0, 0, 0, 0];
+    let parent = answer(Request::HwptAlloc, &parent)[4];
+    let viommu = answer(Request::ViommuAlloc, &[40, 0, 1, device, parent, 0, 0, 0, 0, 0])[5];
+    let faults = answer(Request::FaultQueueAlloc, &[16, 0, 0, 0]);
+    let events = answer(Request::VeventqAlloc, &[32, 0, viommu, 1, 16, 0, 0, 0]);
+    assert_eq!((faults[3], events[6]), (u32::MAX, u32::MAX));
+    let ids = [ioas, parent, viommu, faults[2], events[5]];
+    assert!(ids.iter().enumerate().all(|(at, id)| *id != 0 && !ids[..at].contains(id)), "{ids:?}");
+}
