@@ -5,6 +5,7 @@
 pub mod hosted;
 pub mod scenarios;
 pub mod smmu;
+pub mod smmu_scenarios;
 
 use std::sync::{Arc, Mutex};
 
