@@ -81,6 +81,7 @@ extern crate alloc;
 extern crate std;
 
 mod argument;
+mod capability;
 mod client;
 mod counters;
 mod dispatcher;
@@ -88,7 +89,9 @@ mod door;
 mod errno;
 mod fault;
 mod invalidation;
+mod nesting;
 mod number;
+mod objects;
 mod refusal;
 pub mod spec;
 mod stage_two;
@@ -96,9 +99,12 @@ mod transport;
 
 pub use argument::{ArgumentError, MAX_ARGUMENT};
 pub use client::{Client, ClientVm, Failures};
-pub use dispatcher::{Container, Dispatcher, DispatcherCounts, MAX_CONTAINERS, MAX_MAPPINGS};
+pub use dispatcher::{
+    Container, Dispatcher, DispatcherCounts, Group, GroupDevice, RingCounts, MAX_CONTAINERS,
+    MAX_GROUPS, MAX_GROUP_DEVICES, MAX_INVALIDATE_ENTRIES, MAX_MAPPINGS, RING_ENTRIES,
+};
 pub use door::{Door, DoorVm};
 pub use errno::Errno;
 pub use number::{Request, Revision};
 pub use refusal::Refusal;
-pub use transport::{File, Handle, Reply, Transport};
+pub use transport::{DeviceFile, File, Handle, Reply, Transport};
