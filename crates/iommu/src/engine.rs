@@ -28,7 +28,7 @@ use crate::{
     PasidTable, Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
 
-pub(crate) use walk::{allowed, level, reason, request};
+pub(crate) use walk::{allowed, level, reason, request, Walked};
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
 const INTERRUPT_START: u64 = 0xfee0_0000;
