@@ -2,6 +2,7 @@
 
 mod faults;
 mod invalidations;
+mod lending;
 mod random;
 
 use iommu::{GuestPasid, VtdStageOne, VtdStageOneFlags};
