@@ -11,8 +11,6 @@ mod lifecycle;
 mod model;
 #[path = "objects.rs"]
 mod objects;
-#[path = "one_dma.rs"]
-mod one_dma;
 #[path = "requests.rs"]
 mod requests;
 #[path = "scenarios.rs"]

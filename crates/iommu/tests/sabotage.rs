@@ -9,7 +9,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 19] = [
+const CASES: [(Sabotage, &str, Scenario); 27] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -29,6 +29,14 @@ const CASES: [(Sabotage, &str, Scenario); 19] = [
     (Sabotage::SkipIotlbInvalidation, "smmu", smmu_scenarios::smmu),
     (Sabotage::NoAccessedDirty, "smmu", smmu_scenarios::smmu),
     (Sabotage::WrongPasid, "smmu", smmu_scenarios::smmu),
+    (Sabotage::SkipIotlbInvalidation, "hosted_model", scenarios::hosted_model),
+    (Sabotage::NoAccessedDirty, "hosted_model", scenarios::hosted_model),
+    (Sabotage::LeakCache, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipStageTwo, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipIotlbInvalidation, "holes", scenarios::holes),
+    (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
+    (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
+    (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
 ];
 
 /// One test, since a defect is on for the whole process.

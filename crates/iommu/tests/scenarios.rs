@@ -74,3 +74,28 @@ fn stage_two() {
 fn smmu() {
     assert_eq!(smmu_scenarios::smmu(), Ok(()));
 }
+
+#[test]
+fn hosted_model() {
+    assert_eq!(scenarios::hosted_model(), Ok(()));
+}
+
+#[test]
+fn holes() {
+    assert_eq!(scenarios::holes(), Ok(()));
+}
+
+#[test]
+fn smmu_remap() {
+    assert_eq!(scenarios::smmu_remap(), Ok(()));
+}
+
+#[test]
+fn smmu_flags() {
+    assert_eq!(scenarios::smmu_flags(), Ok(()));
+}
+
+#[test]
+fn smmu_stage_two() {
+    assert_eq!(scenarios::smmu_stage_two(), Ok(()));
+}

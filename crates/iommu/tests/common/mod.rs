@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod hosted;
+pub mod hosted_model;
 pub mod scenarios;
 pub mod smmu;
 pub mod smmu_scenarios;

@@ -115,7 +115,7 @@ fn what_requests_without_pasid_do_is_not_left_out() {
         let mut argument = v15(TRANSLATE, BASE, 4, 0);
         argument[37] = s1dss;
         set(&rig, &argument).unwrap();
-        assert!(nested(&rig.vm()).iter().all(|words| words[1] & 3 == s1dss.into()));
+        assert!(nested(&rig.vm()).iter().all(|words| words[1] & 3 == u64::from(s1dss)));
     }
 }
 
