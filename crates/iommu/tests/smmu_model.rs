@@ -2,16 +2,19 @@
 //! commands and accesses.
 //!
 //! The reference keeps nothing. For each access it walks the guest's memory from the context
-//! descriptor on, with masks written out by hand, so what the engine caches must never show.
+//! descriptor on, with masks written out by hand, so what the engine caches must never show. Over a
+//! stage 2 of the host's it also keeps which pages that does not have.
 #![cfg(not(loom))]
 
 mod common;
+
+use std::collections::BTreeSet;
 
 use common::smmu::*;
 use common::*;
 use iommu::{
     Asid, Channel, DefaultSubstream, FaultReason, Invalidation, PageRange, SmmuInvalidation, Stage,
-    StreamTranslation, Vm,
+    StageTwoOwner, StreamTranslation, Vm,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
@@ -58,6 +61,18 @@ enum Region {
     Large,
 }
 
+/// A page of the guest's.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Data(u64),
+    /// The tables of this level by which stage 1 translates the pages under test: of both address
+    /// spaces, since a page that is global may have been found by either.
+    One(u32),
+    /// The same of stage 2.
+    Two(u32),
+    Descriptors,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Has the device translated in another way.
@@ -72,6 +87,8 @@ enum Step {
     Large { table: usize, mapped: bool },
     /// Changes a page of the stage-2 table.
     Two { at: u64, page: Page },
+    /// Takes a page out of the host's stage 2, if there is one, or puts it back.
+    Hole { place: Place, clear: bool },
     /// An access.
     Access { of: Option<u32>, region: Region, at: u64, write: bool, privileged: bool },
 }
@@ -99,6 +116,12 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
     let region =
         prop_oneof![3 => Just(Region::Own), 2 => Just(Region::Global), 1 => Just(Region::Large)];
     let substream = prop::option::weighted(0.8, 0..6u32);
+    let place = prop_oneof![
+        4 => (0..DATA_PAGES).prop_map(Place::Data),
+        2 => (1..=4u32).prop_map(Place::One),
+        1 => (1..=3u32).prop_map(Place::Two),
+        1 => Just(Place::Descriptors),
+    ];
     let step = prop_oneof![
         2 => (kind, default).prop_map(|(kind, default)| Step::Stream { kind, default }),
         2 => (0..4u64, 0..2usize, prop::bool::weighted(0.85), ASIDS, any::<bool>()).prop_map(
@@ -108,6 +131,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         1 => (0..PAGES, page()).prop_map(|(at, page)| Step::Global { at, page }),
         1 => (0..2usize, any::<bool>()).prop_map(|(table, mapped)| Step::Large { table, mapped }),
         2 => (0..DATA_PAGES, page()).prop_map(|(at, page)| Step::Two { at, page }),
+        2 => (place, any::<bool>()).prop_map(|(place, clear)| Step::Hole { place, clear }),
         16 => (substream, region, 0..PAGES, any::<(bool, bool)>()).prop_map(
             |(of, region, at, (write, privileged))| Step::Access { of, region, at, write, privileged }
         ),
@@ -129,7 +153,12 @@ struct World {
     kind: Kind,
     default: DefaultSubstream,
     asids: [u16; 4],
+    /// Pages that the host's stage 2 does not have.
+    holes: BTreeSet<u64>,
 }
+
+/// Why an access goes nowhere; the address at which the host's stage 2 stopped, if it did.
+type Stopped = (FaultReason, Option<Gpa>);
 
 impl World {
     fn new() -> Self {
@@ -159,7 +188,16 @@ impl World {
             guest.set_descriptor(descriptors, of, descriptor(one[of as usize % 2], asid(1)));
         }
         let (kind, default) = (Kind::One, DefaultSubstream::Zero);
-        let world = Self { guest, one, two, descriptors, kind, default, asids: [1; 4] };
+        let world = Self {
+            guest,
+            one,
+            two,
+            descriptors,
+            kind,
+            default,
+            asids: [1; 4],
+            holes: BTreeSet::new(),
+        };
         world.set_stream();
         world
     }
@@ -238,7 +276,36 @@ impl World {
                     _ => SmmuInvalidation::StageTwoPages { vmid: VMID, range },
                 });
             }
+            Step::Hole { place, clear } => self.edit(place, clear),
             Step::Access { .. } => {}
+        }
+    }
+
+    /// Changes the host's stage 2, which needs no command of the guest's.
+    fn edit(&mut self, place: Place, clear: bool) {
+        if STAGE_TWO.is_none() {
+            return;
+        }
+        let table = |guest: &mut Guest, root, levels, level| {
+            guest.entry(root, levels, BASE, level, TABLE).0 & !0xfff
+        };
+        let (one, two) = (self.one, self.two);
+        let pages = match place {
+            Place::Data(page) => vec![data(page)],
+            Place::One(level) => one.map(|root| table(&mut self.guest, root, 4, level)).into(),
+            Place::Two(level) => vec![table(&mut self.guest, two, 3, level)],
+            Place::Descriptors => vec![self.descriptors.0],
+        };
+        for page in pages {
+            let range = Range::<Gpa>::new(Gpa(page), 4096).unwrap();
+            let ticket = if clear {
+                self.holes.insert(page);
+                self.guest.vm.clear_stage_two(range)
+            } else {
+                self.holes.remove(&page);
+                self.guest.vm.restore_stage_two(range)
+            };
+            assert!(self.guest.vm.is_complete(ticket.unwrap()));
         }
     }
 
@@ -300,16 +367,18 @@ impl World {
         iova: u64,
         write: bool,
         privileged: bool,
-    ) -> Result<u64, (FaultReason, bool)> {
-        let bypass = || match self.kind {
-            Kind::Two | Kind::Nested => {
-                self.second(iova, write, Stage::Two).map_err(|reason| (reason, true))
-            }
-            _ => Ok(iova),
+    ) -> Result<u64, (Stopped, bool)> {
+        let told = |stopped| (stopped, true);
+        let bypass = || {
+            let gpa = match self.kind {
+                Kind::Two | Kind::Nested => self.second(iova, write, Stage::Two).map_err(told)?,
+                _ => iova,
+            };
+            self.below(gpa).map_err(told)
         };
-        let refused = |reason| Err((reason, true));
+        let refused = |reason| Err(told((reason, None)));
         match self.kind {
-            Kind::Abort => return Err((FaultReason::ContextNotPresent, false)),
+            Kind::Abort => return Err(((FaultReason::ContextNotPresent, None), false)),
             Kind::Bypass | Kind::Two if of.is_some() => return refused(FaultReason::PasidDisabled),
             Kind::Bypass | Kind::Two => return bypass(),
             Kind::One | Kind::Nested => {}
@@ -322,14 +391,19 @@ impl World {
             (Some(number), _) if number > 3 => return refused(FaultReason::PasidRange),
             (Some(number), _) => (number, privileged),
         };
-        // The pages of stage 2 that can change are not those of descriptors.
-        let word0 = self.load(self.descriptors.0 + 64 * u64::from(number));
-        let root = self.load(self.descriptors.0 + 64 * u64::from(number) + 8);
+        let at = self.descriptors.0 + 64 * u64::from(number);
+        if self.kind == Kind::Nested {
+            self.second(at, false, Stage::TwoForDescriptor).map_err(told)?;
+        }
+        self.page(at, FaultReason::PasidEntryAccess).map_err(told)?;
+        let (word0, root) = (self.load(at), self.load(at + 8));
         if word0 >> 31 & 1 == 0 {
             return refused(FaultReason::PasidEntryNotPresent);
         }
-        self.first(root, iova, write, privileged)
-            .map_err(|(stage, reason)| (reason, stage != Stage::One || word0 & RECORD != 0))
+        let gpa = self
+            .first(root, iova, write, privileged)
+            .map_err(|(stage, stopped)| (stopped, stage != Stage::One || word0 & RECORD != 0))?;
+        self.below(gpa).map_err(told)
     }
 
     fn first(
@@ -338,59 +412,79 @@ impl World {
         iova: u64,
         write: bool,
         privileged: bool,
-    ) -> Result<u64, (Stage, FaultReason)> {
+    ) -> Result<u64, (Stage, Stopped)> {
         let mut table = root;
         let stage = Stage::One;
         let second = |address, write, stage| match self.kind {
-            Kind::Nested => self.second(address, write, stage).map_err(|reason| (stage, reason)),
+            Kind::Nested => self.second(address, write, stage).map_err(|stopped| (stage, stopped)),
             _ => Ok(address),
         };
+        let stopped = |reason| Err((stage, (reason, None)));
         for level in (1..=4u8).rev() {
             let shift = 12 + 9 * (u64::from(level) - 1);
             let at = second(table + (iova >> shift & 0x1ff) * 8, false, Stage::TwoForTable)?;
-            let entry = self.load(at);
+            let entry = self.entry(at).map_err(|stopped| (Stage::TwoForTable, stopped))?;
             if entry & F_PRESENT == 0 {
-                return Err((stage, FaultReason::NotPresent { stage, level }));
+                return stopped(FaultReason::NotPresent { stage, level });
             }
             table = entry & 0x0000_ffff_ffff_f000;
             if level > 1 && entry & 0b10 != 0 {
                 continue;
             }
             if entry & AF == 0 {
-                return Err((stage, FaultReason::AccessFlag { stage, level }));
+                return stopped(FaultReason::AccessFlag { stage, level });
             }
             if !privileged && entry & EL0 == 0 {
-                return Err((stage, FaultReason::Permission { stage, user: true }));
+                return stopped(FaultReason::Permission { stage, user: true });
             }
             if write && entry & READ_ONLY != 0 {
-                return Err((stage, FaultReason::Permission { stage, user: false }));
+                return stopped(FaultReason::Permission { stage, user: false });
             }
             return second(table | iova & ((1 << shift) - 1), write, Stage::Two);
         }
         unreachable!()
     }
 
-    fn second(&self, address: u64, write: bool, stage: Stage) -> Result<u64, FaultReason> {
+    fn second(&self, address: u64, write: bool, stage: Stage) -> Result<u64, Stopped> {
         let mut table = self.two.0;
         for level in (1..=3u8).rev() {
             let shift = 12 + 9 * (u64::from(level) - 1);
-            let entry = self.load(table + (address >> shift & 0x1ff) * 8);
+            let entry = self.entry(table + (address >> shift & 0x1ff) * 8)?;
             if entry & F_PRESENT == 0 {
-                return Err(FaultReason::NotPresent { stage, level });
+                return Err((FaultReason::NotPresent { stage, level }, None));
             }
             table = entry & 0x0000_ffff_ffff_f000;
             if level > 1 {
                 continue;
             }
             if entry & AF == 0 {
-                return Err(FaultReason::AccessFlag { stage, level });
+                return Err((FaultReason::AccessFlag { stage, level }, None));
             }
             let needed = if write { S2_WRITE } else { S2_READ };
             if entry & needed == 0 {
-                return Err(FaultReason::Permission { stage, user: false });
+                return Err((FaultReason::Permission { stage, user: false }, None));
             }
         }
         Ok(table | address & 0xfff)
+    }
+
+    /// Asks the host's stage 2 for what a request reaches.
+    fn below(&self, gpa: u64) -> Result<u64, Stopped> {
+        self.page(gpa, FaultReason::NotPresent { stage: Stage::Two, level: 1 })?;
+        Ok(gpa)
+    }
+
+    /// Loads an entry, by way of the host's stage 2.
+    fn entry(&self, at: u64) -> Result<u64, Stopped> {
+        self.page(at, FaultReason::NotPresent { stage: Stage::TwoForTable, level: 1 })?;
+        Ok(self.load(at))
+    }
+
+    fn page(&self, gpa: u64, reason: FaultReason) -> Result<(), Stopped> {
+        match self.holes.contains(&(gpa & !0xfff)) {
+            true => Err((reason, Some(Gpa(gpa)))),
+            false => Ok(()),
+        }
     }
 }
 
@@ -429,7 +523,10 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
         world.guest.memory.store_u64(Gpa(gpa), stamp).unwrap();
     }
     let result = dma(channel, space, iova, if write { Op::Write } else { Op::Read });
-    let fault = world.guest.vm.take_fault().map(|fault| fault.reason);
+    let fault = world.guest.vm.take_fault().map(|fault| {
+        let hosts = fault.stage_two.filter(|stop| stop.owner == StageTwoOwner::Host);
+        (fault.reason, hosts.map(|stop| stop.gpa))
+    });
     match expected {
         Ok(gpa) => {
             prop_assert_eq!(fault, None, "{:?}", step);
@@ -437,8 +534,8 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
             prop_assert_eq!(result, Ok(read), "{:?}", step);
             prop_assert_eq!(world.load(gpa), held, "{:?}", step);
         }
-        Err((reason, recorded)) => {
-            prop_assert_eq!(fault, recorded.then_some(reason), "{:?}", step);
+        Err((stopped, recorded)) => {
+            prop_assert_eq!(fault, recorded.then_some(stopped), "{:?}", step);
             prop_assert!(result.is_err(), "{:?}", step);
         }
     }
