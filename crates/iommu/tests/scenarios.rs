@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::scenarios;
+use common::{scenarios, smmu_scenarios};
 
 #[test]
 fn storm() {
@@ -46,6 +46,11 @@ fn no_starvation() {
 }
 
 #[test]
+fn attached() {
+    assert_eq!(scenarios::attached(), Ok(()));
+}
+
+#[test]
 fn parking() {
     assert_eq!(scenarios::parking(), Ok(()));
 }
@@ -63,6 +68,11 @@ fn owners() {
 #[test]
 fn stage_two() {
     assert_eq!(scenarios::stage_two(), Ok(()));
+}
+
+#[test]
+fn smmu() {
+    assert_eq!(smmu_scenarios::smmu(), Ok(()));
 }
 
 #[test]

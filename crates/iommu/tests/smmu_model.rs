@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use common::smmu::*;
 use common::*;
 use iommu::{
-    Asid, Channel, DefaultSubstream, FaultReason, Invalidation, PageRange, SmmuInvalidation, Stage,
-    StageTwoOwner, StreamTranslation, Vm,
+    Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason, Invalidation,
+    PageRange, SmmuInvalidation, Stage, StageTwoOwner, StreamTranslation, Vm,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
@@ -29,6 +29,8 @@ const GLOBAL: u64 = 0xc0_0000;
 const LARGE: u64 = BASE + (2 << 20);
 /// Pages of memory that tables may point at.
 const DATA_PAGES: u64 = 6;
+/// Where the descriptors are: at a multiple of the largest leaf.
+const DESCRIPTORS: Gpa = Gpa(0x10_0000);
 /// Substreams of the table; requests may name more.
 const SUBSTREAM_BITS: u8 = 2;
 const ASIDS: std::ops::Range<u16> = 1..4;
@@ -71,12 +73,13 @@ enum Place {
     /// The same of stage 2.
     Two(u32),
     Descriptors,
+    FirstLevel,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Has the device translated in another way.
-    Stream { kind: Kind, default: DefaultSubstream },
+    Stream { kind: Kind, default: DefaultSubstream, form: DescriptorForm },
     /// Points a substream at one of the two tables, or at none.
     Descriptor { of: u64, table: usize, valid: bool, asid: u16, record: bool },
     /// Changes a page of a stage-1 table.
@@ -113,6 +116,11 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         Just(DefaultSubstream::Bypass),
         Just(DefaultSubstream::Zero),
     ];
+    let form = prop_oneof![
+        Just(DescriptorForm::Linear),
+        Just(DescriptorForm::Leaves4K),
+        Just(DescriptorForm::Leaves64K),
+    ];
     let region =
         prop_oneof![3 => Just(Region::Own), 2 => Just(Region::Global), 1 => Just(Region::Large)];
     let substream = prop::option::weighted(0.8, 0..6u32);
@@ -120,10 +128,10 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         4 => (0..DATA_PAGES).prop_map(Place::Data),
         2 => (1..=4u32).prop_map(Place::One),
         1 => (1..=3u32).prop_map(Place::Two),
-        1 => Just(Place::Descriptors),
+        1 => prop_oneof![Just(Place::Descriptors), Just(Place::FirstLevel)],
     ];
     let step = prop_oneof![
-        2 => (kind, default).prop_map(|(kind, default)| Step::Stream { kind, default }),
+        2 => (kind, default, form).prop_map(|(kind, default, form)| Step::Stream { kind, default, form }),
         2 => (0..4u64, 0..2usize, prop::bool::weighted(0.85), ASIDS, any::<bool>()).prop_map(
             |(of, table, valid, asid, record)| Step::Descriptor { of, table, valid, asid, record }
         ),
@@ -149,9 +157,11 @@ struct World {
     guest: Guest,
     one: [Gpa; 2],
     two: Gpa,
-    descriptors: Gpa,
+    /// What leads to the descriptors if they are behind a first level.
+    first_level: Gpa,
     kind: Kind,
     default: DefaultSubstream,
+    form: DescriptorForm,
     asids: [u16; 4],
     /// Pages that the host's stage 2 does not have.
     holes: BTreeSet<u64>,
@@ -165,7 +175,8 @@ impl World {
         let mut guest = Guest::new();
         let one = [guest.table(), guest.table()];
         let two = guest.identity_two(false);
-        let descriptors = guest.table();
+        let first_level = guest.table();
+        guest.store(first_level, &[DESCRIPTORS.0 | 1]);
         let all = Page { to: 0, present: true, writable: true, user: true, accessed: true };
         for (table, root) in one.into_iter().enumerate() {
             for at in 0..PAGES {
@@ -185,25 +196,22 @@ impl World {
             }
         }
         for of in 0..4 {
-            guest.set_descriptor(descriptors, of, descriptor(one[of as usize % 2], asid(1)));
+            guest.set_descriptor(DESCRIPTORS, of, descriptor(one[of as usize % 2], asid(1)));
         }
-        let (kind, default) = (Kind::One, DefaultSubstream::Zero);
-        let world = Self {
-            guest,
-            one,
-            two,
-            descriptors,
-            kind,
-            default,
-            asids: [1; 4],
-            holes: BTreeSet::new(),
-        };
+        let (kind, default, form) = (Kind::One, DefaultSubstream::Zero, DescriptorForm::Linear);
+        let (asids, holes) = ([1; 4], BTreeSet::new());
+        let world = Self { guest, one, two, first_level, kind, default, form, asids, holes };
         world.set_stream();
         world
     }
 
     fn set_stream(&self) {
-        let table = linear(self.descriptors, SUBSTREAM_BITS, self.default);
+        let root = match self.form {
+            DescriptorForm::Linear => DESCRIPTORS,
+            _ => self.first_level,
+        };
+        let (form, default) = (self.form, self.default);
+        let table = DescriptorTable { root, bits: SUBSTREAM_BITS, form, default };
         self.guest.set_context(stream(match self.kind {
             Kind::Abort => StreamTranslation::Abort,
             Kind::Bypass => StreamTranslation::Bypass,
@@ -220,8 +228,8 @@ impl World {
     /// Carries out a change and gives the commands for it, one of several sufficient sets.
     fn change(&mut self, step: Step, choice: u8) {
         match step {
-            Step::Stream { kind, default } => {
-                (self.kind, self.default) = (kind, default);
+            Step::Stream { kind, default, form } => {
+                (self.kind, self.default, self.form) = (kind, default, form);
                 self.set_stream();
                 let entry =
                     SmmuInvalidation::StreamEntry { requester: DEVICE, ignore: choice.into() };
@@ -236,7 +244,7 @@ impl World {
                 let mut words = descriptor(self.one[table], asid(number));
                 words[0] &= if record { !0 } else { !RECORD };
                 words[0] &= if valid { !0 } else { !(1 << 31) };
-                self.guest.set_descriptor(self.descriptors, of, words);
+                self.guest.set_descriptor(DESCRIPTORS, of, words);
                 let old = core::mem::replace(&mut self.asids[of as usize], number);
                 self.forget_descriptor(of, old, choice);
             }
@@ -294,7 +302,8 @@ impl World {
             Place::Data(page) => vec![data(page)],
             Place::One(level) => one.map(|root| table(&mut self.guest, root, 4, level)).into(),
             Place::Two(level) => vec![table(&mut self.guest, two, 3, level)],
-            Place::Descriptors => vec![self.descriptors.0],
+            Place::Descriptors => vec![DESCRIPTORS.0],
+            Place::FirstLevel => vec![self.first_level.0],
         };
         for page in pages {
             let range = Range::<Gpa>::new(Gpa(page), 4096).unwrap();
@@ -391,12 +400,20 @@ impl World {
             (Some(number), _) if number > 3 => return refused(FaultReason::PasidRange),
             (Some(number), _) => (number, privileged),
         };
-        let at = self.descriptors.0 + 64 * u64::from(number);
-        if self.kind == Kind::Nested {
-            self.second(at, false, Stage::TwoForDescriptor).map_err(told)?;
+        let mut fetches =
+            vec![(DESCRIPTORS.0 + 64 * u64::from(number), FaultReason::PasidEntryAccess)];
+        if self.form != DescriptorForm::Linear {
+            // All are in the first leaf.
+            fetches.insert(0, (self.first_level.0, FaultReason::PasidDirectoryAccess));
         }
-        self.page(at, FaultReason::PasidEntryAccess).map_err(told)?;
-        let (word0, root) = (self.load(at), self.load(at + 8));
+        for (at, reason) in fetches {
+            if self.kind == Kind::Nested {
+                self.second(at, false, Stage::TwoForDescriptor).map_err(told)?;
+            }
+            self.page(at, reason).map_err(told)?;
+        }
+        let word0 = self.load(DESCRIPTORS.0 + 64 * u64::from(number));
+        let root = self.load(DESCRIPTORS.0 + 64 * u64::from(number) + 8);
         if word0 >> 31 & 1 == 0 {
             return refused(FaultReason::PasidEntryNotPresent);
         }

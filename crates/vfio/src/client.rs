@@ -1,6 +1,7 @@
 //! A host that is somewhere else: every call goes there as bytes.
 
 mod memory;
+mod objects;
 mod vm;
 
 use alloc::string::String;

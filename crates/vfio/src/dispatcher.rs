@@ -1,20 +1,31 @@
 //! The host end: bytes in, calls of a [`Host`] and its [`Vm`]s.
 
 mod calls;
+mod container;
+mod device;
+mod group;
 mod memory;
+mod objects;
 mod pasids;
+mod posted;
+mod ring;
 
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use iommu::{Host, Vm};
-use spin::mutex::SpinMutex;
+use iommu::Host;
 
+pub use container::Container;
+pub use device::RingCounts;
+pub use group::{Group, GroupDevice, MAX_GROUPS, MAX_GROUP_DEVICES};
 pub use memory::MAX_MAPPINGS;
+pub use objects::MAX_INVALIDATE_ENTRIES;
+pub use ring::RING_ENTRIES;
 
-use crate::{Errno, File, Handle, Refusal, Reply, Request, Revision, Transport};
-use calls::Machine;
+use crate::{Errno, Refusal, Reply, Revision, Transport};
+use container::Inner;
+use group::Groups;
 
 /// Containers that are open at most. Each has at most one VM, of which the host has its own limit.
 pub const MAX_CONTAINERS: usize = 2048;
@@ -32,6 +43,19 @@ struct Shared<H> {
     containers: AtomicUsize,
     calls: AtomicU64,
     refused: AtomicU64,
+    groups: Groups,
+}
+
+impl<H> Shared<H> {
+    /// Makes a call, and counts it.
+    fn counted(&self, call: impl FnOnce() -> Result<Reply, Refusal>) -> Result<Reply, Refusal> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let result = call();
+        if result.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
 }
 
 /// What a dispatcher has counted, over all of its containers.
@@ -54,6 +78,7 @@ impl<H: Host> Dispatcher<H> {
             containers: AtomicUsize::new(0),
             calls: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            groups: Groups::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -79,12 +104,12 @@ impl<H: Host> Dispatcher<H> {
             .containers
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .map_err(|_| Refusal::TooManyContainers { limit: MAX_CONTAINERS })?;
-        Ok(Container { shared: self.shared.clone(), machine: SpinMutex::new(None) })
+        Ok(Container(Arc::new(Inner::new(self.shared.clone()))))
     }
 
     /// What was counted.
     pub fn counts(&self) -> DispatcherCounts {
-        let Shared { containers, calls, refused, host: _, revision: _ } = &*self.shared;
+        let Shared { containers, calls, refused, host: _, revision: _, groups: _ } = &*self.shared;
         DispatcherCounts {
             containers: containers.load(Ordering::Relaxed),
             calls: calls.load(Ordering::Relaxed),
@@ -108,99 +133,11 @@ impl<H: Host> fmt::Debug for Dispatcher<H> {
     }
 }
 
-/// An open container: the handle that stands for one VM, and for nothing else. Dropping it closes
-/// the VM, so that what held it can die at any time.
-pub struct Container<H: Host> {
-    shared: Arc<Shared<H>>,
-    machine: SpinMutex<Option<Arc<Machine<H::Vm>>>>,
-}
-
-impl<H: Host> Container<H> {
-    /// The host's own handle of the container's VM, if it has one: for whoever runs the host end
-    /// in this process. No call gives it.
-    pub fn host_vm(&self) -> Option<H::Vm> {
-        self.machine.lock().as_ref().map(|machine| machine.vm.clone())
-    }
-
-    /// Carries out one call. Reads and writes no byte outside of `argument`, and takes a bounded
-    /// number of steps, whatever that holds.
-    ///
-    /// # Errors
-    ///
-    /// See [`Refusal`]. Nothing has changed then; where the structure has a place for what was
-    /// allowed, that is written.
-    pub fn call(
-        &self,
-        number: u32,
-        argument: &mut [u8],
-        handle: Option<Handle>,
-    ) -> Result<Reply, Refusal> {
-        self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        let result = self.dispatch(number, argument, handle);
-        if result.is_err() {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn dispatch(
-        &self,
-        number: u32,
-        argument: &mut [u8],
-        handle: Option<Handle>,
-    ) -> Result<Reply, Refusal> {
-        let revision = self.shared.revision;
-        let request = Request::of(number, revision).ok_or(Refusal::UnknownRequest { number })?;
-        if request == Request::CreateVm {
-            return self.create_vm(argument, handle);
-        }
-        let machine = self.machine.lock().clone().ok_or(Refusal::NoVm)?;
-        machine.dispatch(request, revision, argument, handle)
-    }
-
-    fn create_vm(&self, argument: &mut [u8], handle: Option<Handle>) -> Result<Reply, Refusal> {
-        calls::no_handle(handle)?;
-        let mut machine = self.machine.lock();
-        if machine.is_some() {
-            return Err(Refusal::VmExists);
-        }
-        *machine = Some(Arc::new(calls::create_vm(&self.shared.host, argument)?));
-        Ok(Reply::default())
-    }
-}
-
-impl<H: Host> Drop for Container<H> {
-    fn drop(&mut self) {
-        if let Some(machine) = self.machine.get_mut().take() {
-            let _ticket = machine.vm.close();
-        }
-        self.shared.containers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl<H: Host> fmt::Debug for Container<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let has_vm = self.machine.lock().is_some();
-        f.debug_struct("Container").field("has_vm", &has_vm).finish_non_exhaustive()
-    }
-}
-
 impl<H: Host + 'static> Transport for Dispatcher<H> {
     type File = Container<H>;
 
     fn open(&self) -> Result<Container<H>, Errno> {
         self.open_container().map_err(|refusal| refusal.errno())
-    }
-}
-
-impl<H: Host + 'static> File for Container<H> {
-    fn ioctl(
-        &self,
-        number: u32,
-        argument: &mut [u8],
-        handle: Option<Handle>,
-    ) -> Result<Reply, Errno> {
-        self.call(number, argument, handle).map_err(|refusal| refusal.errno())
     }
 }
 

@@ -4,8 +4,10 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use iommu::{
-    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FreePasidError,
-    GuestPasid, Host, HostError, Invalidation, PasidRange, PasidUsage, Ticket, Vm, VmConfig,
+    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
+    FaultQueueId, FreePasidError, GuestPasid, Hardware, Host, HostError, HwptId, HwptRequest,
+    Invalidation, IoasId, ObjectError, ObjectId, PasidRange, PasidUsage, StageOneInvalidation,
+    Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -139,6 +141,94 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
 
     fn counters(&self) -> Counters {
         either!(self, vm => vm.counters())
+    }
+
+    fn ioas(&self) -> Result<IoasId, ObjectError> {
+        either!(self, vm => vm.ioas())
+    }
+
+    fn hardware(&self, device: RequesterId) -> Result<Hardware, ObjectError> {
+        either!(self, vm => vm.hardware(device))
+    }
+
+    fn alloc_hwpt(&self, request: &HwptRequest) -> Result<HwptId, ObjectError> {
+        either!(self, vm => vm.alloc_hwpt(request))
+    }
+
+    fn alloc_viommu(
+        &self,
+        device: RequesterId,
+        parent: HwptId,
+        kind: ViommuKind,
+    ) -> Result<ViommuId, ObjectError> {
+        either!(self, vm => vm.alloc_viommu(device, parent, kind))
+    }
+
+    fn alloc_vdevice(
+        &self,
+        viommu: ViommuId,
+        device: RequesterId,
+        virtual_id: u64,
+    ) -> Result<VdeviceId, ObjectError> {
+        either!(self, vm => vm.alloc_vdevice(viommu, device, virtual_id))
+    }
+
+    fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
+        either!(self, vm => vm.alloc_fault_queue())
+    }
+
+    fn alloc_event_queue(&self, viommu: ViommuId, depth: u32) -> Result<EventQueueId, ObjectError> {
+        either!(self, vm => vm.alloc_event_queue(viommu, depth))
+    }
+
+    fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
+        either!(self, vm => vm.take_event(queue))
+    }
+
+    fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
+        either!(self, vm => vm.destroy(object))
+    }
+
+    fn attach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        either!(self, vm => vm.attach_hwpt(device, pasid, hwpt))
+    }
+
+    fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        either!(self, vm => vm.replace_hwpt(device, pasid, hwpt))
+    }
+
+    fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        either!(self, vm => vm.detach_hwpt(device, pasid))
+    }
+
+    fn invalidate_hwpt(
+        &self,
+        hwpt: HwptId,
+        what: &[StageOneInvalidation],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        either!(self, vm => vm.invalidate_hwpt(hwpt, what))
+    }
+
+    fn invalidate_viommu(
+        &self,
+        viommu: ViommuId,
+        commands: &[[u64; 2]],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        either!(self, vm => vm.invalidate_viommu(viommu, commands))
     }
 
     fn close(&self) -> Ticket {

@@ -24,6 +24,8 @@ macro_rules! errnos {
 }
 
 errnos! {
+    /// Someone who has a say refused.
+    EPERM = 1;
     /// There is no such thing.
     ENOENT = 2;
     /// The argument is longer than what is known, and asks for something there.
@@ -32,6 +34,8 @@ errnos! {
     EBADF = 9;
     /// No memory for it.
     ENOMEM = 12;
+    /// It is not the caller's.
+    EACCES = 13;
     /// The argument is not as long as it says.
     EFAULT = 14;
     /// Not now.

@@ -1,6 +1,7 @@
 //! Why a call is refused. It has changed nothing then.
 
-use iommu::{AllocPasidError, AttachError, FreePasidError, HostError};
+use iommu::nesting::{InvalidateError, MsiError, NestingError};
+use iommu::{AllocPasidError, AttachError, FreePasidError, HostError, ObjectError};
 use mem::{Gpa, LayoutError};
 
 use crate::{ArgumentError, Errno};
@@ -68,6 +69,75 @@ pub enum Refusal {
     /// The host takes no such PASID back.
     #[error(transparent)]
     FreePasid(#[from] FreePasidError),
+    /// The VM does not do that with its objects.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// No device of a VM has such a number.
+    #[error("no device has the number {number:#x}")]
+    NoSuchDevice {
+        /// The number.
+        number: u32,
+    },
+    /// The VM does not do that with a guest's tables.
+    #[error(transparent)]
+    Nesting(#[from] NestingError),
+    /// The VM cannot forget that.
+    #[error(transparent)]
+    Invalidate(#[from] InvalidateError),
+    /// No such doorbell can be.
+    #[error(transparent)]
+    Msi(#[from] MsiError),
+    /// The container is not one for nested translation.
+    #[error("the container is not for nested translation")]
+    NotNesting,
+    /// The call is for a container with one group.
+    #[error("the container has {groups} groups; the call is for one")]
+    NotSingle {
+        /// How many it has.
+        groups: usize,
+    },
+    /// No page request waits for this response.
+    #[error("no page request waits for this response")]
+    NoPageRequest,
+    /// The container has no group yet.
+    #[error("the container has no group")]
+    NoGroup,
+    /// The container has its kind of IOMMU.
+    #[error("the container has its IOMMU already")]
+    IommuSet,
+    /// No such kind of IOMMU.
+    #[error("there is no IOMMU of type {kind}")]
+    NoSuchIommu {
+        /// The type.
+        kind: u32,
+    },
+    /// The group is in no container, or in one without its kind of IOMMU.
+    #[error("the group is in no container that has its IOMMU")]
+    NoContainer,
+    /// The group is in a container.
+    #[error("the group is in a container already")]
+    ContainerSet,
+    /// There is no such group, or one of that number exists already.
+    #[error("group {number}")]
+    Group {
+        /// Its number.
+        number: u32,
+    },
+    /// It is open, or devices of it are.
+    #[error("in use")]
+    InUse,
+    /// As many groups or devices exist as there may be.
+    #[error("there are {limit} already")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// The group has no device of that name.
+    #[error("the group has no such device")]
+    NoSuchName,
+    /// No memory.
+    #[error("no memory")]
+    NoMemory,
     /// None of the caller's PASIDs lies in the range.
     #[error("none of the VM's PASIDs lies in the range")]
     NoPasidThere,
@@ -106,6 +176,21 @@ impl Refusal {
         match self {
             Self::UnknownRequest { .. } => Errno::ENOTTY,
             Self::Argument(error) => error.errno(),
+            Self::Object(error) => object_errno(error),
+            Self::Nesting(error) => nesting_errno(error),
+            Self::Invalidate(error) => invalidate_errno(error),
+            Self::Msi(MsiError::TooMany { .. }) | Self::NoMemory => Errno::ENOMEM,
+            Self::Msi(_)
+            | Self::NotNesting
+            | Self::NotSingle { .. }
+            | Self::NoPageRequest
+            | Self::NoGroup
+            | Self::IommuSet
+            | Self::NoContainer
+            | Self::ContainerSet => Errno::EINVAL,
+            Self::NoSuchIommu { .. } | Self::NoSuchName | Self::Group { .. } => Errno::ENODEV,
+            Self::InUse => Errno::EBUSY,
+            Self::TooMany { .. } => Errno::ENOSPC,
             Self::Flags { .. }
             | Self::Value { .. }
             | Self::UnwantedHandle
@@ -133,7 +218,76 @@ impl Refusal {
             Self::Host(HostError::NoMemory) | Self::AllocPasid(AllocPasidError::NoMemory) => {
                 Errno::ENOMEM
             }
-            Self::FreePasid(FreePasidError::NotGranted(_)) | Self::NoPasidThere => Errno::ENOENT,
+            Self::FreePasid(FreePasidError::NotGranted(_))
+            | Self::NoPasidThere
+            | Self::NoSuchDevice { .. } => Errno::ENOENT,
         }
+    }
+}
+
+/// iommufd's number for what happened to an object, where it has one.
+const fn object_errno(error: &ObjectError) -> Errno {
+    match error {
+        ObjectError::NotSupported => Errno::EOPNOTSUPP,
+        ObjectError::NoDevice(_) | ObjectError::NoObject(_) => Errno::ENOENT,
+        ObjectError::Busy => Errno::EBUSY,
+        ObjectError::NotAttached | ObjectError::WrongModel | ObjectError::Invalid(_) => {
+            Errno::EINVAL
+        }
+        ObjectError::NotGranted(_) => Errno::EACCES,
+        ObjectError::TooMany { .. } => Errno::ENOSPC,
+        ObjectError::Refused => Errno::EPERM,
+        ObjectError::NoMemory => Errno::ENOMEM,
+        ObjectError::Closed => Errno::ENODEV,
+    }
+}
+
+/// The number of the posted drivers for why an object did not do it.
+const fn posted_errno(error: &ObjectError) -> Errno {
+    match error {
+        // A driver without the call.
+        ObjectError::NotSupported => Errno::ENODEV,
+        other => object_errno(other),
+    }
+}
+
+const fn nesting_errno(error: &NestingError) -> Errno {
+    match error {
+        NestingError::NoDevices | NestingError::NoDevice(_) => Errno::ENODEV,
+        NestingError::Duplicate(_) => Errno::EEXIST,
+        NestingError::PasidBound(..)
+        | NestingError::DeviceBound(_)
+        | NestingError::PasidsBound(_)
+        | NestingError::NoPasids => Errno::EBUSY,
+        NestingError::OtherHardware(_)
+        | NestingError::WrongModel
+        | NestingError::PasidBits { .. }
+        | NestingError::Size(_)
+        | NestingError::NoTwoLevelTables
+        | NestingError::Misaligned { .. }
+        | NestingError::BeyondStageTwo { .. }
+        | NestingError::AddressWidth(_)
+        | NestingError::Flags(_)
+        | NestingError::Translating
+        | NestingError::DeviceNotBound(_)
+        | NestingError::ReservedPasid(_)
+        | NestingError::PasidNotBound(..) => Errno::EINVAL,
+        NestingError::Object(cause)
+        | NestingError::Blocked(cause)
+        | NestingError::Stuck { cause, .. } => posted_errno(cause),
+    }
+}
+
+const fn invalidate_errno(error: &InvalidateError) -> Errno {
+    match error {
+        InvalidateError::NoDevice(_) => Errno::ENODEV,
+        InvalidateError::NotForHardware | InvalidateError::NotBound(..) => Errno::ENOENT,
+        InvalidateError::NoCache
+        | InvalidateError::Combination(_)
+        | InvalidateError::NoAddressSpace
+        | InvalidateError::ArchId(_)
+        | InvalidateError::Granule(_)
+        | InvalidateError::Range => Errno::EINVAL,
+        InvalidateError::Object(cause) => posted_errno(cause),
     }
 }

@@ -1,13 +1,30 @@
 //! The structures of the user API, byte for byte. Numbers have the machine's own byte order: the
 //! two ends share a machine.
 //!
-//! `posted` is what Linux has or what a series for it proposed; `own` is what the posted
-//! structures cannot say. Fields that a host end fills in are marked *out*; what a caller puts
+//! `posted` is what VFIO has or what a series for it proposed; `iommufd` what Linux has for the
+//! objects of a VM; `own` is what neither can say. Fields that a host end fills in are marked *out*; what a caller puts
 //! there does not matter.
 
+mod device;
+mod iommufd;
+mod nesting;
 mod own;
 mod posted;
 
+pub use device::{
+    AttachIommufdPt, CapabilityHeader, DetachIommufdPt, DeviceInfo, DmaAvailable, GroupStatus,
+    IommuInfo, IovaRanges, IrqInfo, IrqSet, Number, RegionInfo, RingHeader, SparseMap, TypeOf,
+};
+pub use iommufd::{
+    AttachPageTable, Destroy, DetachPageTable, FaultQueueAlloc, GetHwInfo, HwptAlloc,
+    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, SmmuInfo, SmmuStageOneData, VdeviceAlloc,
+    VeventqAlloc, ViommuAlloc, VtdInfo, VtdInvalidateEntry, VtdPasidTableData, VtdStageOneData,
+};
+pub use nesting::{
+    CacheInvalidateInfo53, GpasidBindData, GpasidBindData53, GpasidVtd, Header, NestingInfo,
+    NestingInfoV7, NestingVtdV7, PageResponse, PasidSmmuv3, PasidTableConfig, PasidTableConfigV13,
+    PasidTableConfigV7, SetMsiBinding,
+};
 pub use own::{
     AttachDevice, Completion, CountersArgument, CreateVm, OwnCacheInvalidate, OwnPasidRequest,
     ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
@@ -19,6 +36,9 @@ pub use posted::{
 
 /// Values of fields.
 pub mod flags {
+    pub use super::device::flags::*;
+    pub use super::iommufd::flags::*;
+    pub use super::nesting::flags::*;
     pub use super::own::flags::*;
     pub use super::posted::flags::*;
 }

@@ -1,12 +1,14 @@
 //! Between a client and a host end: bytes and handles there, bytes and handles back.
 
 use alloc::sync::Arc;
+use core::any::Any;
 use core::fmt;
+use core::ops::Range;
 
-use iommu::{ContextSource, Endpoint, Ticket};
+use iommu::{Channel, ContextSource, Endpoint, Ticket};
 use mem::Backing;
 
-use crate::Errno;
+use crate::{Errno, RingCounts};
 
 /// What goes along with the bytes of a call, as a file descriptor would: authority is a handle,
 /// never a number in the bytes.
@@ -20,6 +22,9 @@ pub enum Handle {
     /// What is rung when a fault arrives, for
     /// [`Request::SetFaultEvent`](crate::Request::SetFaultEvent).
     Event(Arc<dyn Fn() + Send + Sync>),
+    /// An open container ([`Container::handle`](crate::Container::handle)), for
+    /// [`Request::GroupSetContainer`](crate::Request::GroupSetContainer).
+    Container(Arc<dyn Any + Send + Sync>),
 }
 
 impl fmt::Debug for Handle {
@@ -28,6 +33,7 @@ impl fmt::Debug for Handle {
             Self::Memory(_) => "Memory",
             Self::Contexts(_) => "Contexts",
             Self::Event(_) => "Event",
+            Self::Container(_) => "Container",
         })
     }
 }
@@ -42,6 +48,8 @@ pub struct Reply {
     /// The call, as posted, returns when this is complete. A transport for clients that rely on
     /// that waits; our own structures carry a ticket instead and need no wait.
     pub pending: Option<Ticket>,
+    /// A device's file, opened ([`Request::GroupGetDeviceFd`](crate::Request::GroupGetDeviceFd)).
+    pub file: Option<Arc<dyn DeviceFile>>,
 }
 
 /// An open container, as a client has it. Dropping it closes it: its VM is over.
@@ -57,6 +65,37 @@ pub trait File: Send + Sync + 'static {
         argument: &mut [u8],
         handle: Option<Handle>,
     ) -> Result<Reply, Errno>;
+}
+
+/// An open device, as a client has it: a file that is also read, written and mapped. Its regions
+/// are where `VFIO_DEVICE_GET_REGION_INFO` says.
+pub trait DeviceFile: File + fmt::Debug {
+    /// Reads from a region.
+    ///
+    /// # Errors
+    ///
+    /// What the host end says.
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes to a region.
+    ///
+    /// # Errors
+    ///
+    /// What the host end says.
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Maps `len` bytes of a region: the memory that they are, and where in it.
+    ///
+    /// # Errors
+    ///
+    /// What the host end says.
+    fn map(&self, offset: u64, len: usize) -> Result<(Arc<dyn Backing>, Range<usize>), Errno>;
+
+    /// For the device's DMA, which passes no door. `None` if the device has left its container.
+    fn channel(&self) -> Option<Channel>;
+
+    /// For whoever looks: what happened to entries that are in neither ring.
+    fn ring_counts(&self) -> RingCounts;
 }
 
 /// A way to a host end.

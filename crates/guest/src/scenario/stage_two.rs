@@ -163,10 +163,9 @@ impl Ground {
             Err(seen) => seen,
         };
         std::thread::sleep(kmsg::RATE_LIMIT_WINDOW);
-        let mut log = KernelLog::from_now()?;
+        let (mut log, mut limits) = (KernelLog::from_now()?, KernelLog::from_now()?);
         self.queue.once(job::copy(self.source(), self.destination()), Flags::empty())?;
-        // The limit is mentioned first.
-        let limited = log.find(LOGGED_WITHIN, |line| kmsg::suppressed(line, "dmar_fault"))?;
+        let limited = limits.find(LOGGED_WITHIN, |line| kmsg::suppressed(line, "dmar_fault"))?;
         let line = dmar_fault(&mut log, end, address)?;
         let nothing = || Failure::new(format!("the kernel logged no such fault, but {seen:?}"));
         limited.and(line).map_err(|_| nothing())

@@ -239,6 +239,27 @@ pub fn stage_two() -> Verdict {
     check(dma(&channel, with(1), VA, Op::Read).is_err(), "read though it is cleared")
 }
 
+/// Where the host owns the PASID table, a PASID reaches what is attached, and nothing once that is
+/// detached.
+pub fn attached() -> Verdict {
+    let mut hosted = super::hosted::Hosted::new();
+    let spaces = [hosted.space(PAGES[0], 11), hosted.space(PAGES[1], 22)];
+    let vm = hosted.guest.vm.clone();
+    for (number, space) in (4..).zip(spaces) {
+        hosted.grant(number);
+        hosted.attach(number, space);
+    }
+    check((hosted.read(4), hosted.read(5)) == (Ok(11), Ok(22)), "another's pages")?;
+    let four = Some(super::hosted::guest(4));
+    wait(&vm, vm.detach_hwpt(DEVICE, four).map_err(|error| error.to_string())?);
+    check(hosted.read(4).is_err(), "read though it is detached")?;
+    check(hosted.read(5) == Ok(22), "another PASID was detached")?;
+    let five = Some(super::hosted::guest(5));
+    let replaced = vm.replace_hwpt(DEVICE, five, spaces[0]);
+    wait(&vm, replaced.map_err(|error| error.to_string())?);
+    check(hosted.read(5) == Ok(11), "the old table is in use")
+}
+
 /// A PASID that was given back is granted to nobody while an access may name it.
 pub fn parking() -> Verdict {
     let host = SoftwareHost::new();

@@ -10,11 +10,23 @@ struct Facts {
     size: usize,
     needed: usize,
     flags: Option<u32>,
-    reserved: Range<usize>,
+    reserved: [Range<usize>; 2],
 }
 
-const fn facts(size: usize, flags: u32, reserved: Range<usize>) -> Facts {
+const NONE: [Range<usize>; 2] = [0..0, 0..0];
+
+const fn facts(size: usize, flags: u32, reserved: [Range<usize>; 2]) -> Facts {
     Facts { size, needed: size, flags: Some(flags), reserved }
+}
+
+/// One of iommufd's, of which `needed` bytes are iommufd's own.
+const fn object(
+    size: usize,
+    needed: usize,
+    flags: Option<u32>,
+    reserved: [Range<usize>; 2],
+) -> Facts {
+    Facts { size, needed, flags, reserved }
 }
 
 type CopyIn = fn(&[u8]) -> Result<Vec<u8>, ArgumentError>;
@@ -24,24 +36,41 @@ fn bytes_of<T: Argument>(bytes: &[u8]) -> Result<Vec<u8>, ArgumentError> {
 }
 
 fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
-    let info = Facts { size: 56, needed: 16, flags: None, reserved: 10..16 };
-    let posted_invalidate = Facts { size: 64, needed: 24, flags: Some(0), reserved: 0..0 };
-    let counters = Facts { size: 128, needed: 8, flags: Some(0), reserved: 0..0 };
+    let info = Facts { size: 56, needed: 16, flags: None, reserved: [10..16, 0..0] };
+    let posted_invalidate = Facts { size: 64, needed: 24, flags: Some(0), reserved: NONE };
+    let attach = Some(0x8000_0001);
+    let counters = Facts { size: 128, needed: 8, flags: Some(0), reserved: NONE };
     vec![
-        ("MapDma", bytes_of::<MapDma>, facts(32, 3, 0..0)),
-        ("UnmapDma", bytes_of::<UnmapDma>, facts(24, 2, 0..0)),
-        ("PasidRequest", bytes_of::<PasidRequest>, facts(16, 3, 0..0)),
+        ("MapDma", bytes_of::<MapDma>, facts(32, 3, NONE)),
+        ("UnmapDma", bytes_of::<UnmapDma>, facts(24, 2, NONE)),
+        ("PasidRequest", bytes_of::<PasidRequest>, facts(16, 3, NONE)),
         ("CacheInvalidate", bytes_of::<CacheInvalidate>, posted_invalidate),
         ("CacheInvalidateInfo", bytes_of::<CacheInvalidateInfo>, info),
-        ("CreateVm", bytes_of::<CreateVm>, Facts { needed: 128, ..facts(144, 3, 20..24) }),
-        ("Ticketed", bytes_of::<Ticketed>, facts(16, 7, 0..0)),
-        ("SetHandle", bytes_of::<SetHandle>, facts(8, 3, 0..0)),
-        ("OwnCacheInvalidate", bytes_of::<OwnCacheInvalidate>, facts(80, 3, 76..80)),
-        ("OwnPasidRequest", bytes_of::<OwnPasidRequest>, facts(48, 15, 36..40)),
-        ("Completion", bytes_of::<Completion>, facts(24, 0, 20..24)),
-        ("ReadFault", bytes_of::<ReadFault>, facts(96, 0, 0..0)),
-        ("AttachDevice", bytes_of::<AttachDevice>, facts(16, 0, 10..12)),
+        ("CreateVm", bytes_of::<CreateVm>, Facts { needed: 128, ..facts(144, 3, [20..24, 0..0]) }),
+        ("Ticketed", bytes_of::<Ticketed>, facts(16, 7, NONE)),
+        ("SetHandle", bytes_of::<SetHandle>, facts(8, 3, NONE)),
+        ("OwnCacheInvalidate", bytes_of::<OwnCacheInvalidate>, facts(80, 3, [76..80, 0..0])),
+        ("OwnPasidRequest", bytes_of::<OwnPasidRequest>, facts(48, 15, [36..40, 0..0])),
+        ("Completion", bytes_of::<Completion>, facts(24, 0, [20..24, 0..0])),
+        ("ReadFault", bytes_of::<ReadFault>, facts(96, 0, NONE)),
+        ("AttachDevice", bytes_of::<AttachDevice>, facts(16, 0, [10..12, 0..0])),
         ("CountersArgument", bytes_of::<CountersArgument>, counters),
+        ("Destroy", bytes_of::<Destroy>, object(24, 8, None, NONE)),
+        ("IoasAlloc", bytes_of::<IoasAlloc>, object(32, 12, Some(0), [12..16, 0..0])),
+        ("HwptAlloc", bytes_of::<HwptAlloc>, object(72, 48, Some(15), [20..24, 44..48])),
+        ("GetHwInfo", bytes_of::<GetHwInfo>, object(56, 40, Some(0), [29..32, 0..0])),
+        ("HwptInvalidate", bytes_of::<HwptInvalidate>, object(56, 32, None, [28..32, 0..0])),
+        ("FaultQueueAlloc", bytes_of::<FaultQueueAlloc>, object(32, 16, Some(0), NONE)),
+        ("ViommuAlloc", bytes_of::<ViommuAlloc>, object(56, 40, Some(0), [24..32, 0..0])),
+        ("VdeviceAlloc", bytes_of::<VdeviceAlloc>, object(40, 24, None, NONE)),
+        ("VeventqAlloc", bytes_of::<VeventqAlloc>, object(48, 32, Some(0), [28..32, 0..0])),
+        ("AttachPageTable", bytes_of::<AttachPageTable>, object(48, 24, attach, [20..24, 0..0])),
+        ("DetachPageTable", bytes_of::<DetachPageTable>, object(40, 16, Some(1), NONE)),
+        ("SetMsiBinding", bytes_of::<SetMsiBinding>, object(32, 8, Some(3), NONE)),
+        ("IrqSet", bytes_of::<IrqSet>, object(24, 20, Some(0x3f), NONE)),
+        ("AttachIommufdPt", bytes_of::<AttachIommufdPt>, object(16, 12, Some(1), NONE)),
+        ("DetachIommufdPt", bytes_of::<DetachIommufdPt>, object(12, 8, Some(1), NONE)),
+        ("ReadEvent", bytes_of::<ReadEvent>, object(136, 8, None, NONE)),
     ]
 }
 
@@ -135,7 +164,7 @@ fn every_byte_that_may_not_be_set() {
         for offset in first..size {
             let mut bytes = zeroes(size, size);
             bytes[offset] = 0x80;
-            let expected = if reserved.contains(&offset) {
+            let expected = if reserved.iter().any(|range| range.contains(&offset)) {
                 Err(ArgumentError::Reserved { offset })
             } else {
                 Ok(bytes.clone())
@@ -154,6 +183,7 @@ fn each_has_its_number() {
         (ArgumentError::UnknownTail { offset: 8 }, 7),
         (ArgumentError::UnknownFlags { flags: 8 }, 22),
         (ArgumentError::Reserved { offset: 8 }, 22),
+        (ArgumentError::BadAddress { address: 8, len: 8 }, 14),
     ];
     for (error, number) in numbers {
         assert_eq!(error.errno(), Errno(number));
@@ -175,4 +205,24 @@ fn results_go_no_further_than_the_caller_knows() {
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[128..], [0; 8]);
     copy_out(&value, &mut []);
+}
+
+#[test]
+fn an_address_is_an_offset_past_the_structure() {
+    let argument = [0; 64];
+    let at = |address, len| pointed_at(&argument, 48, address, len);
+    assert_eq!(at(48, 16), Ok(48..64));
+    assert_eq!(at(64, 0), Ok(64..64));
+    for (address, len) in [(47, 1), (0, 0), (48, 17), (65, 0), (u64::MAX, 2), (48, u64::MAX)] {
+        assert_eq!(at(address, len), Err(ArgumentError::BadAddress { address, len }));
+    }
+}
+
+#[test]
+fn data_is_all_there_and_has_no_unknown_tail() {
+    assert_eq!(copy_data::<[u8; 4]>(&[1, 2, 3, 4, 0, 0]), Ok([1, 2, 3, 4]));
+    let short = ArgumentError::TooShort { argsz: 3, needed: 4 };
+    assert_eq!(copy_data::<[u8; 4]>(&[0; 3]), Err(short));
+    let tail = ArgumentError::UnknownTail { offset: 5 };
+    assert_eq!(copy_data::<[u8; 4]>(&[1, 2, 3, 4, 0, 1]), Err(tail));
 }

@@ -4,8 +4,10 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use iommu::{
-    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FreePasidError,
-    GuestPasid, Invalidation, Pasid, PasidRange, PasidUsage, Ticket, Vm,
+    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
+    FaultQueueId, FreePasidError, GuestPasid, Hardware, HwptId, HwptRequest, Invalidation, IoasId,
+    ObjectError, ObjectId, Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId,
+    ViommuId, ViommuKind, Vm, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -72,7 +74,7 @@ impl<F: File> ClientVm<F> {
         self.0.state.lock().failures
     }
 
-    fn call<A: IntoBytes + FromBytes>(
+    pub(super) fn call<A: IntoBytes + FromBytes>(
         &self,
         request: Request,
         argument: &mut A,
@@ -81,7 +83,7 @@ impl<F: File> ClientVm<F> {
         call(&self.0.file, request, argument, handle)
     }
 
-    fn count(&self, errno: Errno) {
+    pub(super) fn count(&self, errno: Errno) {
         let failures = &mut self.0.state.lock().failures;
         failures.count = failures.count.saturating_add(1);
         failures.last = Some(errno);
@@ -256,6 +258,94 @@ impl<F: File> Vm for ClientVm<F> {
             self.count(errno);
         }
         counters::from_wire(request.counts)
+    }
+
+    fn ioas(&self) -> Result<IoasId, ObjectError> {
+        self.get_ioas()
+    }
+
+    fn hardware(&self, device: RequesterId) -> Result<Hardware, ObjectError> {
+        self.get_hardware(device)
+    }
+
+    fn alloc_hwpt(&self, request: &HwptRequest) -> Result<HwptId, ObjectError> {
+        self.new_hwpt(request)
+    }
+
+    fn alloc_viommu(
+        &self,
+        device: RequesterId,
+        parent: HwptId,
+        kind: ViommuKind,
+    ) -> Result<ViommuId, ObjectError> {
+        self.new_viommu(device, parent, kind)
+    }
+
+    fn alloc_vdevice(
+        &self,
+        viommu: ViommuId,
+        device: RequesterId,
+        virtual_id: u64,
+    ) -> Result<VdeviceId, ObjectError> {
+        self.new_vdevice(viommu, device, virtual_id)
+    }
+
+    fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
+        self.new_fault_queue()
+    }
+
+    fn alloc_event_queue(&self, viommu: ViommuId, depth: u32) -> Result<EventQueueId, ObjectError> {
+        self.new_event_queue(viommu, depth)
+    }
+
+    fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
+        self.read_event(queue)
+    }
+
+    fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
+        self.end_object(object)
+    }
+
+    fn attach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<(), ObjectError> {
+        self.attach_table(device, pasid, hwpt, 0).map(drop)
+    }
+
+    fn replace_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
+        self.attach_table(device, pasid, hwpt, ATTACH_REPLACE)
+    }
+
+    fn detach_hwpt(
+        &self,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+    ) -> Result<Ticket, ObjectError> {
+        self.detach_table(device, pasid)
+    }
+
+    fn invalidate_hwpt(
+        &self,
+        hwpt: HwptId,
+        what: &[StageOneInvalidation],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        self.forget_of_table(hwpt, what)
+    }
+
+    fn invalidate_viommu(
+        &self,
+        viommu: ViommuId,
+        commands: &[[u64; 2]],
+    ) -> Result<Ticket, (usize, ObjectError)> {
+        self.forget_by_commands(viommu, commands)
     }
 
     fn close(&self) -> Ticket {

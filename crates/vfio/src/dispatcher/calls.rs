@@ -9,6 +9,7 @@ use pci::RequesterId;
 use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
+use super::objects::{Objects, Parents};
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
 use crate::spec::flags::*;
@@ -23,10 +24,15 @@ pub(super) struct Machine<V> {
     pub(super) vm: V,
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
+    parents: Parents,
+    /// Whether its PASIDs are the host's own numbers.
+    pub(super) system_wide: bool,
+    /// Whether it came with the container's first group, and goes with the last.
+    pub(super) with_groups: bool,
 }
 
 /// Refuses a handle.
-pub(super) fn no_handle(handle: Option<Handle>) -> Result<(), Refusal> {
+pub(super) fn no_handle(handle: Option<&Handle>) -> Result<(), Refusal> {
     handle.map_or(Ok(()), |_| Err(Refusal::UnwantedHandle))
 }
 
@@ -41,8 +47,9 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         enforce_grants: set(VM_ENFORCE_GRANTS),
         stage_two: stage_two::decode(&request.stage_two)?,
     };
+    let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {
-        Ok(vm) => Ok(Machine { vm, memory: SpinMutex::default(), granted: Granted::default() }),
+        Ok(vm) => Ok(Machine::new(vm, system_wide)),
         Err(error) => {
             match error {
                 HostError::TooManyVms { limit } => request.limit = saturate(limit),
@@ -71,6 +78,16 @@ fn saturate(limit: usize) -> u32 {
 }
 
 impl<V: Vm> Machine<V> {
+    pub(super) fn new(vm: V, system_wide: bool) -> Self {
+        let (memory, granted, parents) = Default::default();
+        Self { vm, memory, granted, parents, system_wide, with_groups: false }
+    }
+
+    /// A VM that came with the first group of a container.
+    pub(super) fn with_groups(vm: V) -> Self {
+        Self { with_groups: true, ..Self::new(vm, true) }
+    }
+
     pub(super) fn dispatch(
         &self,
         request: Request,
@@ -82,7 +99,12 @@ impl<V: Vm> Machine<V> {
             Request::MapDma => return self.map_dma(argument, handle),
             Request::SetContexts => return self.set_contexts(argument, handle),
             Request::SetFaultEvent => return self.set_fault_event(argument, handle),
-            _ => no_handle(handle)?,
+            _ => no_handle(handle.as_ref())?,
+        }
+        let own = revision == Revision::Own;
+        let objects = Objects { vm: &self.vm, parents: &self.parents, own };
+        if let Some(result) = objects.dispatch(request, argument) {
+            return result;
         }
         match (request, revision) {
             (Request::UnmapDma, _) => self.unmap_dma(argument),
@@ -96,10 +118,8 @@ impl<V: Vm> Machine<V> {
             (Request::PasidRequest, _) => self.granted.posted(&self.vm, argument),
             (Request::GetCounters, _) => self.get_counters(argument),
             (Request::CloseVm, _) => self.close(argument),
-            (Request::CreateVm, _) => Err(Refusal::VmExists),
-            (Request::MapDma | Request::SetContexts | Request::SetFaultEvent, _) => {
-                Err(Refusal::NoHandle)
-            }
+            // Not a request for a VM; those with a handle and those for objects are carried out.
+            (_, _) => Err(Refusal::VmExists),
         }
     }
 
@@ -246,6 +266,7 @@ impl<V: Vm> Machine<V> {
         self.memory.lock().close();
         let ticket = self.vm.close();
         self.granted.clear();
+        self.parents.clear();
         write_ticket(request, ticket, argument);
         Ok(Reply::default())
     }

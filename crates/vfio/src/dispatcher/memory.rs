@@ -92,6 +92,11 @@ impl Memory {
         Ok((result, Some(self.published.build()?)))
     }
 
+    /// How many mappings there are, or would be if the open change took effect.
+    pub(super) fn mappings(&self) -> usize {
+        self.draft.as_ref().unwrap_or(&self.published).0.len()
+    }
+
     /// Opens a change that begins with what is mapped.
     pub(super) fn begin(&mut self) -> Result<(), Refusal> {
         if self.draft.is_some() {

@@ -132,7 +132,7 @@ fn a_host_end_that_says_nonsense_is_not_believed() {
     bad(|argument| argument.fault.kind = 2);
     bad(|argument| argument.fault.pasid = 1 << 20);
     bad(|argument| argument.code = 0);
-    bad(|argument| argument.code = 29);
+    bad(|argument| argument.code = 31);
     bad(|argument| argument.stage = 0);
-    bad(|argument| argument.stage = 4);
+    bad(|argument| argument.stage = 5);
 }

@@ -119,7 +119,7 @@ impl Argument for CreateVm {
     const FLAGS: Option<u32> = Some(flags::VM_PRIVATE_PASIDS | flags::VM_ENFORCE_GRANTS);
     // A caller that has nothing to say of stage 2 need not.
     const NEEDED: usize = offset_of!(Self, stage_two);
-    const RESERVED: Range<usize> = 20..24;
+    const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
 }
 
 /// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`) and `CloseVm` (no
@@ -177,7 +177,7 @@ pub struct OwnCacheInvalidate {
 
 impl Argument for OwnCacheInvalidate {
     const FLAGS: Option<u32> = Some(flags::INVALIDATE_REQUESTER | flags::INVALIDATE_NO_PASID);
-    const RESERVED: Range<usize> = 76..80;
+    const RESERVED: [Range<usize>; 2] = [76..80, 0..0];
 }
 
 /// [`PasidRequest`](super::PasidRequest) with its results inside.
@@ -211,7 +211,7 @@ pub struct OwnPasidRequest {
 impl Argument for OwnPasidRequest {
     const FLAGS: Option<u32> =
         Some(PASID_ALLOC | PASID_FREE | flags::PASID_QUERY | flags::PASID_RELEASE);
-    const RESERVED: Range<usize> = 36..40;
+    const RESERVED: [Range<usize>; 2] = [36..40, 0..0];
 }
 
 /// Asks whether everything up to a ticket is over.
@@ -231,7 +231,7 @@ pub struct Completion {
 }
 
 impl Argument for Completion {
-    const RESERVED: Range<usize> = 20..24;
+    const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
 }
 
 /// Takes the oldest fault. All of it is *out*, but for the first two words.
@@ -283,7 +283,7 @@ pub struct AttachDevice {
 }
 
 impl Argument for AttachDevice {
-    const RESERVED: Range<usize> = 10..12;
+    const RESERVED: [Range<usize>; 2] = [10..12, 0..0];
 }
 
 /// Reads the counters of [`iommu::Counters`]. All of it is *out*, but for the first two words; a

@@ -174,7 +174,7 @@ pub struct CacheInvalidateInfo {
 impl Argument for CacheInvalidateInfo {
     const NEEDED: usize = 16;
     const FLAGS: Option<u32> = None;
-    const RESERVED: Range<usize> = 10..16;
+    const RESERVED: [Range<usize>; 2] = [10..16, 0..0];
 }
 
 /// `struct iommu_inv_pasid_info`.

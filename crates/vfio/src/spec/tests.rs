@@ -8,6 +8,10 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
 
+mod device;
+mod iommufd;
+mod nesting;
+
 #[test]
 fn what_linux_has_is_as_linux_has_it() {
     use vfio::{vfio_iommu_type1_dma_map as Map, vfio_iommu_type1_dma_unmap as Unmap};

@@ -225,6 +225,11 @@ impl GuestPlace {
         self.vm().host_vm().map_or(0, |vm| vm.cached_domains().len())
     }
 
+    /// Entries that are bound in tables of the host's now: of PASIDs, and of requests without one.
+    pub fn bound(&self) -> u64 {
+        self.shared.machine.unit_counters().bindings.bound
+    }
+
     /// The PASIDs whose table entry the IOMMU has cached, granted or not, and their domains.
     pub fn cached_pasids(&self) -> BTreeMap<Pasid, DomainId> {
         self.vm().host_vm().map(|vm| vm.cached_pasids()).unwrap_or_default()

@@ -70,6 +70,8 @@ struct Steady {
     resources: Resources,
     iotlb_entries: u64,
     pasid_entries: u64,
+    /// Entries in a table of the host's.
+    bound: u64,
     domains: u64,
     devices: u64,
     vms: usize,
@@ -292,6 +294,7 @@ impl Guest {
                 resources: Resources::sample().map_err(|error| error.to_string())?,
                 iotlb_entries: vm.iotlb_entries,
                 pasid_entries: vm.pasid_entries,
+                bound: place.bound(),
                 domains: place.cached_domains() as u64,
                 devices: vm.devices,
                 vms,
@@ -320,6 +323,7 @@ impl Guest {
             same("threads", was.threads, is.threads, 0),
             same("cached translations", before.iotlb_entries, now.iotlb_entries, 0),
             same("cached PASID entries", before.pasid_entries, now.pasid_entries, 0),
+            same("entries bound by the host", before.bound, now.bound, 0),
             same("domains with something cached", before.domains, now.domains, 0),
             same(
                 "devices and VMs",

@@ -144,7 +144,11 @@ impl Runner<'_> {
             party.let_go(who, Go::On)?;
         }
         let more = |party: &Party<'_>, who: usize| party.tenants[who].rounds() - before[who];
-        self.until(party, check, |party| who.iter().all(|&who| more(party, who) >= ROUNDS))?;
+        self.until(party, check, |party| {
+            let early = who.iter().any(|&who| party.tenants[who].is_over());
+            early || who.iter().all(|&who| more(party, who) >= ROUNDS)
+        })?;
+        who.iter().try_for_each(|&who| party.goes_on(who))?;
         let name = |who: usize| party.tenants[who].name;
         let done = who.iter().map(|&who| format!("{}: {} rounds", name(who), more(party, who)));
         let detail = done.collect::<Vec<_>>().join(", ");
@@ -304,6 +308,14 @@ impl Runner<'_> {
 }
 
 impl Party<'_> {
+    /// Fails if a guest has ended its scenario, which it was not asked to.
+    fn goes_on(&self, who: usize) -> Result<(), Fall> {
+        match self.tenants[who].is_over() {
+            true => Err(of(who)(GuestError::Unexpected("Done"))),
+            false => Ok(()),
+        }
+    }
+
     fn let_go(&mut self, who: usize, go: Go) -> Result<(), Fall> {
         self.tenants[who].let_go(go).map_err(of(who))
     }

@@ -54,6 +54,7 @@ impl Runner<'_> {
         let wait = Wait::new("both guests' having PASIDs bound", party.run.scenario.limit);
         loop {
             self.look(party)?;
+            [FIRST, SECOND].into_iter().try_for_each(|who| party.goes_on(who))?;
             let first = self.record_of(party, FIRST)?;
             let second = self.record_of(party, SECOND)?;
             // The first one's bindings stood throughout, so they stood at the same time.

@@ -21,6 +21,8 @@ enum Wrong {
     BindsNothing,
     /// The death of one is a fault of the other's.
     Disturbs,
+    /// The server gives the second guest no number, so that its copies end at once.
+    Refuses,
     /// Something of the guests is left on the host.
     Keeps,
 }
@@ -28,6 +30,7 @@ enum Wrong {
 /// A guest that copies as long as it may.
 struct Actor {
     says: VecDeque<FromGuest>,
+    breaks_off: bool,
 }
 
 impl Guest for Actor {
@@ -36,12 +39,10 @@ impl Guest for Actor {
         match message {
             ToGuest::Run { scenario, .. } => {
                 assert_eq!(scenario, scenario::STREAM);
-                let check = FromGuest::Check {
-                    check: "copies".to_owned(),
-                    ok: true,
-                    detail: String::new(),
-                };
-                self.says.extend([check, again]);
+                let (check, ok) = ("copies".to_owned(), !self.breaks_off);
+                let done = FromGuest::Done { scenario: scenario.clone() };
+                let next = if ok { again } else { done };
+                self.says.extend([FromGuest::Check { check, ok, detail: String::new() }, next]);
             }
             ToGuest::Continue { ok: true } => self.says.push_back(again),
             ToGuest::Continue { ok: false } => {
@@ -77,18 +78,21 @@ impl Guest for Actor {
     }
 }
 
-struct Stage;
+struct Stage {
+    wrong: Wrong,
+}
 
 impl Starter for Stage {
     fn start(
         &mut self,
-        _number: u32,
+        number: u32,
         _linux: Linux,
         _devices: &Devices,
         _dir: PrivateDir,
     ) -> Result<Box<dyn Guest>, GuestError> {
         let hello = FromGuest::Hello { kernel: "7.3".to_owned(), cpus: 2 };
-        Ok(Box::new(Actor { says: [hello].into() }))
+        let breaks_off = self.wrong == Wrong::Refuses && number == 2;
+        Ok(Box::new(Actor { says: [hello].into(), breaks_off }))
     }
 }
 
@@ -166,7 +170,7 @@ fn failures(wrong: Wrong) -> Vec<String> {
     let mut server = House { wrong, guests: 0, gone: Vec::new(), asked: Rc::default() };
     let mut runner = Runner {
         server: &mut server,
-        starter: &mut Stage,
+        starter: &mut Stage { wrong },
         screen: &Screen::none(),
         report: &mut report,
         guests: 0,
@@ -194,6 +198,12 @@ fn guests_that_meet_on_the_host_are_a_failure() {
 #[test]
 fn numbers_that_are_bound_nowhere_are_a_failure() {
     assert_eq!(failures(Wrong::BindsNothing), ["the scenario runs to its end"]);
+}
+
+#[test]
+fn a_guest_that_breaks_off_is_not_waited_for() {
+    let checks = ["second: copies", "the scenario runs to its end"];
+    assert_eq!(failures(Wrong::Refuses), checks);
 }
 
 #[test]
