@@ -6,15 +6,19 @@
 //! stage 2 of the host's it also keeps which pages that does not have.
 #![cfg(not(loom))]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod reference;
 
 use std::collections::BTreeSet;
 
 use common::smmu::*;
+use common::smmu_hosted::HostedStream;
 use common::*;
 use iommu::{
-    Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason, Invalidation,
-    PageRange, SmmuInvalidation, Stage, StageTwoOwner, StreamTranslation, Vm,
+    ArmStageTwo, Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason,
+    Granule, Hardware, Invalidation, Layout, PageRange, SmmuInvalidation, SoftwareHost,
+    StageTwoConfig, StageTwoFormat, StageTwoOwner, StreamTranslation, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
@@ -163,8 +167,11 @@ struct World {
     default: DefaultSubstream,
     form: DescriptorForm,
     asids: [u16; 4],
+    has_stage_two: bool,
     /// Pages that the host's stage 2 does not have.
     holes: BTreeSet<u64>,
+    /// If the stream-table entry is the host's.
+    host: Option<HostedStream>,
 }
 
 /// Why an access goes nowhere; the address at which the host's stage 2 stopped, if it did.
@@ -172,7 +179,17 @@ type Stopped = (FaultReason, Option<Gpa>);
 
 impl World {
     fn new() -> Self {
-        let mut guest = Guest::new();
+        Self::on(Guest::new(), STAGE_TWO.is_some())
+    }
+
+    /// Has the host put the guest's stream-table entries over its stage 2 from here on.
+    fn attach(self) -> Self {
+        let world = Self { host: Some(HostedStream::new(&self.guest)), ..self };
+        world.set_stream();
+        world
+    }
+
+    fn on(mut guest: Guest, has_stage_two: bool) -> Self {
         let one = [guest.table(), guest.table()];
         let two = guest.identity_two(false);
         let first_level = guest.table();
@@ -199,8 +216,19 @@ impl World {
             guest.set_descriptor(DESCRIPTORS, of, descriptor(one[of as usize % 2], asid(1)));
         }
         let (kind, default, form) = (Kind::One, DefaultSubstream::Zero, DescriptorForm::Linear);
-        let (asids, holes) = ([1; 4], BTreeSet::new());
-        let world = Self { guest, one, two, first_level, kind, default, form, asids, holes };
+        let world = Self {
+            guest,
+            one,
+            two,
+            first_level,
+            kind,
+            default,
+            form,
+            asids: [1; 4],
+            has_stage_two,
+            holes: BTreeSet::new(),
+            host: None,
+        };
         world.set_stream();
         world
     }
@@ -212,23 +240,34 @@ impl World {
         };
         let (form, default) = (self.form, self.default);
         let table = DescriptorTable { root, bits: SUBSTREAM_BITS, form, default };
-        self.guest.set_context(stream(match self.kind {
+        let translation = match self.kind {
             Kind::Abort => StreamTranslation::Abort,
             Kind::Bypass => StreamTranslation::Bypass,
             Kind::One => StreamTranslation::StageOne(table),
             Kind::Two => StreamTranslation::StageTwo(stage_two(self.two)),
             Kind::Nested => StreamTranslation::Nested(table, stage_two(self.two)),
-        }));
+        };
+        match &self.host {
+            Some(host) => host.attach(&self.guest, &translation),
+            None => self.guest.set_context(stream(translation)),
+        }
     }
 
     fn forget(&self, what: SmmuInvalidation) {
-        self.guest.settle(Invalidation::Smmuv3(what));
+        match &self.host {
+            Some(host) => host.forget(&self.guest, what),
+            None => self.guest.settle(Invalidation::Smmuv3(what)),
+        }
     }
 
     /// Carries out a change and gives the commands for it, one of several sufficient sets.
     fn change(&mut self, step: Step, choice: u8) {
         match step {
             Step::Stream { kind, default, form } => {
+                let kind = match kind {
+                    Kind::Two | Kind::Nested if self.host.is_some() => Kind::One,
+                    kind => kind,
+                };
                 (self.kind, self.default, self.form) = (kind, default, form);
                 self.set_stream();
                 let entry =
@@ -291,7 +330,7 @@ impl World {
 
     /// Changes the host's stage 2, which needs no command of the guest's.
     fn edit(&mut self, place: Place, clear: bool) {
-        if STAGE_TWO.is_none() {
+        if !self.has_stage_two {
             return;
         }
         let table = |guest: &mut Guest, root, levels, level| {
@@ -342,8 +381,11 @@ impl World {
             3 => ASIDS.for_each(|asid| {
                 self.forget(SmmuInvalidation::StageOneAsid { vmid: VMID, asid: Asid(asid) });
             }),
+            // The device's TLB is the only one there is.
+            _ if self.host.is_some() => {
+                self.host.iter().for_each(|host| host.forget_device(&self.guest));
+            }
             _ => {
-                // The device's TLB is the only one there is.
                 let range = Range { start: Iova(0), last: Iova(u64::MAX) };
                 self.guest.settle(Invalidation::DeviceTlb { requester: DEVICE, range });
                 let pasid = None;
@@ -365,143 +407,6 @@ impl World {
 
     fn load(&self, at: u64) -> u64 {
         self.guest.memory.load_u64(Gpa(at)).unwrap()
-    }
-}
-
-/// Where an access goes, by the tables alone; with the fault comes whether it is recorded.
-impl World {
-    fn reference(
-        &self,
-        of: Option<u32>,
-        iova: u64,
-        write: bool,
-        privileged: bool,
-    ) -> Result<u64, (Stopped, bool)> {
-        let told = |stopped| (stopped, true);
-        let bypass = || {
-            let gpa = match self.kind {
-                Kind::Two | Kind::Nested => self.second(iova, write, Stage::Two).map_err(told)?,
-                _ => iova,
-            };
-            self.below(gpa).map_err(told)
-        };
-        let refused = |reason| Err(told((reason, None)));
-        match self.kind {
-            Kind::Abort => return Err(((FaultReason::ContextNotPresent, None), false)),
-            Kind::Bypass | Kind::Two if of.is_some() => return refused(FaultReason::PasidDisabled),
-            Kind::Bypass | Kind::Two => return bypass(),
-            Kind::One | Kind::Nested => {}
-        }
-        let (number, privileged) = match (of, self.default) {
-            (None, DefaultSubstream::Terminate) => return refused(FaultReason::PasidRequired),
-            (None, DefaultSubstream::Bypass) => return bypass(),
-            (None, DefaultSubstream::Zero) => (0, false),
-            (Some(0), DefaultSubstream::Zero) => return refused(FaultReason::PasidRange),
-            (Some(number), _) if number > 3 => return refused(FaultReason::PasidRange),
-            (Some(number), _) => (number, privileged),
-        };
-        let mut fetches =
-            vec![(DESCRIPTORS.0 + 64 * u64::from(number), FaultReason::PasidEntryAccess)];
-        if self.form != DescriptorForm::Linear {
-            // All are in the first leaf.
-            fetches.insert(0, (self.first_level.0, FaultReason::PasidDirectoryAccess));
-        }
-        for (at, reason) in fetches {
-            if self.kind == Kind::Nested {
-                self.second(at, false, Stage::TwoForDescriptor).map_err(told)?;
-            }
-            self.page(at, reason).map_err(told)?;
-        }
-        let word0 = self.load(DESCRIPTORS.0 + 64 * u64::from(number));
-        let root = self.load(DESCRIPTORS.0 + 64 * u64::from(number) + 8);
-        if word0 >> 31 & 1 == 0 {
-            return refused(FaultReason::PasidEntryNotPresent);
-        }
-        let gpa = self
-            .first(root, iova, write, privileged)
-            .map_err(|(stage, stopped)| (stopped, stage != Stage::One || word0 & RECORD != 0))?;
-        self.below(gpa).map_err(told)
-    }
-
-    fn first(
-        &self,
-        root: u64,
-        iova: u64,
-        write: bool,
-        privileged: bool,
-    ) -> Result<u64, (Stage, Stopped)> {
-        let mut table = root;
-        let stage = Stage::One;
-        let second = |address, write, stage| match self.kind {
-            Kind::Nested => self.second(address, write, stage).map_err(|stopped| (stage, stopped)),
-            _ => Ok(address),
-        };
-        let stopped = |reason| Err((stage, (reason, None)));
-        for level in (1..=4u8).rev() {
-            let shift = 12 + 9 * (u64::from(level) - 1);
-            let at = second(table + (iova >> shift & 0x1ff) * 8, false, Stage::TwoForTable)?;
-            let entry = self.entry(at).map_err(|stopped| (Stage::TwoForTable, stopped))?;
-            if entry & F_PRESENT == 0 {
-                return stopped(FaultReason::NotPresent { stage, level });
-            }
-            table = entry & 0x0000_ffff_ffff_f000;
-            if level > 1 && entry & 0b10 != 0 {
-                continue;
-            }
-            if entry & AF == 0 {
-                return stopped(FaultReason::AccessFlag { stage, level });
-            }
-            if !privileged && entry & EL0 == 0 {
-                return stopped(FaultReason::Permission { stage, user: true });
-            }
-            if write && entry & READ_ONLY != 0 {
-                return stopped(FaultReason::Permission { stage, user: false });
-            }
-            return second(table | iova & ((1 << shift) - 1), write, Stage::Two);
-        }
-        unreachable!()
-    }
-
-    fn second(&self, address: u64, write: bool, stage: Stage) -> Result<u64, Stopped> {
-        let mut table = self.two.0;
-        for level in (1..=3u8).rev() {
-            let shift = 12 + 9 * (u64::from(level) - 1);
-            let entry = self.entry(table + (address >> shift & 0x1ff) * 8)?;
-            if entry & F_PRESENT == 0 {
-                return Err((FaultReason::NotPresent { stage, level }, None));
-            }
-            table = entry & 0x0000_ffff_ffff_f000;
-            if level > 1 {
-                continue;
-            }
-            if entry & AF == 0 {
-                return Err((FaultReason::AccessFlag { stage, level }, None));
-            }
-            let needed = if write { S2_WRITE } else { S2_READ };
-            if entry & needed == 0 {
-                return Err((FaultReason::Permission { stage, user: false }, None));
-            }
-        }
-        Ok(table | address & 0xfff)
-    }
-
-    /// Asks the host's stage 2 for what a request reaches.
-    fn below(&self, gpa: u64) -> Result<u64, Stopped> {
-        self.page(gpa, FaultReason::NotPresent { stage: Stage::Two, level: 1 })?;
-        Ok(gpa)
-    }
-
-    /// Loads an entry, by way of the host's stage 2.
-    fn entry(&self, at: u64) -> Result<u64, Stopped> {
-        self.page(at, FaultReason::NotPresent { stage: Stage::TwoForTable, level: 1 })?;
-        Ok(self.load(at))
-    }
-
-    fn page(&self, gpa: u64, reason: FaultReason) -> Result<(), Stopped> {
-        match self.holes.contains(&(gpa & !0xfff)) {
-            true => Err((reason, Some(Gpa(gpa)))),
-            false => Ok(()),
-        }
     }
 }
 
@@ -559,18 +464,36 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
     Ok(())
 }
 
+/// Makes every step and compares what comes of each access.
+fn run(mut world: World, channel: &Channel, steps: Vec<(Step, u8)>) -> Result<(), TestCaseError> {
+    for (number, (step, choice)) in (2..).zip(steps) {
+        world.change(step, choice);
+        access(&world, channel, step, number << 8)?;
+    }
+    let counters = world.guest.vm.counters();
+    prop_assert_eq!(counters.iotlb_misses, counters.walks);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_cached_never_shows(steps in steps()) {
-        let mut world = World::new();
+        let world = World::new();
         let (_endpoint, channel) = world.guest.attach();
-        for (number, (step, choice)) in (2..).zip(steps) {
-            world.change(step, choice);
-            access(&world, &channel, step, number << 8)?;
-        }
-        let counters = world.guest.vm.counters();
-        prop_assert_eq!(counters.iotlb_misses, counters.walks);
+        run(world, &channel, steps)?;
+    }
+
+    #[test]
+    fn nor_where_the_host_has_the_entry(steps in steps()) {
+        let format = ArmStageTwo::new(Granule::Kib4, 44, 48).unwrap();
+        let (format, layout) = (StageTwoFormat::Arm(format), Layout::Shuffled { seed: 13 });
+        let stage_two = Some(StageTwoConfig { format, layout });
+        let config = VmConfig { stage_two, ..VmConfig::named("hosted") };
+        let host = SoftwareHost::with_hardware(Hardware::Smmuv3(SMMU));
+        let world = World::on(Guest::with(&host, config), true);
+        let (_endpoint, channel) = world.guest.attach();
+        run(world.attach(), &channel, steps)?;
     }
 }
