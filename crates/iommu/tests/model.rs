@@ -1,13 +1,16 @@
 //! The engine against a slow reference: random tables, entries, invalidations and accesses.
 //!
 //! The reference keeps nothing. For each access it walks the guest's memory from the PASID
-//! directory on, with masks written out by hand, so what the engine caches must never show.
+//! directory on, with masks written out by hand, so what the engine caches must never show. Over a
+//! stage 2 of the host's it also keeps which pages that does not have.
 #![cfg(not(loom))]
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::*;
-use iommu::{Channel, DomainId, FaultReason, Invalidation, PageRange, Stage, Vm};
+use iommu::{Channel, DomainId, FaultReason, Invalidation, PageRange, Stage, StageTwoOwner, Vm};
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
 
@@ -31,6 +34,18 @@ enum Kind {
     Absent,
 }
 
+/// A page of the guest's.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Data(u64),
+    /// The table of this level by which the first stage translates the pages under test.
+    First(u32),
+    /// The same of the second stage.
+    Second(u32),
+    Directory,
+    Entries,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Points a PASID at a translation of some kind, in some domain.
@@ -41,6 +56,8 @@ enum Step {
     FirstLarge { mapped: bool },
     /// Changes a page of the second-stage table.
     Second { page: u64, to: u64, read: bool, write: bool },
+    /// Takes a page out of the host's stage 2, if there is one, or puts it back.
+    Hole { place: Place, clear: bool },
     /// An access; `large` is in the region of the large page.
     Access { of: u32, page: u64, large: bool, write: bool, privileged: bool },
 }
@@ -54,6 +71,12 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         1 => Just(Kind::Absent),
     ];
     let flags = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.8));
+    let place = prop_oneof![
+        4 => (0..DATA_PAGES).prop_map(Place::Data),
+        2 => (1..=4u32).prop_map(Place::First),
+        1 => (1..=4u32).prop_map(Place::Second),
+        1 => prop_oneof![Just(Place::Directory), Just(Place::Entries)],
+    ];
     let step = prop_oneof![
         2 => (0..PASIDS, kind, 1..3u16).prop_map(|(of, kind, domain)| Step::Entry { of, kind, domain }),
         2 => (0..SMALL_PAGES, 0..DATA_PAGES, flags).prop_map(|(page, to, (present, writable, user))| {
@@ -62,6 +85,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         1 => any::<bool>().prop_map(|mapped| Step::FirstLarge { mapped }),
         2 => (0..DATA_PAGES, 0..DATA_PAGES, prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(page, to, read, write)| Step::Second { page, to, read, write }),
+        2 => (place, any::<bool>()).prop_map(|(place, clear)| Step::Hole { place, clear }),
         12 => (0..PASIDS, 0..SMALL_PAGES, any::<(bool, bool, bool)>()).prop_map(
             |(of, page, (large, write, privileged))| Step::Access { of, page, large, write, privileged }
         ),
@@ -75,7 +99,12 @@ struct World {
     first: Gpa,
     second: Gpa,
     domains: [u16; PASIDS as usize],
+    /// Pages that the host's stage 2 does not have.
+    holes: BTreeSet<u64>,
 }
+
+/// Why an access goes nowhere; the address at which the host's stage 2 stopped, if it did.
+type Stopped = (FaultReason, Option<Gpa>);
 
 /// Address of a data page.
 fn data(page: u64) -> u64 {
@@ -90,7 +119,8 @@ impl World {
         for page in 0..SMALL_PAGES {
             guest.set_first(first, BASE + page * 4096, 1, data(page) | PRESENT | WRITABLE | USER);
         }
-        Self { guest, first, second, domains: [1; PASIDS as usize] }
+        let holes = BTreeSet::new();
+        Self { guest, first, second, domains: [1; PASIDS as usize], holes }
     }
 
     fn words(&self, kind: Kind, domain: u16) -> [u64; 8] {
@@ -138,8 +168,33 @@ impl World {
                 self.guest.set_second(self.second, data(page), 1, data(to) | flags);
                 self.forget_second(data(page), choice);
             }
+            Step::Hole { place, clear } => self.edit(place, clear),
             Step::Access { .. } => {}
         }
+    }
+
+    /// Changes the host's stage 2, which needs no word from the guest.
+    fn edit(&mut self, place: Place, clear: bool) {
+        if STAGE_TWO.is_none() {
+            return;
+        }
+        let link = PRESENT | WRITABLE | USER;
+        let page = match place {
+            Place::Data(page) => data(page),
+            Place::First(level) => self.guest.entry(self.first, 4, BASE, level, link).0 & !0xfff,
+            Place::Second(level) => self.guest.entry(self.second, 4, BASE, level, 3).0 & !0xfff,
+            Place::Directory => self.guest.directory.0,
+            Place::Entries => self.guest.pasid_entry(0).0 & !0xfff,
+        };
+        let range = Range::<Gpa>::new(Gpa(page), 4096).unwrap();
+        let ticket = if clear {
+            self.holes.insert(page);
+            self.guest.vm.clear_stage_two(range)
+        } else {
+            self.holes.remove(&page);
+            self.guest.vm.restore_stage_two(range)
+        };
+        assert!(self.guest.vm.is_complete(ticket.unwrap()));
     }
 
     fn forget_entry(&self, of: iommu::Pasid, domain: DomainId, choice: u8) {
@@ -184,35 +239,52 @@ impl World {
         }
     }
 
-    fn load(&self, at: u64) -> Option<u64> {
-        self.guest.memory.load_u64(Gpa(at)).ok()
+    /// What the guest has there, whether the host's stage 2 has the page or not.
+    fn load(&self, at: u64) -> u64 {
+        self.guest.memory.load_u64(Gpa(at)).unwrap()
+    }
+
+    /// Asks the host's stage 2 for what a request reaches.
+    fn below(&self, gpa: u64) -> Result<u64, Stopped> {
+        self.page(gpa, FaultReason::NotPresent { stage: Stage::Two, level: 1 })?;
+        Ok(gpa)
+    }
+
+    /// Loads an entry, by way of the host's stage 2.
+    fn entry(&self, at: u64) -> Result<u64, Stopped> {
+        self.page(at, FaultReason::NotPresent { stage: Stage::TwoForTable, level: 1 })?;
+        Ok(self.load(at))
+    }
+
+    fn page(&self, gpa: u64, reason: FaultReason) -> Result<(), Stopped> {
+        match self.holes.contains(&(gpa & !0xfff)) {
+            true => Err((reason, Some(Gpa(gpa)))),
+            false => Ok(()),
+        }
     }
 
     /// Where an access goes, by the tables alone.
-    fn reference(
-        &self,
-        of: u32,
-        iova: u64,
-        write: bool,
-        privileged: bool,
-    ) -> Result<u64, FaultReason> {
-        let directory = self.load(self.guest.directory.0).unwrap();
-        let entry = (directory & !0xfff) + u64::from(of) * 64;
-        let word0 = if directory & 1 == 0 { 0 } else { self.load(entry).unwrap() };
+    fn reference(&self, of: u32, iova: u64, write: bool, privileged: bool) -> Result<u64, Stopped> {
+        self.page(self.guest.directory.0, FaultReason::PasidDirectoryAccess)?;
+        let directory = self.load(self.guest.directory.0);
         if directory & 1 == 0 {
-            return Err(FaultReason::PasidDirectoryNotPresent);
+            return Err((FaultReason::PasidDirectoryNotPresent, None));
         }
+        let entry = (directory & !0xfff) + u64::from(of) * 64;
+        self.page(entry, FaultReason::PasidEntryAccess)?;
+        let word0 = self.load(entry);
         if word0 & 1 == 0 {
-            return Err(FaultReason::PasidEntryNotPresent);
+            return Err((FaultReason::PasidEntryNotPresent, None));
         }
         let second = word0 & !0xfff;
-        let first = self.load(entry + 16).unwrap() & !0xfff;
-        match word0 >> 6 & 7 {
+        let first = self.load(entry + 16) & !0xfff;
+        let gpa = match word0 >> 6 & 7 {
             1 => self.first(first, None, iova, write, privileged),
             2 => self.second(second, iova, write, Stage::Two),
             3 => self.first(first, Some(second), iova, write, privileged),
             _ => Ok(iova),
-        }
+        };
+        self.below(gpa?)
     }
 
     fn first(
@@ -222,7 +294,7 @@ impl World {
         iova: u64,
         write: bool,
         privileged: bool,
-    ) -> Result<u64, FaultReason> {
+    ) -> Result<u64, Stopped> {
         let (mut table, mut all) = (root, WRITABLE | USER);
         for level in (1..=4u8).rev() {
             let shift = 12 + 9 * (u64::from(level) - 1);
@@ -230,19 +302,19 @@ impl World {
             if let Some(second) = second {
                 at = self.second(second, at, false, Stage::TwoForTable)?;
             }
-            let entry = self.load(at).unwrap();
+            let entry = self.entry(at)?;
             if entry & PRESENT == 0 {
-                return Err(FaultReason::NotPresent { stage: Stage::One, level });
+                return Err((FaultReason::NotPresent { stage: Stage::One, level }, None));
             }
             all &= entry;
             table = entry & 0x000f_ffff_ffff_f000;
             if level == 1 || entry & LARGE != 0 {
                 if !privileged && all & USER == 0 {
-                    return Err(FaultReason::Permission { stage: Stage::One, user: true });
+                    return Err((FaultReason::Permission { stage: Stage::One, user: true }, None));
                 }
                 // Without WPE, privileged writes ignore read-only.
                 if write && all & WRITABLE == 0 && !privileged {
-                    return Err(FaultReason::Permission { stage: Stage::One, user: false });
+                    return Err((FaultReason::Permission { stage: Stage::One, user: false }, None));
                 }
                 let output = table | iova & ((1 << shift) - 1);
                 return match second {
@@ -254,26 +326,20 @@ impl World {
         unreachable!()
     }
 
-    fn second(
-        &self,
-        root: u64,
-        address: u64,
-        write: bool,
-        stage: Stage,
-    ) -> Result<u64, FaultReason> {
+    fn second(&self, root: u64, address: u64, write: bool, stage: Stage) -> Result<u64, Stopped> {
         let (mut table, mut all) = (root, 3);
         for level in (1..=4u8).rev() {
             let shift = 12 + 9 * (u64::from(level) - 1);
-            let entry = self.load(table + (address >> shift & 0x1ff) * 8).unwrap();
+            let entry = self.entry(table + (address >> shift & 0x1ff) * 8)?;
             if entry & 3 == 0 {
-                return Err(FaultReason::NotPresent { stage, level });
+                return Err((FaultReason::NotPresent { stage, level }, None));
             }
             all &= entry;
             table = entry & 0x000f_ffff_ffff_f000;
         }
         let needed = if write { SS_WRITE } else { SS_READ };
         if all & needed == 0 {
-            return Err(FaultReason::Permission { stage, user: false });
+            return Err((FaultReason::Permission { stage, user: false }, None));
         }
         Ok(table | address & 0xfff)
     }
@@ -288,13 +354,19 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
     let Step::Access { of, page, large, write, privileged } = step else { return Ok(()) };
     let iova = if large { LARGE_PAGE } else { BASE } + page * 4096 + 0x40;
     let space = iommu::AddressSpace { pasid: Some(pasid(of)), privileged };
-    let expected = world.reference(of, iova, write, privileged);
+    // Writes are atomics: they have to be allowed to read, too, which is looked at afterwards.
+    let expected = world
+        .reference(of, iova, write, privileged)
+        .and_then(|_| world.reference(of, iova, false, privileged));
     if let Ok(gpa) = expected {
         world.guest.memory.store_u64(Gpa(gpa), stamp).unwrap();
     }
     let op = if write { Op::Atomic } else { Op::Read };
     let result = dma(channel, space, iova, op);
-    let fault = world.guest.vm.take_fault().map(|fault| fault.reason);
+    let fault = world.guest.vm.take_fault().map(|fault| {
+        let hosts = fault.stage_two.filter(|stop| stop.owner == StageTwoOwner::Host);
+        (fault.reason, hosts.map(|stop| stop.gpa))
+    });
     prop_assert_eq!(fault, expected.err(), "{:?}", step);
     if let Ok(gpa) = expected {
         prop_assert_eq!(result, Ok(stamp), "{:?}", step);

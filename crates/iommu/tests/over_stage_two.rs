@@ -19,5 +19,5 @@ mod scenarios;
 mod smmu_descriptors;
 #[path = "smmu_dma.rs"]
 mod smmu_dma;
-#[path = "smmu_model.rs"]
+#[path = "smmu_model/main.rs"]
 mod smmu_model;

@@ -119,7 +119,7 @@ impl World {
             other,
             roots,
             hwpts,
-            has_stage_two: ground.is_some(),
+            has_stage_two: ground.or(super::STAGE_TWO).is_some(),
             granted: BTreeSet::new(),
             attached: [(0, Table::Paging)].into(),
             holes: BTreeSet::new(),

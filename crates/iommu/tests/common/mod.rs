@@ -6,6 +6,7 @@ pub mod hosted;
 pub mod hosted_model;
 pub mod scenarios;
 pub mod smmu;
+pub mod smmu_hosted;
 pub mod smmu_scenarios;
 
 use std::sync::{Arc, Mutex};

@@ -2,16 +2,23 @@
 //! commands and accesses.
 //!
 //! The reference keeps nothing. For each access it walks the guest's memory from the context
-//! descriptor on, with masks written out by hand, so what the engine caches must never show.
+//! descriptor on, with masks written out by hand, so what the engine caches must never show. Over a
+//! stage 2 of the host's it also keeps which pages that does not have.
 #![cfg(not(loom))]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod reference;
+
+use std::collections::BTreeSet;
 
 use common::smmu::*;
+use common::smmu_hosted::HostedStream;
 use common::*;
 use iommu::{
-    Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason, Invalidation,
-    PageRange, SmmuInvalidation, Stage, StreamTranslation, Vm,
+    ArmStageTwo, Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason,
+    Granule, Hardware, Invalidation, Layout, PageRange, SmmuInvalidation, SoftwareHost,
+    StageTwoConfig, StageTwoFormat, StageTwoOwner, StreamTranslation, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
@@ -60,6 +67,19 @@ enum Region {
     Large,
 }
 
+/// A page of the guest's.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Data(u64),
+    /// The tables of this level by which stage 1 translates the pages under test: of both address
+    /// spaces, since a page that is global may have been found by either.
+    One(u32),
+    /// The same of stage 2.
+    Two(u32),
+    Descriptors,
+    FirstLevel,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Has the device translated in another way.
@@ -74,6 +94,8 @@ enum Step {
     Large { table: usize, mapped: bool },
     /// Changes a page of the stage-2 table.
     Two { at: u64, page: Page },
+    /// Takes a page out of the host's stage 2, if there is one, or puts it back.
+    Hole { place: Place, clear: bool },
     /// An access.
     Access { of: Option<u32>, region: Region, at: u64, write: bool, privileged: bool },
 }
@@ -106,6 +128,12 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
     let region =
         prop_oneof![3 => Just(Region::Own), 2 => Just(Region::Global), 1 => Just(Region::Large)];
     let substream = prop::option::weighted(0.8, 0..6u32);
+    let place = prop_oneof![
+        4 => (0..DATA_PAGES).prop_map(Place::Data),
+        2 => (1..=4u32).prop_map(Place::One),
+        1 => (1..=3u32).prop_map(Place::Two),
+        1 => prop_oneof![Just(Place::Descriptors), Just(Place::FirstLevel)],
+    ];
     let step = prop_oneof![
         2 => (kind, default, form).prop_map(|(kind, default, form)| Step::Stream { kind, default, form }),
         2 => (0..4u64, 0..2usize, prop::bool::weighted(0.85), ASIDS, any::<bool>()).prop_map(
@@ -115,6 +143,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         1 => (0..PAGES, page()).prop_map(|(at, page)| Step::Global { at, page }),
         1 => (0..2usize, any::<bool>()).prop_map(|(table, mapped)| Step::Large { table, mapped }),
         2 => (0..DATA_PAGES, page()).prop_map(|(at, page)| Step::Two { at, page }),
+        2 => (place, any::<bool>()).prop_map(|(place, clear)| Step::Hole { place, clear }),
         16 => (substream, region, 0..PAGES, any::<(bool, bool)>()).prop_map(
             |(of, region, at, (write, privileged))| Step::Access { of, region, at, write, privileged }
         ),
@@ -138,11 +167,29 @@ struct World {
     default: DefaultSubstream,
     form: DescriptorForm,
     asids: [u16; 4],
+    has_stage_two: bool,
+    /// Pages that the host's stage 2 does not have.
+    holes: BTreeSet<u64>,
+    /// If the stream-table entry is the host's.
+    host: Option<HostedStream>,
 }
+
+/// Why an access goes nowhere; the address at which the host's stage 2 stopped, if it did.
+type Stopped = (FaultReason, Option<Gpa>);
 
 impl World {
     fn new() -> Self {
-        let mut guest = Guest::new();
+        Self::on(Guest::new(), STAGE_TWO.is_some())
+    }
+
+    /// Has the host put the guest's stream-table entries over its stage 2 from here on.
+    fn attach(self) -> Self {
+        let world = Self { host: Some(HostedStream::new(&self.guest)), ..self };
+        world.set_stream();
+        world
+    }
+
+    fn on(mut guest: Guest, has_stage_two: bool) -> Self {
         let one = [guest.table(), guest.table()];
         let two = guest.identity_two(false);
         let first_level = guest.table();
@@ -169,7 +216,19 @@ impl World {
             guest.set_descriptor(DESCRIPTORS, of, descriptor(one[of as usize % 2], asid(1)));
         }
         let (kind, default, form) = (Kind::One, DefaultSubstream::Zero, DescriptorForm::Linear);
-        let world = Self { guest, one, two, first_level, kind, default, form, asids: [1; 4] };
+        let world = Self {
+            guest,
+            one,
+            two,
+            first_level,
+            kind,
+            default,
+            form,
+            asids: [1; 4],
+            has_stage_two,
+            holes: BTreeSet::new(),
+            host: None,
+        };
         world.set_stream();
         world
     }
@@ -181,23 +240,34 @@ impl World {
         };
         let (form, default) = (self.form, self.default);
         let table = DescriptorTable { root, bits: SUBSTREAM_BITS, form, default };
-        self.guest.set_context(stream(match self.kind {
+        let translation = match self.kind {
             Kind::Abort => StreamTranslation::Abort,
             Kind::Bypass => StreamTranslation::Bypass,
             Kind::One => StreamTranslation::StageOne(table),
             Kind::Two => StreamTranslation::StageTwo(stage_two(self.two)),
             Kind::Nested => StreamTranslation::Nested(table, stage_two(self.two)),
-        }));
+        };
+        match &self.host {
+            Some(host) => host.attach(&self.guest, &translation),
+            None => self.guest.set_context(stream(translation)),
+        }
     }
 
     fn forget(&self, what: SmmuInvalidation) {
-        self.guest.settle(Invalidation::Smmuv3(what));
+        match &self.host {
+            Some(host) => host.forget(&self.guest, what),
+            None => self.guest.settle(Invalidation::Smmuv3(what)),
+        }
     }
 
     /// Carries out a change and gives the commands for it, one of several sufficient sets.
     fn change(&mut self, step: Step, choice: u8) {
         match step {
             Step::Stream { kind, default, form } => {
+                let kind = match kind {
+                    Kind::Two | Kind::Nested if self.host.is_some() => Kind::One,
+                    kind => kind,
+                };
                 (self.kind, self.default, self.form) = (kind, default, form);
                 self.set_stream();
                 let entry =
@@ -253,7 +323,37 @@ impl World {
                     _ => SmmuInvalidation::StageTwoPages { vmid: VMID, range },
                 });
             }
+            Step::Hole { place, clear } => self.edit(place, clear),
             Step::Access { .. } => {}
+        }
+    }
+
+    /// Changes the host's stage 2, which needs no command of the guest's.
+    fn edit(&mut self, place: Place, clear: bool) {
+        if !self.has_stage_two {
+            return;
+        }
+        let table = |guest: &mut Guest, root, levels, level| {
+            guest.entry(root, levels, BASE, level, TABLE).0 & !0xfff
+        };
+        let (one, two) = (self.one, self.two);
+        let pages = match place {
+            Place::Data(page) => vec![data(page)],
+            Place::One(level) => one.map(|root| table(&mut self.guest, root, 4, level)).into(),
+            Place::Two(level) => vec![table(&mut self.guest, two, 3, level)],
+            Place::Descriptors => vec![DESCRIPTORS.0],
+            Place::FirstLevel => vec![self.first_level.0],
+        };
+        for page in pages {
+            let range = Range::<Gpa>::new(Gpa(page), 4096).unwrap();
+            let ticket = if clear {
+                self.holes.insert(page);
+                self.guest.vm.clear_stage_two(range)
+            } else {
+                self.holes.remove(&page);
+                self.guest.vm.restore_stage_two(range)
+            };
+            assert!(self.guest.vm.is_complete(ticket.unwrap()));
         }
     }
 
@@ -281,8 +381,11 @@ impl World {
             3 => ASIDS.for_each(|asid| {
                 self.forget(SmmuInvalidation::StageOneAsid { vmid: VMID, asid: Asid(asid) });
             }),
+            // The device's TLB is the only one there is.
+            _ if self.host.is_some() => {
+                self.host.iter().for_each(|host| host.forget_device(&self.guest));
+            }
             _ => {
-                // The device's TLB is the only one there is.
                 let range = Range { start: Iova(0), last: Iova(u64::MAX) };
                 self.guest.settle(Invalidation::DeviceTlb { requester: DEVICE, range });
                 let pasid = None;
@@ -304,108 +407,6 @@ impl World {
 
     fn load(&self, at: u64) -> u64 {
         self.guest.memory.load_u64(Gpa(at)).unwrap()
-    }
-}
-
-/// Where an access goes, by the tables alone; with the fault comes whether it is recorded.
-impl World {
-    fn reference(
-        &self,
-        of: Option<u32>,
-        iova: u64,
-        write: bool,
-        privileged: bool,
-    ) -> Result<u64, (FaultReason, bool)> {
-        let bypass = || match self.kind {
-            Kind::Two | Kind::Nested => {
-                self.second(iova, write, Stage::Two).map_err(|reason| (reason, true))
-            }
-            _ => Ok(iova),
-        };
-        let refused = |reason| Err((reason, true));
-        match self.kind {
-            Kind::Abort => return Err((FaultReason::ContextNotPresent, false)),
-            Kind::Bypass | Kind::Two if of.is_some() => return refused(FaultReason::PasidDisabled),
-            Kind::Bypass | Kind::Two => return bypass(),
-            Kind::One | Kind::Nested => {}
-        }
-        let (number, privileged) = match (of, self.default) {
-            (None, DefaultSubstream::Terminate) => return refused(FaultReason::PasidRequired),
-            (None, DefaultSubstream::Bypass) => return bypass(),
-            (None, DefaultSubstream::Zero) => (0, false),
-            (Some(0), DefaultSubstream::Zero) => return refused(FaultReason::PasidRange),
-            (Some(number), _) if number > 3 => return refused(FaultReason::PasidRange),
-            (Some(number), _) => (number, privileged),
-        };
-        // The pages of stage 2 that can change are not those of descriptors.
-        let word0 = self.load(DESCRIPTORS.0 + 64 * u64::from(number));
-        let root = self.load(DESCRIPTORS.0 + 64 * u64::from(number) + 8);
-        if word0 >> 31 & 1 == 0 {
-            return refused(FaultReason::PasidEntryNotPresent);
-        }
-        self.first(root, iova, write, privileged)
-            .map_err(|(stage, reason)| (reason, stage != Stage::One || word0 & RECORD != 0))
-    }
-
-    fn first(
-        &self,
-        root: u64,
-        iova: u64,
-        write: bool,
-        privileged: bool,
-    ) -> Result<u64, (Stage, FaultReason)> {
-        let mut table = root;
-        let stage = Stage::One;
-        let second = |address, write, stage| match self.kind {
-            Kind::Nested => self.second(address, write, stage).map_err(|reason| (stage, reason)),
-            _ => Ok(address),
-        };
-        for level in (1..=4u8).rev() {
-            let shift = 12 + 9 * (u64::from(level) - 1);
-            let at = second(table + (iova >> shift & 0x1ff) * 8, false, Stage::TwoForTable)?;
-            let entry = self.load(at);
-            if entry & F_PRESENT == 0 {
-                return Err((stage, FaultReason::NotPresent { stage, level }));
-            }
-            table = entry & 0x0000_ffff_ffff_f000;
-            if level > 1 && entry & 0b10 != 0 {
-                continue;
-            }
-            if entry & AF == 0 {
-                return Err((stage, FaultReason::AccessFlag { stage, level }));
-            }
-            if !privileged && entry & EL0 == 0 {
-                return Err((stage, FaultReason::Permission { stage, user: true }));
-            }
-            if write && entry & READ_ONLY != 0 {
-                return Err((stage, FaultReason::Permission { stage, user: false }));
-            }
-            return second(table | iova & ((1 << shift) - 1), write, Stage::Two);
-        }
-        unreachable!()
-    }
-
-    fn second(&self, address: u64, write: bool, stage: Stage) -> Result<u64, FaultReason> {
-        let mut table = self.two.0;
-        for level in (1..=3u8).rev() {
-            let shift = 12 + 9 * (u64::from(level) - 1);
-            let entry = self.load(table + (address >> shift & 0x1ff) * 8);
-            if entry & F_PRESENT == 0 {
-                return Err(FaultReason::NotPresent { stage, level });
-            }
-            table = entry & 0x0000_ffff_ffff_f000;
-            if level > 1 {
-                continue;
-            }
-            if entry & AF == 0 {
-                return Err(FaultReason::AccessFlag { stage, level });
-            }
-            let needed = if write { S2_WRITE } else { S2_READ };
-            if entry & needed == 0 {
-                return Err(FaultReason::Permission { stage, user: false });
-            }
-        }
-        Ok(table | address & 0xfff)
     }
 }
 
@@ -444,7 +445,10 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
         world.guest.memory.store_u64(Gpa(gpa), stamp).unwrap();
     }
     let result = dma(channel, space, iova, if write { Op::Write } else { Op::Read });
-    let fault = world.guest.vm.take_fault().map(|fault| fault.reason);
+    let fault = world.guest.vm.take_fault().map(|fault| {
+        let hosts = fault.stage_two.filter(|stop| stop.owner == StageTwoOwner::Host);
+        (fault.reason, hosts.map(|stop| stop.gpa))
+    });
     match expected {
         Ok(gpa) => {
             prop_assert_eq!(fault, None, "{:?}", step);
@@ -452,11 +456,22 @@ fn access(world: &World, channel: &Channel, step: Step, stamp: u64) -> Result<()
             prop_assert_eq!(result, Ok(read), "{:?}", step);
             prop_assert_eq!(world.load(gpa), held, "{:?}", step);
         }
-        Err((reason, recorded)) => {
-            prop_assert_eq!(fault, recorded.then_some(reason), "{:?}", step);
+        Err((stopped, recorded)) => {
+            prop_assert_eq!(fault, recorded.then_some(stopped), "{:?}", step);
             prop_assert!(result.is_err(), "{:?}", step);
         }
     }
+    Ok(())
+}
+
+/// Makes every step and compares what comes of each access.
+fn run(mut world: World, channel: &Channel, steps: Vec<(Step, u8)>) -> Result<(), TestCaseError> {
+    for (number, (step, choice)) in (2..).zip(steps) {
+        world.change(step, choice);
+        access(&world, channel, step, number << 8)?;
+    }
+    let counters = world.guest.vm.counters();
+    prop_assert_eq!(counters.iotlb_misses, counters.walks);
     Ok(())
 }
 
@@ -465,13 +480,20 @@ proptest! {
 
     #[test]
     fn what_is_cached_never_shows(steps in steps()) {
-        let mut world = World::new();
+        let world = World::new();
         let (_endpoint, channel) = world.guest.attach();
-        for (number, (step, choice)) in (2..).zip(steps) {
-            world.change(step, choice);
-            access(&world, &channel, step, number << 8)?;
-        }
-        let counters = world.guest.vm.counters();
-        prop_assert_eq!(counters.iotlb_misses, counters.walks);
+        run(world, &channel, steps)?;
+    }
+
+    #[test]
+    fn nor_where_the_host_has_the_entry(steps in steps()) {
+        let format = ArmStageTwo::new(Granule::Kib4, 44, 48).unwrap();
+        let (format, layout) = (StageTwoFormat::Arm(format), Layout::Shuffled { seed: 13 });
+        let stage_two = Some(StageTwoConfig { format, layout });
+        let config = VmConfig { stage_two, ..VmConfig::named("hosted") };
+        let host = SoftwareHost::with_hardware(Hardware::Smmuv3(SMMU));
+        let world = World::on(Guest::with(&host, config), true);
+        let (_endpoint, channel) = world.guest.attach();
+        run(world.attach(), &channel, steps)?;
     }
 }
