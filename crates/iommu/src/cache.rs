@@ -46,7 +46,7 @@ impl Caches {
         self.context = None;
         self.pasids.retain(|_, _| false);
         self.descriptors.retain(|_, _| false);
-        self.iotlb.clear();
+        self.forget_translations(&Invalidation::IotlbAll);
     }
 
     /// The PASIDs whose entry or context descriptor is cached, and its domain.

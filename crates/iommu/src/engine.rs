@@ -28,7 +28,7 @@ use crate::{
     PasidTable, Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
 
-pub(crate) use walk::{allowed, level, reason, request};
+pub(crate) use walk::{allowed, level, reason, request, Walked};
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
 const INTERRUPT_START: u64 = 0xfee0_0000;
@@ -133,52 +133,48 @@ impl<M: GuestMemory> Engine<'_, M> {
     /// Translates one request.
     pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
         self.counters.translations.add(1);
-        if let Some(attached) = self.attached {
-            self.caches.context = self.caches.context.or_else(|| attached.device.whole());
-            if self.caches.context.is_none() {
-                return outside_interrupt_range(self.by_host_table(request, attached)?);
-            }
+        if self.caches.context.is_none() {
+            self.look_up_context(request)?;
         }
-        let Some(context) = self.context(request)? else {
-            return self.untranslated(request);
-        };
-        let fault_disable = match context {
-            DeviceContext::PassThrough { fault_disable, .. }
-            | DeviceContext::StageTwo { fault_disable, .. } => fault_disable,
-            DeviceContext::PasidTable(table) => table.fault_disable,
-            // Each of its structures says so for its own faults.
-            DeviceContext::Smmuv3(_) => false,
-        };
-        let refused = |stop| Refusal::new(stop, fault_disable);
-        let target = match context {
-            DeviceContext::PassThrough { domain, ats, .. } => {
+        // Matched in place: it is large, and only a part of it is wanted.
+        let target = match self.caches.context {
+            None => match self.attached {
+                Some(attached) => self.by_host_table(request, attached)?,
+                None => return self.untranslated(request),
+            },
+            Some(DeviceContext::PassThrough { domain, ats, fault_disable }) => {
+                let refused = |stop| Refusal::new(stop, fault_disable);
                 check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let tag = Tag::of_device(domain);
                 self.identity(request, tag, false, fault_disable).map_err(refused)?
             }
-            DeviceContext::StageTwo { domain, table, ats, .. } => {
+            Some(DeviceContext::StageTwo { domain, table, ats, fault_disable }) => {
+                let refused = |stop| Refusal::new(stop, fault_disable);
                 check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let cached = self.by_stage_two(request, domain, &table).map_err(refused)?;
                 target(&cached, request.address, fault_disable)
             }
-            DeviceContext::PasidTable(table) => self.by_pasid_table(request, &table)?,
+            Some(DeviceContext::PasidTable(table)) => self.by_pasid_table(request, &table)?,
             // To an SMMU, an interrupt is a write like any other.
-            DeviceContext::Smmuv3(stream) => return self.by_stream(request, &stream),
+            Some(DeviceContext::Smmuv3(stream)) => return self.by_stream(request, &stream),
         };
         outside_interrupt_range(target)
     }
 
-    /// The device's context; `None` while translation is off.
-    fn context(&mut self, request: &Request) -> Result<Option<DeviceContext>, Refusal> {
-        if self.caches.context.is_some() {
-            return Ok(self.caches.context);
+    /// Finds the device's context and keeps it. There is none while translation is off, nor for a
+    /// device that is translated by PASID-table entries of the host's.
+    #[inline(never)]
+    fn look_up_context(&mut self, request: &Request) -> Result<(), Refusal> {
+        if let Some(attached) = self.attached {
+            self.caches.context = attached.device.whole();
+            return Ok(());
         }
-        let Some(source) = self.contexts else { return Ok(None) };
+        let Some(source) = self.contexts else { return Ok(()) };
         self.counters.context_lookups.add(1);
         match source.lookup(self.memory, request.requester) {
             Ok(context) => {
                 self.caches.context = Some(context);
-                Ok(Some(context))
+                Ok(())
             }
             Err(ContextFault { reason, fault_disable }) => {
                 let stop = match self.memory.take_stop() {
@@ -232,6 +228,9 @@ impl<M: GuestMemory> Engine<'_, M> {
     fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Target, Refusal> {
         let refused = |reason| Refusal::new(reason, table.fault_disable);
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
+        if let Some(target) = self.hit_by_entry(request, pasid, privileged) {
+            return Ok(target);
+        }
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
         self.by_entry(request, &state, pasid, privileged, table.caps.address_bits)
     }
@@ -318,6 +317,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     /// What is cached for `address` under one of `tags` and allows the access.
+    #[inline]
     fn hit(
         &mut self,
         tags: &[Tag],

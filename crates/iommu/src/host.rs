@@ -230,6 +230,9 @@ pub trait Vm: Clone + Send + Sync + 'static {
 
     /// The same where something is attached; if it fails, that stays. Nothing of the old is in use
     /// once the ticket is complete.
+    ///
+    /// Whether requests are refused in between is the host's matter. The software host refuses
+    /// none: each finds the old table or the new one.
     fn replace_hwpt(
         &self,
         device: RequesterId,

@@ -181,7 +181,10 @@ impl<'c> InFlight<'c> {
         if !iova.is_aligned(3) {
             return Err(DmaError::Refused { address: iova, access: Access::Write });
         }
-        self.window(space, iova, size_of::<u64>(), Access::Write)
+        let word = self.window(space, iova, size_of::<u64>(), Access::Write)?;
+        // It is read as well, and a second stage has pages that can only be written.
+        self.window(space, iova, size_of::<u64>(), Access::Read)?;
+        Ok(word)
     }
 
     /// Calls `f(done, window)` with each piece of the `len` bytes from `iova`, in order.

@@ -14,7 +14,9 @@
 //! ```
 //!
 //! An id is good in the VM that gave it and names nothing anywhere else; the VM's handle is what
-//! gives the right to use it. Ids are not given twice.
+//! gives the right to use it. Ids are not given twice. An object that something stands on or is
+//! attached by is [`ObjectError::Busy`] and stays; a device that goes takes its attachments and its
+//! [`VdeviceId`] along, and the VM's end takes everything.
 
 use mem::{Gpa, Iova, Range};
 use pci::RequesterId;
@@ -48,7 +50,8 @@ ids! {
     ViommuId
     /// A device as the guest knows it.
     VdeviceId
-    /// A queue of page requests.
+    /// A queue of page requests. Page requests come with a later version: until then one can be
+    /// made, named by a table and ended, and stays empty.
     FaultQueueId
     /// A queue of unrecoverable faults.
     EventQueueId
@@ -98,7 +101,7 @@ bitflags::bitflags! {
     pub struct HwptFlags: u32 {
         /// Nested tables may stand on it.
         const NEST_PARENT = 1;
-        /// Writes can be followed by their dirty bits.
+        /// Writes can be followed by their dirty bits. Not supported yet: nothing reads them.
         const DIRTY_TRACKING = 2;
         /// `fault` names a queue.
         const FAULT_ID_VALID = 4;
@@ -111,9 +114,9 @@ bitflags::bitflags! {
     pub struct VtdStageOneFlags: u64 {
         /// Supervisor requests are allowed.
         const SRE = 1;
-        /// Extended accessed flag.
+        /// Extended accessed flag. No hardware here has it.
         const EAFE = 2;
-        /// Read-only pages stop supervisor writes, too. Only with `SRE`.
+        /// Read-only pages stop supervisor writes, too. Has no effect without `SRE`.
         const WPE = 4;
     }
 }
@@ -135,7 +138,9 @@ pub enum StageOneTable {
     /// A VT-d first-stage table (`iommu_hwpt_vtd_s1`).
     Vtd(VtdStageOne),
     /// The first two words of a guest's SMMUv3 stream-table entry (`iommu_hwpt_arm_smmuv3`): with a
-    /// table of context descriptors, so for all PASIDs of the device. For a device, not a PASID.
+    /// table of context descriptors, so for all PASIDs of the device. For a device, not a PASID, and
+    /// on a vIOMMU: unless it aborts or bypasses, the device needs a number there before it is
+    /// attached ([`InvalidField::VirtualId`]), by which the guest's commands and its events name it.
     Smmuv3([u64; 2]),
     /// A guest's whole VT-d PASID table: `bind_pasid_table` of 2017. Scalable mode in hardware
     /// wants the table in host memory, so today's kernel has no name for it.
@@ -225,7 +230,8 @@ pub enum ObjectError {
     /// No object of that kind has the id.
     #[error("the VM has no such object ({0:?})")]
     NoObject(ObjectId),
-    /// Something uses the object; or the place is taken: use replace.
+    /// Something uses the object; or the place, or the number of a device, is taken; or what is
+    /// attached there is just being attached or detached.
     #[error("in use")]
     Busy,
     /// Nothing is attached there.
@@ -276,8 +282,8 @@ pub enum InvalidField {
     StreamTableEntry,
     /// The fault queue.
     FaultQueue,
-    /// A virtual device number.
+    /// A virtual device number: too wide, or one that the guest has no device by, or missing.
     VirtualId,
-    /// A range or a granule.
+    /// A range, a granule or a depth.
     Range,
 }

@@ -28,6 +28,8 @@ pub enum Sabotage {
     ForgetOwner = 9,
     /// Guest physical addresses are taken for the host's.
     SkipStageTwo = 10,
+    /// The host's table keeps the entry of a PASID that is detached.
+    KeepEntry = 11,
 }
 
 /// Whether `defect` is on.

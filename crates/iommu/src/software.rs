@@ -2,6 +2,7 @@
 
 mod attached;
 mod bindings;
+mod control;
 mod faults;
 mod grants;
 mod host_table;

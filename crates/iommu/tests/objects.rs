@@ -254,7 +254,8 @@ fn hardware_that_cannot_do_it_refuses() {
     let supervisor = VtdStageOne { flags: VtdStageOneFlags::SRE, ..good };
     assert_eq!(alloc(&hosted, supervisor), Err(ObjectError::Invalid(InvalidField::Flags)));
     let hosted = without(iommu::TableCaps { address_bits: 39, ..caps });
-    let far = VtdStageOne { root: Gpa(1 << 39), ..good };
+    // With a stage 2, it is what that translates.
+    let far = VtdStageOne { root: Gpa(of_no_memory(1 << 39, 1 << 48)), ..good };
     assert_eq!(alloc(&hosted, far), Err(ObjectError::Invalid(InvalidField::Address)));
 }
 

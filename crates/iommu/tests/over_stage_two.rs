@@ -3,16 +3,20 @@
 // Each of them brings its own.
 #![allow(clippy::duplicate_mod)]
 
+#[path = "bindings.rs"]
+mod bindings;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 #[path = "model.rs"]
 mod model;
-#[path = "one_dma.rs"]
-mod one_dma;
+#[path = "objects.rs"]
+mod objects;
 #[path = "requests.rs"]
 mod requests;
 #[path = "scenarios.rs"]
 mod scenarios;
+#[path = "smmu_descriptors.rs"]
+mod smmu_descriptors;
 #[path = "smmu_dma.rs"]
 mod smmu_dma;
 #[path = "smmu_model.rs"]

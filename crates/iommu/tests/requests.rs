@@ -1,4 +1,4 @@
-//! Rules of single requests beyond the matrix of `one_dma`.
+//! Rules of single requests beyond the matrix.
 #![cfg(not(loom))]
 
 mod common;

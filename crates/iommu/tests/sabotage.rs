@@ -4,11 +4,12 @@
 mod common;
 
 use common::scenarios::{self, Verdict};
+use common::smmu_scenarios;
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 13] = [
+const CASES: [(Sabotage, &str, Scenario); 27] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -21,7 +22,21 @@ const CASES: [(Sabotage, &str, Scenario); 13] = [
     (Sabotage::IgnoreGrants, "grants", scenarios::grants),
     (Sabotage::WrongPasid, "grants", scenarios::grants),
     (Sabotage::ForgetOwner, "owners", scenarios::owners),
+    (Sabotage::KeepEntry, "attached", scenarios::attached),
+    (Sabotage::WrongPasid, "attached", scenarios::attached),
+    (Sabotage::SkipIotlbInvalidation, "attached", scenarios::attached),
     (Sabotage::SkipStageTwo, "stage_two", scenarios::stage_two),
+    (Sabotage::SkipIotlbInvalidation, "smmu", smmu_scenarios::smmu),
+    (Sabotage::NoAccessedDirty, "smmu", smmu_scenarios::smmu),
+    (Sabotage::WrongPasid, "smmu", smmu_scenarios::smmu),
+    (Sabotage::SkipIotlbInvalidation, "hosted_model", scenarios::hosted_model),
+    (Sabotage::NoAccessedDirty, "hosted_model", scenarios::hosted_model),
+    (Sabotage::LeakCache, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipStageTwo, "hosted_model", scenarios::hosted_model),
+    (Sabotage::SkipIotlbInvalidation, "holes", scenarios::holes),
+    (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
+    (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
+    (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
 ];
 
 /// One test, since a defect is on for the whole process.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::scenarios;
+use common::{scenarios, smmu_scenarios};
 
 #[test]
 fn storm() {
@@ -46,6 +46,11 @@ fn no_starvation() {
 }
 
 #[test]
+fn attached() {
+    assert_eq!(scenarios::attached(), Ok(()));
+}
+
+#[test]
 fn parking() {
     assert_eq!(scenarios::parking(), Ok(()));
 }
@@ -63,4 +68,34 @@ fn owners() {
 #[test]
 fn stage_two() {
     assert_eq!(scenarios::stage_two(), Ok(()));
+}
+
+#[test]
+fn smmu() {
+    assert_eq!(smmu_scenarios::smmu(), Ok(()));
+}
+
+#[test]
+fn hosted_model() {
+    assert_eq!(scenarios::hosted_model(), Ok(()));
+}
+
+#[test]
+fn holes() {
+    assert_eq!(scenarios::holes(), Ok(()));
+}
+
+#[test]
+fn smmu_remap() {
+    assert_eq!(scenarios::smmu_remap(), Ok(()));
+}
+
+#[test]
+fn smmu_flags() {
+    assert_eq!(scenarios::smmu_flags(), Ok(()));
+}
+
+#[test]
+fn smmu_stage_two() {
+    assert_eq!(scenarios::smmu_stage_two(), Ok(()));
 }

@@ -10,8 +10,8 @@ mod common;
 use common::smmu::*;
 use common::*;
 use iommu::{
-    Asid, Channel, DefaultSubstream, FaultReason, Invalidation, PageRange, SmmuInvalidation, Stage,
-    StreamTranslation, Vm,
+    Asid, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, FaultReason, Invalidation,
+    PageRange, SmmuInvalidation, Stage, StreamTranslation, Vm,
 };
 use mem::{Gpa, GuestMemory, Iova, Range};
 use proptest::prelude::*;
@@ -26,6 +26,8 @@ const GLOBAL: u64 = 0xc0_0000;
 const LARGE: u64 = BASE + (2 << 20);
 /// Pages of memory that tables may point at.
 const DATA_PAGES: u64 = 6;
+/// Where the descriptors are: at a multiple of the largest leaf.
+const DESCRIPTORS: Gpa = Gpa(0x10_0000);
 /// Substreams of the table; requests may name more.
 const SUBSTREAM_BITS: u8 = 2;
 const ASIDS: std::ops::Range<u16> = 1..4;
@@ -61,7 +63,7 @@ enum Region {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Has the device translated in another way.
-    Stream { kind: Kind, default: DefaultSubstream },
+    Stream { kind: Kind, default: DefaultSubstream, form: DescriptorForm },
     /// Points a substream at one of the two tables, or at none.
     Descriptor { of: u64, table: usize, valid: bool, asid: u16, record: bool },
     /// Changes a page of a stage-1 table.
@@ -96,11 +98,16 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u8)>> {
         Just(DefaultSubstream::Bypass),
         Just(DefaultSubstream::Zero),
     ];
+    let form = prop_oneof![
+        Just(DescriptorForm::Linear),
+        Just(DescriptorForm::Leaves4K),
+        Just(DescriptorForm::Leaves64K),
+    ];
     let region =
         prop_oneof![3 => Just(Region::Own), 2 => Just(Region::Global), 1 => Just(Region::Large)];
     let substream = prop::option::weighted(0.8, 0..6u32);
     let step = prop_oneof![
-        2 => (kind, default).prop_map(|(kind, default)| Step::Stream { kind, default }),
+        2 => (kind, default, form).prop_map(|(kind, default, form)| Step::Stream { kind, default, form }),
         2 => (0..4u64, 0..2usize, prop::bool::weighted(0.85), ASIDS, any::<bool>()).prop_map(
             |(of, table, valid, asid, record)| Step::Descriptor { of, table, valid, asid, record }
         ),
@@ -125,9 +132,11 @@ struct World {
     guest: Guest,
     one: [Gpa; 2],
     two: Gpa,
-    descriptors: Gpa,
+    /// What leads to the descriptors if they are behind a first level.
+    first_level: Gpa,
     kind: Kind,
     default: DefaultSubstream,
+    form: DescriptorForm,
     asids: [u16; 4],
 }
 
@@ -136,7 +145,8 @@ impl World {
         let mut guest = Guest::new();
         let one = [guest.table(), guest.table()];
         let two = guest.identity_two(false);
-        let descriptors = guest.table();
+        let first_level = guest.table();
+        guest.store(first_level, &[DESCRIPTORS.0 | 1]);
         let all = Page { to: 0, present: true, writable: true, user: true, accessed: true };
         for (table, root) in one.into_iter().enumerate() {
             for at in 0..PAGES {
@@ -156,16 +166,21 @@ impl World {
             }
         }
         for of in 0..4 {
-            guest.set_descriptor(descriptors, of, descriptor(one[of as usize % 2], asid(1)));
+            guest.set_descriptor(DESCRIPTORS, of, descriptor(one[of as usize % 2], asid(1)));
         }
-        let (kind, default) = (Kind::One, DefaultSubstream::Zero);
-        let world = Self { guest, one, two, descriptors, kind, default, asids: [1; 4] };
+        let (kind, default, form) = (Kind::One, DefaultSubstream::Zero, DescriptorForm::Linear);
+        let world = Self { guest, one, two, first_level, kind, default, form, asids: [1; 4] };
         world.set_stream();
         world
     }
 
     fn set_stream(&self) {
-        let table = linear(self.descriptors, SUBSTREAM_BITS, self.default);
+        let root = match self.form {
+            DescriptorForm::Linear => DESCRIPTORS,
+            _ => self.first_level,
+        };
+        let (form, default) = (self.form, self.default);
+        let table = DescriptorTable { root, bits: SUBSTREAM_BITS, form, default };
         self.guest.set_context(stream(match self.kind {
             Kind::Abort => StreamTranslation::Abort,
             Kind::Bypass => StreamTranslation::Bypass,
@@ -182,8 +197,8 @@ impl World {
     /// Carries out a change and gives the commands for it, one of several sufficient sets.
     fn change(&mut self, step: Step, choice: u8) {
         match step {
-            Step::Stream { kind, default } => {
-                (self.kind, self.default) = (kind, default);
+            Step::Stream { kind, default, form } => {
+                (self.kind, self.default, self.form) = (kind, default, form);
                 self.set_stream();
                 let entry =
                     SmmuInvalidation::StreamEntry { requester: DEVICE, ignore: choice.into() };
@@ -198,7 +213,7 @@ impl World {
                 let mut words = descriptor(self.one[table], asid(number));
                 words[0] &= if record { !0 } else { !RECORD };
                 words[0] &= if valid { !0 } else { !(1 << 31) };
-                self.guest.set_descriptor(self.descriptors, of, words);
+                self.guest.set_descriptor(DESCRIPTORS, of, words);
                 let old = core::mem::replace(&mut self.asids[of as usize], number);
                 self.forget_descriptor(of, old, choice);
             }
@@ -323,8 +338,8 @@ impl World {
             (Some(number), _) => (number, privileged),
         };
         // The pages of stage 2 that can change are not those of descriptors.
-        let word0 = self.load(self.descriptors.0 + 64 * u64::from(number));
-        let root = self.load(self.descriptors.0 + 64 * u64::from(number) + 8);
+        let word0 = self.load(DESCRIPTORS.0 + 64 * u64::from(number));
+        let root = self.load(DESCRIPTORS.0 + 64 * u64::from(number) + 8);
         if word0 >> 31 & 1 == 0 {
             return refused(FaultReason::PasidEntryNotPresent);
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iommu::{AttachError, Endpoint, Ticket, Vm};
 use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
 use pci::RequesterId;
-use vtd::model::{Caps, Counters, Effects, Model, Polled, Progress, DESCRIPTORS_PER_POLL};
+use vtd::model::{Caps, Counters, Effects, Model, Progress, Turn, DESCRIPTORS_PER_POLL};
 
 use crate::{MessageSink, RegisterPage};
 
@@ -19,6 +19,8 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says.
 pub struct Machine<V: Vm> {
     vm: V,
+    /// Whose turn it is to work; taken before the unit. Register accesses do without it.
+    turn: Mutex<()>,
     unit: Mutex<Model<V>>,
     claims: Mutex<Claims>,
     messages: Arc<dyn MessageSink>,
@@ -30,6 +32,7 @@ impl<V: Vm> Machine<V> {
     pub fn new(vm: V, caps: Caps, messages: Arc<dyn MessageSink>, waker: Waker) -> Self {
         vm.set_fault_waker(Some(waker.clone()));
         Self {
+            turn: Mutex::default(),
             unit: Mutex::new(Model::new(caps, vm.clone())),
             claims: Mutex::default(),
             vm,
@@ -51,6 +54,7 @@ impl<V: Vm> Machine<V> {
     /// As [`Vm::attach`].
     pub fn attach(&self, requester: RequesterId) -> Result<Endpoint, AttachError> {
         let endpoint = self.vm.attach(requester)?;
+        let _turn = lock(&self.turn);
         let effects = self.unit().add_device(requester);
         self.perform(effects);
         Ok(endpoint)
@@ -59,10 +63,27 @@ impl<V: Vm> Machine<V> {
     /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out,
     /// the guest's tables read.
     /// Says when to call again: at once, when a ticket may have been completed, or when woken.
+    ///
+    /// While it calls the host for what the guest's tables say, it holds no lock that a register
+    /// access takes: whoever is told there that a PASID is bound may sleep.
     pub fn poll(&self) -> Progress {
-        let Polled { progress, effects } = self.unit().poll(DESCRIPTORS_PER_POLL);
-        self.perform(effects);
-        progress
+        let _turn = lock(&self.turn);
+        let mut turn = Turn::new();
+        // Each time but the first a descriptor was taken, or a command given.
+        for _ in 0..=DESCRIPTORS_PER_POLL {
+            let (polled, reading) = {
+                let mut unit = self.unit();
+                (unit.poll_apart(&mut turn), unit.lend())
+            };
+            self.perform(polled.effects);
+            let Some(mut reading) = reading else { return polled.progress };
+            let more = reading.run(&mut turn);
+            self.unit().take_back(reading);
+            if more {
+                break;
+            }
+        }
+        Progress::More
     }
 
     /// The unit's counters.
@@ -111,6 +132,12 @@ impl<V: Vm> Machine<V> {
     /// The whole machine as after power-on, but for its memory: the unit's registers, translation
     /// off, nothing cached. The functions are reset by who owns them.
     pub fn reset(&self) -> Ticket {
+        let _turn = lock(&self.turn);
+        let reading = self.unit().lend_anyway();
+        if let Some(mut reading) = reading {
+            reading.reset();
+            self.unit().take_back(reading);
+        }
         self.unit().reset()
     }
 

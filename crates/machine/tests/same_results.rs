@@ -4,7 +4,8 @@
 mod common;
 
 use common::memory::{PAGE, PRESENT, USER, WRITABLE};
-use common::unit::FaultRecord;
+use common::random::Random;
+use common::unit::{FaultRecord, QUEUED_INVALIDATION, ROOT_POINTER, TRANSLATION};
 use common::{pasid, Drive, Guest, Setup, Space, Verdict};
 use iommu::{AddressSpace, Channel, DmaError, Endpoint};
 use mem::{Gpa, Iova};
@@ -35,6 +36,8 @@ struct Bench {
     space: Space,
     endpoint: Endpoint,
     channel: Channel,
+    /// Words of all tables while they are in order, and where they are.
+    in_order: Vec<(Gpa, u64)>,
 }
 
 /// What a case changes of the tables.
@@ -52,23 +55,36 @@ impl Bench {
         guest.rig.ram.store(entry, guest.rig.ram.load(entry) & !WRITABLE);
         let endpoint = guest.rig.machine.attach(PROBE).map_err(|error| error.to_string())?;
         let channel = endpoint.channel();
-        let bench = Self { guest, space, endpoint, channel };
+        let mut bench = Self { guest, space, endpoint, channel, in_order: Vec::new() };
         // The same directory as the accelerator's.
         bench.set_context(bench.guest.unit.directory.0 | 7 << 9 | 1 << 3 | 1 << 2 | 1, 0);
+        let context = Self::context_entry(&bench.guest);
+        let words = (0..8).map(|word| bench.entry(word)).collect::<Vec<_>>();
+        let places = words.into_iter().chain([context, Gpa(context.0 + 8)]);
+        let places = places.chain([bench.guest.unit.directory]);
+        bench.in_order = places.map(|at| (at, bench.guest.rig.ram.load(at))).collect();
+        let words = bench.space.table_words(&bench.guest.rig.ram);
+        bench.in_order.extend(words.into_iter().map(|(at, word)| (Gpa(at), word)));
         Ok(bench)
     }
 
+    /// Makes all tables as they were; nothing is announced.
+    fn restore(&mut self) {
+        self.in_order.iter().for_each(|(at, word)| self.guest.rig.ram.store(*at, *word));
+    }
+
+    fn context_entry(guest: &Guest) -> Gpa {
+        Gpa(guest.unit.context.0 + 32 * u64::from(PROBE.devfn() & 0x7f))
+    }
+
     fn set_context(&self, low: u64, high: u64) {
-        let entry = self.guest.unit.context.0 + 32 * u64::from(PROBE.devfn() & 0x7f);
-        self.guest.rig.ram.store(Gpa(entry + 8), high);
-        self.guest.rig.ram.store(Gpa(entry), low);
+        let entry = Self::context_entry(&self.guest);
+        self.guest.rig.ram.store(Gpa(entry.0 + 8), high);
+        self.guest.rig.ram.store(entry, low);
     }
 
     fn context(&self) -> u64 {
-        self.guest
-            .rig
-            .ram
-            .load(Gpa(self.guest.unit.context.0 + 32 * u64::from(PROBE.devfn() & 0x7f)))
+        self.guest.rig.ram.load(Self::context_entry(&self.guest))
     }
 
     /// Word of the PASID-table entry of the bound process.
@@ -107,6 +123,10 @@ impl Bench {
         self.endpoint.set_ats(ats);
         change(self);
         self.guest.unit.invalidate_all(&self.guest.rig).expect("an announcement");
+        self.accesses()
+    }
+
+    fn accesses(&mut self) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for number in [None, Some(BOUND), Some(UNBOUND), Some(0xf_ffff)] {
             for at in [MAPPED, READ_ONLY, UNMAPPED, NOT_CANONICAL, 0x1000, 0xfee0_0000] {
@@ -231,6 +251,79 @@ fn compare(over: impl Fn(Setup) -> Setup) {
         refused += guest.iter().filter(|outcome| !outcome.records.is_empty()).count();
     }
     assert!(refused > 10 * CASES.len(), "{refused} accesses were recorded as refused");
+}
+
+/// One step of a guest that goes on.
+#[derive(Clone, Copy)]
+enum Step {
+    /// From tables in order to those of a case.
+    Case(usize),
+    /// Translation is switched off, used, and switched on again.
+    OffAndOn,
+    /// The root table pointer is set again, which announces everything.
+    RootPointer,
+}
+
+impl Bench {
+    fn step(&mut self, step: Step) -> Vec<Outcome> {
+        const ON: u32 = TRANSLATION | QUEUED_INVALIDATION;
+        let Self { guest, .. } = self;
+        match step {
+            Step::Case(case) => {
+                self.restore();
+                self.outcomes(CASES[case].1, false)
+            }
+            Step::OffAndOn => {
+                guest.unit.command(&guest.rig, QUEUED_INVALIDATION).expect("off");
+                let mut outcomes = self.accesses();
+                self.guest.unit.command(&self.guest.rig, ON).expect("on");
+                outcomes.extend(self.accesses());
+                outcomes
+            }
+            Step::RootPointer => {
+                self.restore();
+                let Self { guest, .. } = self;
+                guest.unit.command(&guest.rig, ROOT_POINTER | ON).expect("a root pointer");
+                self.accesses()
+            }
+        }
+    }
+}
+
+/// From any tables to any others, without those in order in between.
+fn compare_changes(over: impl Fn(Setup) -> Setup) {
+    const STEPS: usize = 200;
+    let mut random = Random::new(11);
+    let mut benches = [Setup::guest_owned, Setup::host_owned]
+        .map(|owned| Bench::new(over(owned(Drive::Inline))).expect("a bench"));
+    for number in 0..STEPS {
+        let (step, name) = match random.below(12) {
+            0 => (Step::OffAndOn, "translation off and on"),
+            1 => (Step::RootPointer, "the root pointer"),
+            _ => {
+                let case = random.below(CASES.len() as u64) as usize;
+                (Step::Case(case), CASES[case].0)
+            }
+        };
+        let [guest, host] = benches.each_mut().map(|bench| bench.step(step));
+        for (guest, host) in guest.iter().zip(&host) {
+            assert_eq!(guest, host, "step {number}: {name}");
+        }
+        assert_eq!(guest.len(), host.len());
+    }
+    let bindings = benches[1].guest.rig.machine.unit_counters().bindings;
+    let changes = [bindings.made, bindings.replaced, bindings.ended];
+    assert!(changes.iter().all(|count| *count >= 5), "{bindings:?}");
+}
+
+#[test]
+fn whatever_changes_to_what_is_the_same() {
+    compare_changes(|setup| setup);
+}
+
+#[test]
+fn whatever_changes_to_what_is_the_same_over_stage_two() {
+    compare_changes(Setup::over_stage_two);
 }
 
 #[test]

@@ -19,10 +19,20 @@
 //!
 //! # What the bytes say, and what they do not
 //!
-//! Where VFIO has a structure, or a series for it posted one, that is used (`MAP_DMA`, `UNMAP_DMA`,
-//! `CACHE_INVALIDATE`, `PASID_REQUEST`, `struct iommu_fault`); what none of them says has a
-//! structure of ours ([`spec`]). Where posted series differ or collide, a [`Revision`] selects
-//! numbers and layouts, from one table.
+//! Where VFIO or iommufd has a structure, or a series for them posted one, that is used (`MAP_DMA`,
+//! `UNMAP_DMA`, `CACHE_INVALIDATE`, `PASID_REQUEST`, `struct iommu_fault`, `IOMMU_HWPT_ALLOC` and
+//! the other objects); what none of them says has a structure of ours, or stands after theirs
+//! ([`spec`]). Where posted series differ or collide, a [`Revision`] selects numbers and layouts,
+//! from one table.
+//!
+//! | calls | carry | where |
+//! |---|---|---|
+//! | ours, and iommufd's objects | every method of [`iommu::Vm`], with every error | container |
+//! | VFIO's, as posted | a VMM of 2018 to 2021: [`iommu::nesting`] | container, group, device |
+//!
+//! iommufd's structures end where iommufd's do; a longer one has, *out*, exactly why a call failed
+//! and a ticket for what takes time. Today's kernel takes the longer one too, as long as that is
+//! zero.
 //!
 //! Authority is a handle and never a number. These go beside the bytes, as descriptors would:
 //!
@@ -33,6 +43,9 @@
 //! | [`Handle::Contexts`] | the model's own tables, which the host asks for device contexts |
 //! | [`Handle::Event`] | what is rung when a fault arrives |
 //! | [`Reply::device`] | a device that was attached, until it is dropped |
+//! | [`Handle::Container`] | a container, for a group that is to join it |
+//! | an open group ([`Group`]) | devices that can only be in one container together |
+//! | [`Reply::file`] | a device of a group: what VFIO has in its file ([`DeviceFile`]) |
 //!
 //! What takes time ends with a ticket, which is asked for ([`Request::Completion`]) and never waited
 //! for. The posted calls have no place for one; [`Reply::pending`] is for a transport whose clients
@@ -41,13 +54,30 @@
 //! A memory map is replaced as one: mappings change in a draft ([`Request::UpdateMemory`]) that
 //! takes effect when it is committed, so that no access finds a hole in what both maps have.
 //!
+//! # As it was posted
+//!
+//! Whoever runs the host end says which groups there are ([`Dispatcher::add_group`]). A client opens
+//! a container and a group, has the group join, chooses the kind of IOMMU (which makes the
+//! container's VM, if it has none), and asks the group for its devices' files. In a container for
+//! nested translation the devices behind one IOMMU are a [`Domain`](iommu::nesting::Domain), to
+//! which `SET_PASID_TABLE`, `CACHE_INVALIDATE`, `SET_MSI_BINDING` and `NESTING_OP` go. Faults come
+//! in the ring of their device, which has an interrupt.
+//!
+//! What the posted code did is kept where a revision of it is selected: a tail of `SET_PASID_TABLE`
+//! that is not known is passed over, and what could not fail there does not (a `SET_PASID_TABLE`
+//! without domains, `UNSET`, unbinding). Ours says so in each case. What review asked for is done in
+//! all of them: a call over several devices that fails restores what each had, a group that joins
+//! later has the table, S1DSS is applied.
+//!
 //! # Whose word is trusted
 //!
 //! Every structure comes in through one checked copy, with an error for each thing that can be wrong
 //! with it ([`ArgumentError`]); after that it is a value. What is refused ([`Refusal`]) changes
 //! nothing. A call's work is bounded by what its container holds ([`MAX_MAPPINGS`], its VM's quota)
 //! and never by the numbers in it: a range of PASIDs reaches those that the container was granted,
-//! and a ticket that was never given is not complete. A client that dies takes its VM along.
+//! and a ticket that was never given is not complete. A list of invalidations is decoded some at a
+//! time ([`MAX_INVALIDATE_ENTRIES`]). A ring takes from its client an index and responses, and no
+//! fault waits for room. A client that dies takes its VM along.
 //!
 //! ```
 //! use iommu::{Host, PasidRange, SoftwareHost, Vm, VmConfig};

@@ -64,6 +64,3 @@ fn check_padding(padding: &[u8], offset: usize) -> Result<(), ArgumentError> {
         None => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DomainId, Endpoint,
-    FaultReason, GuestPasid, Host, Invalidation, Numbering, PageRange, Pasid, PasidRange,
-    SoftwareHost, Ticket, Vm, VmConfig,
+    EventQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent, HwptRequest,
+    Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, Pasid, PasidRange,
+    SoftwareHost, StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig,
+    VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Access, Backing, Gpa, GuestMemory, HeapMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
@@ -55,7 +57,62 @@ enum Command {
     Usage,
     Counters,
     Memory,
+    Object(ObjectCommand),
     Close,
+}
+
+/// A call on an object; objects are named by when their ids were given.
+#[derive(Debug, Clone)]
+enum ObjectCommand {
+    Ioas,
+    Hardware(usize),
+    /// Flags and a root, if it is to be nested.
+    AllocHwpt {
+        device: usize,
+        parent: usize,
+        flags: u32,
+        root: Option<u64>,
+        on_hwpt: bool,
+    },
+    AllocViommu(usize, usize),
+    AllocFaultQueue,
+    AllocEventQueue(usize),
+    TakeEvent(usize),
+    Destroy(usize),
+    Attach(usize, Option<u32>, usize),
+    Replace(usize, Option<u32>, usize),
+    Detach(usize, Option<u32>),
+    Forget(usize, u64),
+}
+
+fn object_commands() -> impl Strategy<Value = ObjectCommand> {
+    use ObjectCommand as C;
+    // Mostly what there is.
+    let id = || prop_oneof![4 => 1..3usize, 1 => 0..8usize];
+    let pasid = || prop::option::of(prop_oneof![4 => 1..3u32, 1 => 0..8u32]);
+    let alloc = (0..DEVICES, id(), 0..16u32, prop::option::of(0..4u64), any::<bool>()).prop_map(
+        |(device, parent, flags, root, on_hwpt)| C::AllocHwpt {
+            device,
+            parent,
+            flags,
+            root,
+            on_hwpt,
+        },
+    );
+    prop_oneof![
+        2 => Just(C::Ioas),
+        1 => (0..DEVICES).prop_map(C::Hardware),
+        6 => alloc,
+        1 => (0..DEVICES, id()).prop_map(|(device, id)| C::AllocViommu(device, id)),
+        1 => Just(C::AllocFaultQueue),
+        1 => id().prop_map(C::AllocEventQueue),
+        1 => id().prop_map(C::TakeEvent),
+        2 => id().prop_map(C::Destroy),
+        6 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Attach(d, pasid, id)),
+        2 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
+        2 => (0..DEVICES, pasid()).prop_map(|(d, pasid)| C::Detach(d, pasid)),
+        2 => (id(), any::<u64>()).prop_map(|(id, address)| C::Forget(id, address)),
+    ]
 }
 
 fn commands() -> impl Strategy<Value = Vec<Command>> {
@@ -98,6 +155,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
         2 => Just(Command::Usage),
         2 => Just(Command::Counters),
         2 => Just(Command::Memory),
+        12 => object_commands().prop_map(Command::Object),
         1 => Just(Command::Close),
     ];
     prop::collection::vec(command, 1..80)
@@ -135,6 +193,8 @@ struct World<V> {
     /// Accesses that last, each on a channel of its own: told to begin and to end.
     lingering: [Option<Lingering>; DEVICES],
     tickets: Vec<Ticket>,
+    /// Ids of objects, in the order they were given.
+    ids: Vec<u32>,
     woken: Arc<AtomicUsize>,
 }
 
@@ -185,6 +245,7 @@ impl<V: Vm> World<V> {
             devices: [const { None }; DEVICES],
             lingering: [const { None }; DEVICES],
             tickets: Vec::new(),
+            ids: Vec::new(),
             woken: Arc::default(),
         }
     }
@@ -231,6 +292,73 @@ impl<V: Vm> World<V> {
         } else if let Some((endpoint, _)) = &self.devices[device] {
             self.lingering[device] = Some(Lingering::new(endpoint.channel()));
         }
+    }
+
+    /// Makes a call on an object; gives its answer.
+    fn object(&mut self, command: &ObjectCommand, ticket: &mut Option<Ticket>) -> String {
+        use ObjectCommand as C;
+        let vm = &self.vm;
+        // One that was never given, too.
+        let id = |index: usize| self.ids.get(index).copied().unwrap_or(0x7000);
+        let guest = |pasid: Option<u32>| pasid.map(|number| GuestPasid(Pasid::from_field(number)));
+        let mut new = None;
+        let answer = match *command {
+            C::Ioas => note(vm.ioas().map(|id| id.0), &mut new),
+            C::Hardware(device) => format!("{:?}", vm.hardware(requester(device))),
+            C::AllocHwpt { device, parent, flags, root, on_hwpt } => {
+                let parent = match on_hwpt {
+                    true => HwptParent::Hwpt(HwptId(id(parent))),
+                    false => HwptParent::Ioas(IoasId(id(parent))),
+                };
+                let data = root.map(|root| {
+                    let flags = VtdStageOneFlags::empty();
+                    StageOneTable::Vtd(VtdStageOne {
+                        flags,
+                        root: Gpa(root * PAGE),
+                        address_width: 48,
+                    })
+                });
+                let flags = HwptFlags::from_bits_retain(flags);
+                let device = requester(device);
+                let request = HwptRequest { device, parent, flags, data, fault: None };
+                note(vm.alloc_hwpt(&request).map(|id| id.0), &mut new)
+            }
+            C::AllocViommu(device, parent) => {
+                let viommu =
+                    vm.alloc_viommu(requester(device), HwptId(id(parent)), ViommuKind::Vtd);
+                note(viommu.map(|id| id.0), &mut new)
+            }
+            C::AllocFaultQueue => note(vm.alloc_fault_queue().map(|id| id.0), &mut new),
+            C::AllocEventQueue(viommu) => {
+                let queue = vm.alloc_event_queue(ViommuId(id(viommu)), 4);
+                note(queue.map(|id| id.0), &mut new)
+            }
+            C::TakeEvent(queue) => format!("{:?}", vm.take_event(EventQueueId(id(queue)))),
+            C::Destroy(object) => format!("{:?}", vm.destroy(ObjectId(id(object)))),
+            C::Attach(device, pasid, hwpt) => {
+                format!("{:?}", vm.attach_hwpt(requester(device), guest(pasid), HwptId(id(hwpt))))
+            }
+            C::Replace(device, pasid, hwpt) => {
+                let result = vm.replace_hwpt(requester(device), guest(pasid), HwptId(id(hwpt)));
+                *ticket = result.ok();
+                format!("{result:?}")
+            }
+            C::Detach(device, pasid) => {
+                let result = vm.detach_hwpt(requester(device), guest(pasid));
+                *ticket = result.ok();
+                format!("{result:?}")
+            }
+            C::Forget(hwpt, address) => {
+                let range = Range { start: Iova(address), last: Iova(address | 0x1fff) };
+                let pages = StageOneInvalidation::Pages { range, leaf_only: false };
+                let what = [StageOneInvalidation::All, pages, StageOneInvalidation::Entry];
+                let result = vm.invalidate_hwpt(HwptId(id(hwpt)), &what);
+                *ticket = result.ok();
+                format!("{result:?}")
+            }
+        };
+        self.ids.extend(new);
+        answer
     }
 
     /// Carries out a command; gives all that can be seen of it.
@@ -301,6 +429,7 @@ impl<V: Vm> World<V> {
             Command::Usage => format!("{:?}", self.vm.pasid_usage()),
             Command::Counters => format!("{:?}", self.vm.counters()),
             Command::Memory => self.memory(),
+            Command::Object(ref command) => self.object(command, &mut ticket),
             Command::Close => {
                 ticket = Some(self.vm.close());
                 String::new()
@@ -318,21 +447,51 @@ impl<V: Vm> World<V> {
     }
 }
 
+/// An answer with an id, which is noted.
+fn note(answer: Result<u32, ObjectError>, new: &mut Option<u32>) -> String {
+    *new = answer.ok();
+    format!("{answer:?}")
+}
+
 fn config(private: bool, enforce_grants: bool) -> VmConfig {
     let numbering = if private { Numbering::Private } else { Numbering::Identity };
     VmConfig { quota: 3, numbering, enforce_grants, ..VmConfig::named("one") }
 }
 
+/// Devices, and a nested table on a nesting parent to attach to them, and PASIDs.
+fn preparation() -> Vec<Command> {
+    use ObjectCommand::{AllocHwpt, Ioas};
+    let hwpt = |parent, flags, root, on_hwpt| {
+        Command::Object(AllocHwpt { device: 0, parent, flags, root, on_hwpt })
+    };
+    vec![
+        Command::Attach(0),
+        Command::Attach(1),
+        Command::Alloc(1, 1),
+        Command::Alloc(2, 2),
+        Command::Object(Ioas),
+        // NEST_PARENT and PASID; PASID.
+        hwpt(0, 9, None, false),
+        hwpt(1, 8, Some(1), true),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn the_same(private in any::<bool>(), enforce in any::<bool>(), commands in commands()) {
+    fn the_same(
+        private in any::<bool>(),
+        enforce in any::<bool>(),
+        prepared in any::<bool>(),
+        commands in commands(),
+    ) {
         let direct_host = SoftwareHost::new();
         let dispatcher = Dispatcher::new(SoftwareHost::new(), Revision::Own);
         let client = Client::new(dispatcher.clone());
         let mut direct = World::new(&direct_host, config(private, enforce));
         let mut through = World::new(&client, config(private, enforce));
-        for command in &commands {
+        let prepared = if prepared { preparation() } else { Vec::new() };
+        for command in prepared.iter().chain(&commands) {
             let (expected, got) = (direct.run(command), through.run(command));
             prop_assert_eq!(expected, got, "{:?}", command);
         }

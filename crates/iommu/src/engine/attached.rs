@@ -8,6 +8,7 @@ use mem::{Gpa, GuestMemory, HostAddr};
 use super::{check_interrupt_range, Engine, Refusal, Request, Target};
 use crate::cache::PasidState;
 use crate::format::vtd::{PasidEntry, StageOne, Translation};
+use crate::sabotage::{self, Sabotage};
 use crate::software::{Attachments, RID_PASID};
 use crate::{FaultReason, Hardware, Pasid, TableCaps};
 
@@ -44,6 +45,10 @@ impl<M: GuestMemory> Engine<'_, M> {
                 self.counters.ungranted.add(1);
                 FaultReason::PasidEntryNotPresent
             })?,
+        };
+        let host = match sabotage::is(Sabotage::WrongPasid) {
+            true => Pasid::from_field(host.get() ^ 1),
+            false => host,
         };
         self.counters.pasid_entry_reads.add(1);
         let (entry, caps) = attached.device.read(host).map_err(|reason| match reason {

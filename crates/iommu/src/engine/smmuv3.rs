@@ -11,6 +11,7 @@ use super::walk::{self, Table};
 use super::{half_of, target, Engine, Refusal, Request, Stop, Target};
 use crate::cache::{without_top_byte, Cached, DescriptorState, Tag};
 use crate::format::vtd::exceeds;
+use crate::sabotage::{self, Sabotage};
 use crate::{
     DefaultSubstream, DescriptorTable, DomainId, FaultReason, Pasid, SmmuStageTwo, Stage,
     StreamContext, StreamTranslation,
@@ -205,6 +206,9 @@ fn substream(request: &Request, table: Option<&DescriptorTable>) -> Result<Subst
             let beyond = u64::from(pasid.get()) >> table.bits.min(Pasid::BITS as u8) != 0;
             if reserved || beyond {
                 return Err(FaultReason::PasidRange);
+            }
+            if sabotage::is(Sabotage::WrongPasid) {
+                return Ok(Substream::Of(Pasid::from_field(pasid.get() ^ 1), true));
             }
             Ok(Substream::Of(pasid, true))
         }

@@ -8,6 +8,7 @@ use mem::{MemError, MemoryMap, Window};
 use proptest::prelude::*;
 
 use super::*;
+use crate::stage_two::HostStageTwo;
 use crate::{ContextFault, Pasid, TableCaps};
 
 const DEVICE: RequesterId = RequesterId::from_bits(0x0010);
@@ -82,6 +83,18 @@ fn translate(
     address: u64,
     access: Access,
 ) -> (Result<Target, Refusal>, u64) {
+    translate_over(memory, None, context, space, address, access)
+}
+
+/// The same over a stage 2 of the host's, if there is one.
+fn translate_over(
+    memory: &Counting,
+    stage_two: Option<&HostStageTwo>,
+    context: DeviceContext,
+    space: AddressSpace,
+    address: u64,
+    access: Access,
+) -> (Result<Target, Refusal>, u64) {
     let request = Request {
         requester: DEVICE,
         space,
@@ -93,7 +106,7 @@ fn translate(
     let mut caches = Caches::new(DEVICE);
     let counters = ChannelCounters::default();
     let answer = Engine {
-        memory: &GuestPhysical::new(memory, None, &counters.stage_two_walks),
+        memory: &GuestPhysical::new(memory, stage_two, &counters.stage_two_walks),
         attached: None,
         contexts: Some(&Fixed(context)),
         grants: None,
@@ -247,3 +260,4 @@ fn contexts_out_of_range() {
 }
 
 mod smmuv3;
+mod stage_two;

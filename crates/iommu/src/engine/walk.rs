@@ -86,7 +86,7 @@ pub(super) struct Found {
 }
 
 /// A format, and how its architecture speaks of faults.
-pub(super) trait Walked: Format {
+pub(crate) trait Walked: Format {
     /// The fault as the architecture has it.
     fn adapt<E>(&self, fault: WalkFault<E>) -> WalkFault<E> {
         fault

@@ -11,7 +11,7 @@
 //!   └─────S2TTB────────► stage 2: of everything above, if the configuration is nested
 //! ```
 //!
-//! What a unit with this model of the tables has, beyond [`SmmuCaps`](crate::SmmuCaps): AArch64
+//! What a unit with this model of the tables has, beyond [`SmmuCaps`]: AArch64
 //! tables only and little-endian ones (IDR0.TTF 2, TTENDIAN 2), no stalls (STALL_MODEL 1), faults
 //! that always abort (TERM_MODEL 1), no EL2 world (HYP 0), 16-bit VMIDs (VMID16 1), no split-stage
 //! ATS (NS1ATS 1), no 52-bit entries for granules of 4 and 16 KiB (IDR5.DS 0), no PAN, no access
@@ -24,6 +24,7 @@ mod event;
 mod nested;
 mod stream;
 
+pub(crate) use command::opcode;
 pub use command::{
     guest_command, AtcCommandWord1, CommandError, DeviceCommandWord0, TlbCommandWord0,
     TlbCommandWord1,

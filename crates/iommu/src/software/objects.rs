@@ -330,3 +330,6 @@ impl Objects {
         gone.map(|(id, _)| id).is_some_and(|id| self.destroy(id).is_ok())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -65,6 +65,15 @@ struct Polled {
     running: AtomicBool,
 }
 
+/// Somebody is at it, as long as this lives.
+struct Running<'p>(&'p AtomicBool);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 impl Executor for Polled {
     fn schedule(&self) {
         self.due.store(true, Ordering::Release);
@@ -142,9 +151,11 @@ impl HostPasids {
         if !polled.due.load(Ordering::Acquire) || polled.running.swap(true, Ordering::AcqRel) {
             return;
         }
+        // Also if a subscriber panics.
+        let running = Running(&polled.running);
         polled.due.store(false, Ordering::Release);
         let work = self.work(WORK_BUDGET);
-        polled.running.store(false, Ordering::Release);
+        drop(running);
         if work == Work::More {
             polled.due.store(true, Ordering::Release);
         }

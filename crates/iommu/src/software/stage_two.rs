@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use mem::{Gpa, MemoryMap, Range};
 
-use super::vm::Control;
+use super::control::Control;
 use super::SoftwareVm;
 use crate::channel::Batch;
 use crate::stage_two::{Editor, HostStageTwo, HostTables, Retired};

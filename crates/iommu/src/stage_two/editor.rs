@@ -17,7 +17,7 @@ use mem::{Access, Gpa, HostAddr, MemoryMap, Range, Segment};
 use pgtable::{Entry, Rights, Tables};
 
 use super::frames::GUEST_BITS;
-use super::{HostStageTwo, HostTables, StageTwoError};
+use super::{Frames, HostStageTwo, HostTables, StageTwoError};
 
 /// Ranges of guest physical addresses that may be cleared at a time.
 pub(crate) const MAX_HOLES: usize = 1024;
@@ -108,13 +108,16 @@ impl Editor {
     /// Maps what is memory in `map`, and nothing else. What there is no memory for tables for, and
     /// what lies beyond the format's addresses, stays unmapped.
     pub(crate) fn set_memory(&mut self, map: MemoryMap) -> Retired {
-        let new = View { map: &map, holes: &self.holes };
         let old = core::mem::take(&mut self.map);
-        let was = View { map: &old, holes: &self.holes };
-        let frames = self.frames(old.segments().iter().chain(map.segments()).map(|one| one.range));
-        let changed = self.changed(frames, &was, &new);
-        let retired = self.install(changed);
-        self.map = map;
+        let holes = core::mem::take(&mut self.holes);
+        let was = View { map: &old, holes: &holes };
+        let new = View { map: &map, holes: &holes };
+        // What is memory in both, and in the same way, need not be looked at.
+        let gone = old.segments().iter().filter(|one| self.incomplete || !new.has(one));
+        let come = map.segments().iter().filter(|one| self.incomplete || !was.has(one));
+        let frames = self.frames(gone.chain(come).map(|one| one.range));
+        let (retired, missing) = self.update(&frames, &was, &new);
+        (self.map, self.holes, self.incomplete) = (map, holes, missing);
         retired
     }
 
@@ -185,15 +188,18 @@ impl Editor {
         if holes.len() > MAX_HOLES {
             return Err(StageTwoError::TooManyHoles { limit: MAX_HOLES });
         }
-        let memory = self.map.segments().iter().map(|one| one.range);
-        let inside = memory
-            .filter(|one| one.overlaps(&range))
-            .map(|one| Range { start: one.start.max(range.start), last: one.last.min(range.last) });
-        let was = View { map: &self.map, holes: &self.holes };
-        let new = View { map: &self.map, holes: &holes };
-        let changed = self.changed(self.frames(inside), &was, &new);
-        let retired = self.install(changed);
-        self.holes = holes;
+        let map = core::mem::take(&mut self.map);
+        let old = core::mem::take(&mut self.holes);
+        let was = View { map: &map, holes: &old };
+        let new = View { map: &map, holes: &holes };
+        let memory = overlapping(map.segments(), &range, |segment| segment.range);
+        let frames = self.frames(memory.iter().map(|one| Range {
+            start: one.range.start.max(range.start),
+            last: one.range.last.min(range.last),
+        }));
+        let (retired, missing) = self.update(&frames, &was, &new);
+        (self.map, self.holes) = (map, holes);
+        self.incomplete |= missing;
         Ok(retired)
     }
 
@@ -214,41 +220,27 @@ impl Editor {
         frames
     }
 
-    /// Of these frames the addresses of those that change, and to what.
-    fn changed(
-        &self,
-        frames: Vec<Range<Gpa>>,
-        was: &View<'_>,
-        new: &View<'_>,
-    ) -> Vec<(Gpa, Coverage)> {
-        let HostStageTwo { frames: layout, format, .. } = &*self.stage_two;
-        let numbers = frames.iter().flat_map(|range| range.start.0..=range.last.0);
-        let first = numbers.map(|number| Gpa(number << layout.large_bits()));
-        let mapped = first.filter(|first| !self.closed && format.translates(*first));
-        let changes = mapped.map(|first| {
-            let new = new.coverage(first, layout.page_bits(), layout.large_bits());
-            let was = was.coverage(first, layout.page_bits(), layout.large_bits());
-            (first, new, was)
-        });
-        changes
-            .filter(|(_, new, was)| self.incomplete || new != was)
-            .map(|(first, new, _)| (first, new))
-            .collect()
-    }
-
-    fn install(&mut self, changes: Vec<(Gpa, Coverage)>) -> Retired {
+    /// Enters what changes in these frames. Also gives whether one is unmapped now because there was
+    /// no memory for tables.
+    fn update(&mut self, frames: &[Range<Gpa>], was: &View<'_>, new: &View<'_>) -> (Retired, bool) {
         let mut retired = Retired::none(&self.stage_two.tables);
-        self.incomplete = false;
-        for (first, coverage) in changes {
-            let Some(entry) = self.entry(first, &coverage) else {
-                self.incomplete = true;
+        let bits = self.stage_two.frames.large_bits();
+        let mut missing = false;
+        for number in frames.iter().flat_map(|range| range.start.0..=range.last.0) {
+            let first = Gpa(number << bits);
+            if self.closed || !self.stage_two.format.translates(first) {
                 continue;
-            };
-            if self.put(first, entry, &mut retired).is_none() {
-                self.incomplete = true;
             }
+            let coverage = new.coverage(first, &self.stage_two.frames);
+            if !self.incomplete && coverage == was.coverage(first, &self.stage_two.frames) {
+                continue;
+            }
+            let entry = self.entry(first, &coverage);
+            // What was there must not stay in any case.
+            let put = self.put(first, entry.unwrap_or(0), &mut retired);
+            missing |= entry.is_none() || put.is_none();
         }
-        retired
+        (retired, missing)
     }
 
     /// The entry for a large frame; `None` if there is no memory for its table.
@@ -385,8 +377,15 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    /// Whether `segment`'s addresses are memory with the same access, and no neighbour is.
+    fn has(&self, segment: &Segment) -> bool {
+        let found = self.map.find(segment.range.start);
+        found.is_some_and(|one| one.range == segment.range && one.access == segment.access)
+    }
+
     /// What covers the large frame from `first`.
-    fn coverage(&self, first: Gpa, page_bits: u32, large_bits: u32) -> Coverage {
+    fn coverage(&self, first: Gpa, frames: &Frames) -> Coverage {
+        let (page_bits, large_bits) = (frames.page_bits(), frames.large_bits());
         let frame = Range { start: first, last: Gpa(first.0 | ((1 << large_bits) - 1)) };
         let segments = overlapping(self.map.segments(), &frame, |segment| segment.range);
         let holes = overlapping(self.holes, &frame, |hole| *hole);

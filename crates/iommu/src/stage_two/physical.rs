@@ -28,7 +28,7 @@ impl Output {
             None => Gpa(self.0),
             Some(stage_two) => {
                 let nowhere = MemError::Unmapped { gpa: Gpa(self.0) };
-                stage_two.frames.guest(HostAddr(self.0)).ok_or(nowhere)?
+                stage_two.guest_at(HostAddr(self.0)).ok_or(nowhere)?
             }
         };
         memory.window(gpa, len, access)

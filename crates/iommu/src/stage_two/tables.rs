@@ -28,6 +28,9 @@ pub(crate) struct HostTables {
     /// Each is made when the first of its words is given out, and stays.
     chunks: Box<[Once<Box<[AtomicU64]>>]>,
     free: SpinMutex<Free>,
+    /// How many more there may be, in tests of running out.
+    #[cfg(test)]
+    pub(crate) left: AtomicU64,
 }
 
 /// What is not in use.
@@ -56,12 +59,21 @@ impl HostTables {
     pub(super) fn with_chunks(chunks: usize) -> Self {
         let end = BASE + ((chunks as u64) << CHUNK_BITS);
         let free = Free { fresh: BASE, end, lists: Default::default(), used: 0 };
-        Self { chunks: (0..chunks).map(|_| Once::new()).collect(), free: SpinMutex::new(free) }
+        Self {
+            chunks: (0..chunks).map(|_| Once::new()).collect(),
+            free: SpinMutex::new(free),
+            #[cfg(test)]
+            left: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// 2^`size_bits` bytes at a multiple of that, all zero; `None` if there are none, or the size
     /// is none of a table.
     pub(crate) fn allocate(&self, size_bits: u32) -> Option<HostAddr> {
+        #[cfg(test)]
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+            .ok()?;
         let table = self.free.lock().take(size_bits)?;
         let offset = table.0 - BASE;
         for chunk in offset >> CHUNK_BITS..=(offset + (1 << size_bits) - 1) >> CHUNK_BITS {

@@ -3,7 +3,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use mem::{Access, Gpa, GuestMemory, HeapMemory, HostAddr, MemoryMap, Range, Segment};
-use pgtable::Tables;
+use pgtable::{Tables, Vtcr};
 use proptest::prelude::*;
 
 use super::editor::MAX_HOLES;
@@ -306,6 +306,49 @@ fn a_vm_without_memory_for_tables_faults_and_recovers() {
     // The same map once more.
     drop(editor.set_memory(small));
     assert_eq!(reads_and_writes(&editor, 0), (true, true));
+}
+
+/// What cannot be mapped as it should be is not left as it was.
+#[test]
+fn a_page_is_cleared_even_if_its_frame_cannot_be_split() {
+    let (mut editor, tables) = editor(SecondStageLevels::Three, Layout::Identity);
+    drop(editor.set_memory(map(&[(0, 4 << 20, Access::Write)])));
+    let hog: Vec<_> = core::iter::from_fn(|| tables.allocate(12)).collect();
+    drop(editor.clear(range(0x5000, 0x1000)).unwrap());
+    assert_eq!(reads_and_writes(&editor, 0x5000), (false, false));
+    assert_eq!(reads_and_writes(&editor, 0x6000), (false, false), "no table for it");
+    assert_eq!(reads_and_writes(&editor, 0x20_0000), (true, true));
+    hog.into_iter().for_each(|table| tables.free(table, 12));
+    // A change elsewhere does not mend it, the next map does.
+    drop(editor.clear(range(0x20_0000, 0x1000)).unwrap());
+    assert_eq!(reads_and_writes(&editor, 0x6000), (false, false));
+    drop(editor.set_memory(map(&[(0, 4 << 20, Access::Write)])));
+    assert_eq!(reads_and_writes(&editor, 0x5000), (false, false));
+    assert_eq!(reads_and_writes(&editor, 0x6000), (true, true));
+}
+
+/// Every VTCR: a format that is taken can carry memory.
+#[test]
+fn any_format_of_arm_is_refused_or_works() {
+    let tables = Arc::new(HostTables::with_chunks(16));
+    let memory = map(&[(0, 0x1_0000, Access::Write)]);
+    let mut carried = 0;
+    let fields = (0..64u8).flat_map(|t0sz| (0..4u8).map(move |sl0| (t0sz, sl0)));
+    let sizes = (0..4u8).flat_map(|tg0| (0..8u8).map(move |ps| (tg0, ps)));
+    for ((t0sz, sl0), (tg0, ps)) in fields.flat_map(|a| sizes.clone().map(move |b| (a, b))) {
+        for wide in [false, true] {
+            let vtcr = Vtcr { t0sz, sl0, tg0, ps, wide };
+            let Ok(format) = ArmStageTwo::from_vtcr(&vtcr) else { continue };
+            let config = StageTwoConfig { format: StageTwoFormat::Arm(format), layout: SHUFFLED };
+            let Ok(stage_two) = HostStageTwo::new(&config, &tables) else { continue };
+            let mut editor = Editor::new(stage_two);
+            drop(editor.set_memory(memory.clone()));
+            assert_eq!(reads_and_writes(&editor, 0xf000), (true, true), "{vtcr:?}");
+            carried += 1;
+        }
+    }
+    assert!(carried > 100, "{carried}");
+    assert_eq!(tables.used(), 0);
 }
 
 /// Pages of the small memory of the property test.

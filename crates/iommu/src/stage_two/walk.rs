@@ -9,7 +9,7 @@ use super::frames::HOST_BITS;
 use super::tables::NoTable;
 use super::{Frames, HostTables, StageTwoConfig, StageTwoFormat};
 use crate::cache::Allowed;
-use crate::engine;
+use crate::engine::{self, Walked};
 use crate::sabotage::{self, Sabotage};
 use crate::{FaultReason, HostError, Stage};
 
@@ -136,6 +136,11 @@ impl HostStageTwo {
         &self.format
     }
 
+    /// Which byte of the guest lies at `host`; `None` where none ever does.
+    pub(crate) fn guest_at(&self, host: HostAddr) -> Option<Gpa> {
+        self.frames.guest(host)
+    }
+
     /// Looks `gpa` up for `access`. What walks mark is marked.
     pub(crate) fn walk(&self, gpa: Gpa, access: Access) -> Result<HostLeaf, Untranslated> {
         if sabotage::is(Sabotage::SkipStageTwo) {
@@ -145,7 +150,7 @@ impl HostStageTwo {
         with!(&self.format, format => self.walk_by(format, gpa, access))
     }
 
-    fn walk_by<F: Format>(
+    fn walk_by<F: Walked>(
         &self,
         format: &F,
         gpa: Gpa,
@@ -153,7 +158,7 @@ impl HostStageTwo {
     ) -> Result<HostLeaf, Untranslated> {
         let request = engine::request(access, false, false);
         let leaf = pgtable::walk(format, self.root.0, gpa.0, &request, &*self.tables)
-            .map_err(|fault| Untranslated { gpa, fault })?;
+            .map_err(|fault| Untranslated { gpa, fault: format.adapt(fault) })?;
         let Leaf { base, size_bits, .. } = leaf;
         let allowed = engine::allowed(format, &leaf, false);
         Ok(HostLeaf { base: HostAddr(base), size_bits, allowed })

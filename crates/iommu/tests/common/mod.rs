@@ -3,8 +3,10 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod hosted;
+pub mod hosted_model;
 pub mod scenarios;
 pub mod smmu;
+pub mod smmu_scenarios;
 
 use std::sync::{Arc, Mutex};
 

@@ -239,6 +239,27 @@ pub fn stage_two() -> Verdict {
     check(dma(&channel, with(1), VA, Op::Read).is_err(), "read though it is cleared")
 }
 
+/// Where the host owns the PASID table, a PASID reaches what is attached, and nothing once that is
+/// detached.
+pub fn attached() -> Verdict {
+    let mut hosted = super::hosted::Hosted::new();
+    let spaces = [hosted.space(PAGES[0], 11), hosted.space(PAGES[1], 22)];
+    let vm = hosted.guest.vm.clone();
+    for (number, space) in (4..).zip(spaces) {
+        hosted.grant(number);
+        hosted.attach(number, space);
+    }
+    check((hosted.read(4), hosted.read(5)) == (Ok(11), Ok(22)), "another's pages")?;
+    let four = Some(super::hosted::guest(4));
+    wait(&vm, vm.detach_hwpt(DEVICE, four).map_err(|error| error.to_string())?);
+    check(hosted.read(4).is_err(), "read though it is detached")?;
+    check(hosted.read(5) == Ok(22), "another PASID was detached")?;
+    let five = Some(super::hosted::guest(5));
+    let replaced = vm.replace_hwpt(DEVICE, five, spaces[0]);
+    wait(&vm, replaced.map_err(|error| error.to_string())?);
+    check(hosted.read(5) == Ok(11), "the old table is in use")
+}
+
 /// A PASID that was given back is granted to nobody while an access may name it.
 pub fn parking() -> Verdict {
     let host = SoftwareHost::new();
@@ -285,4 +306,98 @@ pub fn owners() -> Verdict {
     check(other.free_pasid(pasid).is_err(), "another VM gave it back")?;
     check(guest.vm.pasid_usage().live == 1, "it does not count any more")?;
     check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused after another VM's mistake")
+}
+
+/// The host's tables do what their model says, over every ground.
+pub fn hosted_model() -> Verdict {
+    let grounds = super::hosted_model::grounds().into_iter();
+    let runs = grounds.flat_map(|ground| (0..4).map(move |seed| (ground, seed)));
+    runs.into_iter().try_for_each(|(ground, seed)| super::hosted_model::run(ground, seed, 400))
+}
+
+/// What the host's stage 2 has no more is not reached by what was found before.
+pub fn holes() -> Verdict {
+    let config = VmConfig { stage_two: Some(SHUFFLED), ..VmConfig::named("guest") };
+    let mut guest = Guest::with(&SoftwareHost::new(), config);
+    let root = guest.table();
+    guest.set_first(root, VA, 1, leaf(PAGES[0]));
+    guest.set_pasid(1, first_stage(root, DOMAIN));
+    let (_endpoint, channel) = guest.attach();
+    let page = mem::Range::<Gpa>::new(Gpa(PAGES[0]), 4096).unwrap();
+    for _ in 0..2 {
+        check(dma(&channel, with(1), VA, Op::Write).is_ok(), "refused though it is there")?;
+        wait(&guest.vm, guest.vm.clear_stage_two(page).unwrap());
+        check(dma(&channel, with(1), VA, Op::Write).is_err(), "written though it is cleared")?;
+        wait(&guest.vm, guest.vm.restore_stage_two(page).unwrap());
+    }
+    Ok(())
+}
+
+/// A guest behind an SMMUv3 whose substream 1 maps [`VA`], by a descriptor with more bits; and the
+/// entry of the page.
+fn behind_smmu(config: VmConfig, flags: u64, page: u64) -> (Guest, Gpa) {
+    use super::smmu::{asid, descriptor, linear};
+    let mut guest = Guest::with(&SoftwareHost::new(), config);
+    let (root, table) = (guest.table(), guest.table());
+    let entry = guest.set_one(root, VA, 1, page);
+    guest.set_descriptor(table, 1, descriptor(root, flags | asid(3)));
+    let table = linear(table, 4, iommu::DefaultSubstream::Terminate);
+    guest.set_stream(iommu::StreamTranslation::StageOne(table));
+    (guest, entry)
+}
+
+/// A remapped page is found at its new place, by each command that says so.
+pub fn smmu_remap() -> Verdict {
+    use super::smmu::{PAGE, VMID};
+    use iommu::{Asid, PageRange, SmmuInvalidation};
+    let (guest, entry) = behind_smmu(VmConfig::named("guest"), 0, PAGES[0] | PAGE);
+    for (page, word) in PAGES.into_iter().zip([11, 22]) {
+        guest.memory.store_u64(Gpa(page), word).unwrap();
+    }
+    let (_endpoint, channel) = guest.attach();
+    let range = mem::Range::<Iova>::new(Iova(VA), 4096).unwrap();
+    let pages = PageRange { range, leaf_only: true };
+    let mut at = 0;
+    for what in [
+        SmmuInvalidation::TlbAll,
+        SmmuInvalidation::Guest(VMID),
+        SmmuInvalidation::StageOneAll(VMID),
+        SmmuInvalidation::StageOneAsid { vmid: VMID, asid: Asid(3) },
+        SmmuInvalidation::StageOnePages { vmid: VMID, asid: Some(Asid(3)), pages },
+        SmmuInvalidation::StageOnePages { vmid: VMID, asid: None, pages },
+    ] {
+        check(dma(&channel, with(1), VA, Op::Read) == Ok([11, 22][at]), "before")?;
+        at = 1 - at;
+        guest.memory.store_u64(entry, PAGES[at] | PAGE).unwrap();
+        guest.settle(Invalidation::Smmuv3(what));
+        let found = dma(&channel, with(1), VA, Op::Read);
+        check(found == Ok([11, 22][at]), &format!("after {what:?}"))?;
+    }
+    Ok(())
+}
+
+/// With HA and HD, a read marks the page accessed and a write makes it writable.
+pub fn smmu_flags() -> Verdict {
+    use super::smmu::{AF, DBM, PAGE, READ_ONLY};
+    let clean = PAGES[0] | PAGE & !AF | READ_ONLY | DBM;
+    let (guest, entry) = behind_smmu(VmConfig::named("guest"), 1 << 43 | 1 << 42, clean);
+    let (_endpoint, channel) = guest.attach();
+    for (op, held) in [(Op::Read, clean | AF), (Op::Write, (clean | AF) & !READ_ONLY)] {
+        dma(&channel, with(1), VA, op).map_err(|error| error.to_string())?;
+        check(guest.memory.load_u64(entry) == Ok(held), "the flags of the page")?;
+    }
+    Ok(())
+}
+
+/// Descriptors, tables and pages are where the host's stage 2 says, in Arm's format, too.
+pub fn smmu_stage_two() -> Verdict {
+    let format = iommu::ArmStageTwo::new(iommu::Granule::Kib16, 44, 48).unwrap();
+    let (format, layout) = (StageTwoFormat::Arm(format), Layout::Shuffled { seed: 9 });
+    let stage_two = Some(StageTwoConfig { format, layout });
+    let config = VmConfig { stage_two, ..VmConfig::named("guest") };
+    let (guest, _) = behind_smmu(config, 0, PAGES[0] | super::smmu::PAGE);
+    guest.memory.store_u64(Gpa(PAGES[0]), 11).unwrap();
+    let (_endpoint, channel) = guest.attach();
+    check(dma(&channel, with(1), VA, Op::Read) == Ok(11), "another page")?;
+    check(guest.vm.counters().stage_two_walks > 0, "not by stage 2")
 }

@@ -1,13 +1,15 @@
 //! Tables of an SMMUv3, written bit by bit: pages of 4 KiB, 48 bits in stage 1 and 39 in stage 2.
 
+use iommu::format::smmuv3::event;
 use iommu::{
-    DefaultSubstream, DescriptorForm, DescriptorTable, DeviceContext, FaultReason, Invalidation,
-    SmmuCaps, SmmuInvalidation, SmmuStageTwo, StreamContext, StreamTranslation, Vmid,
+    AddressSpace, Channel, DefaultSubstream, DescriptorForm, DescriptorTable, DeviceContext,
+    DmaError, FaultReason, Invalidation, SmmuCaps, SmmuInvalidation, SmmuStageTwo, StreamContext,
+    StreamTranslation, Vm, Vmid,
 };
 use mem::{Gpa, GuestMemory};
 use pgtable::{ArmStageTwo, Granule, Vtcr};
 
-use super::{Guest, MEMORY};
+use super::{dma, Guest, Op, DEVICE, MEMORY};
 
 pub const SMMU: SmmuCaps = SmmuCaps {
     stage_one: true,
@@ -129,4 +131,30 @@ impl Guest {
         }
         root
     }
+}
+
+/// Makes one access; its result, and the reason and the event's number of its fault.
+pub fn one(
+    guest: &Guest,
+    channel: &Channel,
+    space: AddressSpace,
+    at: u64,
+    op: Op,
+) -> (Result<u64, DmaError>, Option<(FaultReason, u8)>) {
+    let result = dma(channel, space, at, op);
+    let fault = guest.vm.take_fault().map(|fault| {
+        assert_eq!((fault.requester, fault.pasid), (DEVICE, space.pasid));
+        (fault.reason, event(&fault).map_or(0, |event| event.word0.id()))
+    });
+    assert_eq!(guest.vm.take_fault(), None);
+    (result, fault)
+}
+
+pub fn reason_of(
+    guest: &Guest,
+    channel: &Channel,
+    space: AddressSpace,
+    at: u64,
+) -> Option<FaultReason> {
+    one(guest, channel, space, at, Op::Read).1.map(|(reason, _)| reason)
 }

@@ -107,7 +107,8 @@ impl<H: Host> Device<H> {
 impl<H: Host> Drop for Device<H> {
     fn drop(&mut self) {
         if Arc::strong_count(&self.open) == 1 {
-            *self.open.event.lock() = None;
+            let event = self.open.event.lock().take();
+            drop(event);
         }
         self.container.watch_faults();
         self.members.open.fetch_sub(1, Ordering::AcqRel);
@@ -257,7 +258,9 @@ impl<H: Host + 'static> Device<H> {
             (DISABLE | SET, _) => return Err(value(core::mem::offset_of!(IrqSet, count))),
             (flags, _) => return Err(Refusal::Flags { flags }),
         };
-        *self.open.event.lock() = event;
+        // The old one is the client's code and goes with no lock held.
+        let old = core::mem::replace(&mut *self.open.event.lock(), event);
+        drop(old);
         self.container.watch_faults();
         Ok(Reply::default())
     }

@@ -154,6 +154,3 @@ impl Ring {
         Ok((self.entries.clone(), position - RING_OFFSET..end - RING_OFFSET))
     }
 }
-
-#[cfg(test)]
-mod tests;

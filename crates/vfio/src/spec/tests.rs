@@ -8,7 +8,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
 
+mod device;
 mod iommufd;
+mod nesting;
 
 #[test]
 fn what_linux_has_is_as_linux_has_it() {

@@ -10,6 +10,7 @@ mod gpasid;
 mod groups;
 mod hostile;
 mod invalidate;
+mod iommufd;
 mod msi;
 mod rig;
 mod rings;

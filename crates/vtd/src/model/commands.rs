@@ -45,12 +45,12 @@ impl Pending {
 impl<V: Vm> Model<V> {
     /// Shows the completion of what is complete.
     pub(super) fn settle(&mut self) {
-        let (vm, shadow) = (&self.vm, &self.shadow);
+        let (vm, shadow, here) = (&self.vm, &self.shadow, self.lent.is_none());
         let done = |slot: &mut Option<Until>| {
             let complete = match *slot {
                 None => false,
                 Some(Until::Complete(ticket)) => vm.is_complete(ticket),
-                Some(Until::Read) => shadow.as_ref().is_none_or(Shadow::is_settled),
+                Some(Until::Read) => here && shadow.as_ref().is_none_or(Shadow::is_settled),
             };
             if complete {
                 *slot = None;
@@ -115,9 +115,9 @@ impl<V: Vm> Model<V> {
 
     fn publish(&self) {
         let source = self.translation.then(|| -> Arc<dyn ContextSource> {
-            match self.shadow {
-                None => Arc::new(self.root),
-                Some(_) => Arc::new(Blocked),
+            match self.caps.host_owned() {
+                false => Arc::new(self.root),
+                true => Arc::new(Blocked),
             }
         });
         self.vm.set_contexts(source);
@@ -125,13 +125,12 @@ impl<V: Vm> Model<V> {
 
     /// Nothing that is cached, or bound, counts any more.
     fn start_afresh(&mut self) -> Until {
-        match &mut self.shadow {
-            None => Until::Complete(self.forget_everything()),
-            Some(shadow) => {
-                shadow.read_all();
-                Until::Read
-            }
+        match (&mut self.shadow, &mut self.lent) {
+            (Some(shadow), _) => shadow.read_all(),
+            (None, Some(lent)) => lent.read_all = true,
+            (None, None) => return Until::Complete(self.forget_everything()),
         }
+        Until::Read
     }
 
     /// Forgets contexts, PASID-table entries and translations, in this order.
@@ -144,7 +143,7 @@ impl<V: Vm> Model<V> {
     /// Whether invalidations may be given through registers: not beside the queue, and in legacy
     /// mode only (6.5.1), which a host with PASID tables of its own does not have.
     fn takes_register_invalidations(&self) -> bool {
-        let legacy = self.root.mode() == TableMode::Legacy && self.shadow.is_none();
+        let legacy = self.root.mode() == TableMode::Legacy && !self.caps.host_owned();
         legacy && !self.status.queued_invalidation()
     }
 

@@ -21,6 +21,7 @@ mod effects;
 mod event;
 mod faults;
 mod queue;
+mod reading;
 mod registers;
 mod shadow;
 mod virtual_commands;
@@ -35,6 +36,7 @@ pub use caps::{Caps, CapsError, Options, PasidTableMode};
 pub use contexts::RootTable;
 pub use counters::Counters;
 pub use effects::{Effects, Message, Polled, Progress};
+pub use reading::{Reading, Turn};
 pub use shadow::{BindingCounters, CHANGE_COST, ENTRIES_PER_POLL};
 
 use crate::spec::{
@@ -45,6 +47,7 @@ use commands::Pending;
 use event::{Event, Raised};
 use faults::{fault_code, FaultLog, Recorded};
 use queue::Queue;
+use reading::Lent;
 use shadow::{Budget, Shadow, View};
 use virtual_commands::VirtualCommands;
 
@@ -82,6 +85,8 @@ pub struct Model<V> {
     virtual_commands: VirtualCommands,
     /// With PASID tables that the host owns.
     shadow: Option<Shadow<V>>,
+    /// While that is on loan.
+    lent: Option<Lent>,
     counters: Counters,
 }
 
@@ -91,6 +96,7 @@ impl<V: Vm> Model<V> {
         let asks_for_pasids = caps.options().virtual_commands.is_some();
         Self {
             shadow: caps.host_owned().then(|| Shadow::new(vm.clone(), asks_for_pasids)),
+            lent: None,
             vm,
             caps,
             status: GlobalStatus::new(),
@@ -118,7 +124,8 @@ impl<V: Vm> Model<V> {
 
     /// Counts since creation; a reset does not clear them.
     pub fn counters(&self) -> Counters {
-        let bindings = self.shadow.as_ref().map(Shadow::counters).unwrap_or_default();
+        let lent = self.lent.as_ref().map(|lent| lent.counters);
+        let bindings = self.shadow.as_ref().map(Shadow::counters).or(lent).unwrap_or_default();
         Counters { bindings, ..self.counters }
     }
 
@@ -128,13 +135,15 @@ impl<V: Vm> Model<V> {
     pub fn add_device(&mut self, requester: RequesterId) -> Effects {
         if let Some(shadow) = &mut self.shadow {
             shadow.add_device(requester, self.translation);
+        } else if let Some(lent) = &mut self.lent {
+            lent.added.push(requester);
         }
         Effects { schedule: self.is_reading(), ..Effects::default() }
     }
 
     /// Whether tables of the guest's are being read: the queue waits for that.
     fn is_reading(&self) -> bool {
-        self.shadow.as_ref().is_some_and(Shadow::is_busy)
+        self.lent.is_some() || self.shadow.as_ref().is_some_and(Shadow::is_busy)
     }
 
     /// Goes on reading the guest's tables.
@@ -203,24 +212,23 @@ impl<V: Vm> Model<V> {
     /// guest's, if the guest said that they changed.
     pub fn poll(&mut self, budget: u32) -> Polled {
         let mut effects = Effects::default();
-        let more_faults = self.take_faults(&mut effects);
-        let mut entries = Budget::of_a_poll();
-        self.read_tables(&mut entries);
+        let mut turn = Turn { descriptors: budget.clamp(1, DESCRIPTORS_PER_POLL), ..Turn::new() };
+        let more_faults = self.take_faults(&mut turn.faults, &mut effects);
+        self.read_tables(&mut turn.entries);
         self.settle();
         self.run_virtual_command();
-        let descriptors = budget.clamp(1, DESCRIPTORS_PER_POLL);
-        let queue = self.drain_queue(descriptors, &mut entries, &mut effects);
-        let progress = match (queue, self.awaited()) {
-            _ if more_faults => Progress::More,
-            (Progress::Idle, Some(ticket)) => Progress::Waiting(ticket),
-            _ => queue,
-        };
-        Polled { progress, effects }
+        let Turn { descriptors, entries, .. } = &mut turn;
+        let queue = self.drain_queue(descriptors, Some(entries), &mut effects);
+        Polled { progress: self.progress(queue, more_faults), effects }
     }
 
     /// Takes the VM's faults into the fault recording registers; whether there may be more.
-    fn take_faults(&mut self, effects: &mut Effects) -> bool {
-        for _ in 0..FAULTS_PER_POLL {
+    fn take_faults(&mut self, budget: &mut u32, effects: &mut Effects) -> bool {
+        if self.lent.is_some() {
+            return false; // what is lent says what a fault is to the guest
+        }
+        while let Some(left) = budget.checked_sub(1) {
+            *budget = left;
             let Some(fault) = self.vm.take_fault() else { return false };
             let fault = self.as_the_guest_sees(fault);
             let code = fault.and_then(|fault| fault_code(self.root.mode(), &fault));
@@ -303,6 +311,7 @@ impl<V: Vm> Model<V> {
             completion_event,
             virtual_commands,
             shadow,
+            lent,
             counters: _, // they are the host's, not the guest's
         } = self;
         vm.set_contexts(None);
@@ -324,6 +333,11 @@ impl<V: Vm> Model<V> {
             if vm.take_fault().is_none() {
                 break;
             }
+        }
+        if let Some(lent) = lent {
+            lent.reset = true;
+            lent.read_all = false;
+            return vm.release_pasids();
         }
         if let Some(shadow) = shadow {
             shadow.reset();

@@ -125,11 +125,11 @@ enum Step {
 }
 
 impl<V: Vm> Model<V> {
-    /// Takes up to `budget` descriptors.
+    /// Takes up to `budget` descriptors. Without `entries`, the guest's tables are not read.
     pub(super) fn drain_queue(
         &mut self,
-        budget: u32,
-        entries: &mut Budget,
+        budget: &mut u32,
+        mut entries: Option<&mut Budget>,
         effects: &mut Effects,
     ) -> Progress {
         if self.is_reading() {
@@ -139,8 +139,9 @@ impl<V: Vm> Model<V> {
             return Progress::Idle;
         }
         let memory = self.vm.memory();
-        for _ in 0..budget {
-            match self.step(&*memory, entries, effects) {
+        while let Some(left) = budget.checked_sub(1) {
+            *budget = left;
+            match self.step(&*memory, entries.as_deref_mut(), effects) {
                 Ok(Step::Taken) => {}
                 Ok(Step::Reading) => return Progress::More,
                 Ok(Step::Waiting(ticket)) => {
@@ -160,7 +161,7 @@ impl<V: Vm> Model<V> {
     fn step(
         &mut self,
         memory: &dyn GuestMemory,
-        entries: &mut Budget,
+        entries: Option<&mut Budget>,
         effects: &mut Effects,
     ) -> Result<Step, QueueErrorInfo> {
         if self.queue.error.is_some() || self.queue.check_tail()?.is_none() {
@@ -185,7 +186,9 @@ impl<V: Vm> Model<V> {
         }
         self.queue.advance();
         self.counters.descriptors += 1;
-        self.read_tables(entries);
+        if let Some(entries) = entries {
+            self.read_tables(entries);
+        }
         Ok(if self.is_reading() { Step::Reading } else { Step::Taken })
     }
 

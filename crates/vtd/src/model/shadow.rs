@@ -144,14 +144,6 @@ impl<V: Vm> Shadow<V> {
         }
     }
 
-    /// The guest gives a PASID back: nothing is bound to it any more.
-    pub(super) fn release(&mut self, pasid: GuestPasid) {
-        for device in self.devices.values_mut() {
-            device.bound.remove(&Some(pasid));
-        }
-        self.clear(Scope::Pasid(pasid));
-    }
-
     /// Nothing is bound, and requests without PASID pass through.
     pub(super) fn reset(&mut self) {
         self.work = None;
@@ -163,6 +155,14 @@ impl<V: Vm> Shadow<V> {
         for requester in requesters {
             self.set(requester, None, Some(GuestEntry::PASS_THROUGH));
         }
+    }
+
+    /// Ends everything that is bound to a PASID.
+    fn release_pasid(&mut self, pasid: GuestPasid) {
+        for device in self.devices.values_mut() {
+            device.bound.remove(&Some(pasid));
+        }
+        self.clear(Scope::Pasid(pasid));
     }
 
     fn clear(&mut self, scope: Scope) {

@@ -19,6 +19,8 @@ pub(super) struct VirtualCommands {
     response: u64,
     /// IP: the command is not carried out yet.
     in_progress: bool,
+    /// Nothing is bound any more to the PASID that is to be given back.
+    unbound: bool,
 }
 
 impl VirtualCommands {
@@ -65,11 +67,36 @@ impl<V: Vm> Model<V> {
     /// Carries out the command that is under way, if one is.
     pub(super) fn run_virtual_command(&mut self) {
         let Some(layout) = self.caps.options().virtual_commands else { return };
-        if !core::mem::take(&mut self.virtual_commands.in_progress) {
+        if !self.virtual_commands.in_progress || self.unbinds_first(layout) {
             return;
         }
+        self.virtual_commands.in_progress = false;
+        self.virtual_commands.unbound = false;
         let (status, result) = self.answer(layout);
         self.virtual_commands.response = layout.encode_response(status, result);
+    }
+
+    /// Whether a virtual command waits for what reads the guest's tables.
+    pub(super) fn virtual_command_waits(&self) -> bool {
+        self.virtual_commands.in_progress
+    }
+
+    /// Has what is bound to a PASID unbound that is to be given back; whether that is not over.
+    fn unbinds_first(&mut self, layout: VcmdLayout) -> bool {
+        let command = layout.decode_command(self.virtual_commands.command);
+        let Ok(VirtualCommand::FreePasid(pasid)) = command else { return false };
+        if !self.caps.host_owned() {
+            return false;
+        }
+        if self.is_reading() {
+            return true;
+        }
+        let Some(shadow) = &mut self.shadow else { return false };
+        let begun = !core::mem::replace(&mut self.virtual_commands.unbound, true);
+        if begun {
+            shadow.release(GuestPasid(pasid));
+        }
+        begun
     }
 
     fn answer(&mut self, layout: VcmdLayout) -> (VirtualStatus, Option<Pasid>) {
@@ -101,9 +128,6 @@ impl<V: Vm> Model<V> {
     }
 
     fn free_pasid(&mut self, pasid: Pasid) -> VirtualStatus {
-        if let Some(shadow) = &mut self.shadow {
-            shadow.release(GuestPasid(pasid));
-        }
         match self.vm.free_pasid(GuestPasid(pasid)) {
             Ok(()) => {
                 self.counters.pasids_freed += 1;

@@ -8,15 +8,15 @@ use pci::RequesterId;
 use crate::{Asid, Invalidation, PageRange, Pasid, SmmuInvalidation, Vmid};
 
 /// Numbers of the commands that a guest may give.
-mod opcode {
-    pub(super) const CFGI_CD: u8 = 0x05;
-    pub(super) const CFGI_CD_ALL: u8 = 0x06;
-    pub(super) const TLBI_NH_ALL: u8 = 0x10;
-    pub(super) const TLBI_NH_ASID: u8 = 0x11;
-    pub(super) const TLBI_NH_VA: u8 = 0x12;
-    pub(super) const TLBI_NH_VAA: u8 = 0x13;
-    pub(super) const TLBI_NSNH_ALL: u8 = 0x30;
-    pub(super) const ATC_INV: u8 = 0x40;
+pub(crate) mod opcode {
+    pub(crate) const CFGI_CD: u8 = 0x05;
+    pub(crate) const CFGI_CD_ALL: u8 = 0x06;
+    pub(crate) const TLBI_NH_ALL: u8 = 0x10;
+    pub(crate) const TLBI_NH_ASID: u8 = 0x11;
+    pub(crate) const TLBI_NH_VA: u8 = 0x12;
+    pub(crate) const TLBI_NH_VAA: u8 = 0x13;
+    pub(crate) const TLBI_NSNH_ALL: u8 = 0x30;
+    pub(crate) const ATC_INV: u8 = 0x40;
 }
 
 /// Bits 63:0 of a command about a device: `CMD_CFGI_*` and `CMD_ATC_INV`.
@@ -120,7 +120,7 @@ pub enum CommandError {
 
 /// What a guest's command forgets, with its identifiers rewritten: `vmid` is the host's for the
 /// guest, whatever the command says; and `device` finds the device that the guest knows by a stream
-/// id.
+/// id. Without a `vmid` the guest has no translations, so a command about those forgets nothing.
 ///
 /// A guest gives `CMD_CFGI_CD`, `CMD_CFGI_CD_ALL`, `CMD_TLBI_NH_ALL`, `CMD_TLBI_NH_ASID`,
 /// `CMD_TLBI_NH_VA`, `CMD_TLBI_NH_VAA`, `CMD_TLBI_NSNH_ALL` (which is as much of everything as
@@ -131,37 +131,50 @@ pub enum CommandError {
 /// See [`CommandError`].
 pub fn guest_command(
     words: [u64; 2],
-    vmid: Vmid,
+    vmid: Option<Vmid>,
     device: impl FnOnce(u32) -> Option<RequesterId>,
-) -> Result<Invalidation, CommandError> {
-    let of_device = DeviceCommandWord0::from_bits(words[0]);
-    let stream = of_device.stream();
+) -> Result<Option<Invalidation>, CommandError> {
+    let word0 = DeviceCommandWord0::from_bits(words[0]);
+    let stream = word0.stream();
     let requester = || device(stream).ok_or(CommandError::Stream { got: stream });
-    let tlb = TlbCommandWord0::from_bits(words[0]);
-    let asid = Asid(tlb.asid());
-    let pages = || range(tlb, TlbCommandWord1::from_bits(words[1]));
-    Ok(Invalidation::Smmuv3(match of_device.opcode() {
+    let what = match word0.opcode() {
         opcode::CFGI_CD => {
-            let substream = Pasid::from_field(of_device.substream());
+            let substream = Pasid::from_field(word0.substream());
             SmmuInvalidation::Descriptor { requester: requester()?, substream }
         }
         opcode::CFGI_CD_ALL => SmmuInvalidation::DescriptorAll { requester: requester()? },
+        opcode::ATC_INV => {
+            return atc(word0, AtcCommandWord1::from_bits(words[1]), requester()?).map(Some);
+        }
+        got => {
+            let what = |vmid| translations(words, vmid).ok_or(CommandError::Opcode { got });
+            // Whether it is one at all does not depend on the tag.
+            let (what, known) = (what(vmid.unwrap_or(Vmid(0)))?, vmid.is_some());
+            return Ok(known.then_some(Invalidation::Smmuv3(what)));
+        }
+    };
+    Ok(Some(Invalidation::Smmuv3(what)))
+}
+
+/// What a command about a guest's translations forgets; `None` if it is no such command.
+fn translations(words: [u64; 2], vmid: Vmid) -> Option<SmmuInvalidation> {
+    let (word0, word1) =
+        (TlbCommandWord0::from_bits(words[0]), TlbCommandWord1::from_bits(words[1]));
+    let asid = Asid(word0.asid());
+    let by_address =
+        |asid| SmmuInvalidation::StageOnePages { vmid, asid, pages: pages(word0, word1) };
+    Some(match word0.opcode() {
         opcode::TLBI_NH_ALL | opcode::TLBI_NSNH_ALL => SmmuInvalidation::StageOneAll(vmid),
         opcode::TLBI_NH_ASID => SmmuInvalidation::StageOneAsid { vmid, asid },
-        opcode::TLBI_NH_VA => {
-            SmmuInvalidation::StageOnePages { vmid, asid: Some(asid), pages: pages() }
-        }
-        opcode::TLBI_NH_VAA => SmmuInvalidation::StageOnePages { vmid, asid: None, pages: pages() },
-        opcode::ATC_INV => {
-            return atc(of_device, AtcCommandWord1::from_bits(words[1]), requester()?)
-        }
-        got => return Err(CommandError::Opcode { got }),
-    }))
+        opcode::TLBI_NH_VA => by_address(Some(asid)),
+        opcode::TLBI_NH_VAA => by_address(None),
+        _ => return None,
+    })
 }
 
 /// The addresses of a command: from an address on, or (without TG) the pages, of whatever size, that one
 /// address is in.
-fn range(word0: TlbCommandWord0, word1: TlbCommandWord1) -> PageRange {
+fn pages(word0: TlbCommandWord0, word1: TlbCommandWord1) -> PageRange {
     let (page_bits, pages) = match word1.granule() {
         0 => (PAGE_BITS, 1),
         granule => {

@@ -3,38 +3,18 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use bitfield_struct::bitfield;
 use mem::{Iova, Range};
 
 use super::{pages, CacheInvalidate, Caches, Granularity, InvalidateError};
+use crate::format::smmuv3::{opcode, TlbCommandWord0, TlbCommandWord1};
 use crate::SmmuCaps;
 
 /// Commands that one invalidation by address becomes at most: a larger one forgets the whole
 /// address space.
 pub const MAX_ADDRESS_COMMANDS: u64 = 512;
 
-const TLBI_NH_ALL: u8 = 0x10;
-const TLBI_NH_ASID: u8 = 0x11;
-const TLBI_NH_VA: u8 = 0x12;
-const TLBI_NH_VAA: u8 = 0x13;
-
-#[bitfield(u64)]
-struct Word0 {
-    opcode: u8,
-    #[bits(40)]
-    unused: u64,
-    asid: u16,
-}
-
-#[bitfield(u64)]
-struct Word1 {
-    leaf: bool,
-    #[bits(11)]
-    unused: u16,
-    /// The address, in units of 4 KiB.
-    #[bits(52)]
-    frame: u64,
-}
+/// log2 of the unit of addresses in a command.
+const PAGE_BITS: u32 = 12;
 
 pub(super) fn commands(
     what: &CacheInvalidate,
@@ -66,27 +46,28 @@ pub(super) fn commands(
 
 /// All of an address space, or of all.
 fn whole(asid: Option<u16>) -> [u64; 2] {
-    let opcode = if asid.is_some() { TLBI_NH_ASID } else { TLBI_NH_ALL };
+    let opcode = if asid.is_some() { opcode::TLBI_NH_ASID } else { opcode::TLBI_NH_ALL };
     [word0(opcode, asid), 0]
 }
 
 /// A command without range invalidation forgets the one page or block that has its address, which
 /// may be as small as the smallest page: so one for each of these.
 fn by_address(range: Range<Iova>, page: u64, asid: Option<u16>, leaf: bool) -> Vec<[u64; 2]> {
-    if range.len_minus_one() / page >= MAX_ADDRESS_COMMANDS {
+    let last = range.len_minus_one() / page;
+    if last >= MAX_ADDRESS_COMMANDS {
         return vec![whole(asid)];
     }
-    let opcode = if asid.is_some() { TLBI_NH_VA } else { TLBI_NH_VAA };
-    let first = word0(opcode, asid);
-    let command = |offset| {
-        let frame = (range.start.0 + offset) >> 12;
-        [first, Word1::new().with_leaf(leaf).with_frame(frame).into_bits()]
+    let opcode = if asid.is_some() { opcode::TLBI_NH_VA } else { opcode::TLBI_NH_VAA };
+    let word0 = word0(opcode, asid);
+    let word1 = |index| {
+        let address = range.start.0 + index * page;
+        TlbCommandWord1::new().with_leaf(leaf).with_page(address >> PAGE_BITS).into_bits()
     };
-    (0..=range.len_minus_one() / page).map(|index| command(index * page)).collect()
+    (0..=last).map(|index| [word0, word1(index)]).collect()
 }
 
 fn word0(opcode: u8, asid: Option<u16>) -> u64 {
-    Word0::new().with_opcode(opcode).with_asid(asid.unwrap_or(0)).into_bits()
+    TlbCommandWord0::new().with_opcode(opcode).with_asid(asid.unwrap_or(0)).into_bits()
 }
 
 fn asid(id: u32, caps: &SmmuCaps) -> Result<u16, InvalidateError> {

@@ -4,6 +4,8 @@
 //! so nobody else changes it, but its device, its PASID or the VM may go.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use ioasid::{BindError, HoldError, SubscribeError, Tag};
 use pci::RequesterId;
@@ -11,24 +13,19 @@ use pci::RequesterId;
 use super::compose::Program;
 use super::devices::{Cleared, Device, Held, Key, State};
 use super::{Hwpt, Outcome};
-use crate::channel::Batch;
+use crate::channel::{Batch, ChannelShared};
+use crate::sabotage::{self, Sabotage};
 use crate::software::attached::{Attached, Attachments, RID_PASID};
 use crate::software::bindings::{Driver, DRIVER};
+use crate::software::control::Control;
 use crate::software::host_table::ProgramError;
 use crate::software::pasids::Ref;
 use crate::software::platform::MAX_DOMAINS;
-use crate::software::vm::{Control, VmShared};
+use crate::software::vm::VmShared;
 use crate::{
     DomainId, GuestPasid, Hardware, HwptFlags, HwptId, InvalidField, Invalidation, ObjectError,
     Pasid, Ticket,
 };
-
-/// Who may use a place, and in whose name.
-struct Claim {
-    host: Pasid,
-    /// Of a PASID: which one, and the reference that stands for what will be cached.
-    pasid: Option<(Tag, Ref)>,
-}
 
 impl VmShared {
     /// Attaches `hwpt` where nothing is attached.
@@ -38,17 +35,18 @@ impl VmShared {
         pasid: Option<GuestPasid>,
         hwpt: HwptId,
     ) -> Result<(), ObjectError> {
+        // What was given up before may go now: it must not pile up if nobody polls.
+        self.release_parked();
         if pasid.is_some() {
             self.watch()?;
         }
-        let (key, reference) = {
+        let claimed = {
             let mut control = self.control.lock();
-            let claim = self.claim(&mut control, device, pasid, hwpt)?;
-            let (tag, reference) = claim.pasid.unzip();
-            let key = control.attached.occupy((device, pasid), hwpt, (claim.host, tag))?;
-            control.objects.add_use(hwpt.into());
-            (key, reference)
+            let claimed = self.claim(&mut control, (device, pasid), hwpt);
+            claimed.map_err(|error| (error, control.attached.prune(device)))
         };
+        // What is pruned is dropped with no lock held.
+        let (key, reference) = claimed.map_err(|(error, _pruned)| error)?;
         let Some(reference) = reference else {
             let (programmed, _left) = self.program(key, State::Open(None));
             return programmed;
@@ -71,8 +69,8 @@ impl VmShared {
             Err(HoldError::NoMemory) => return give_up(ObjectError::NoMemory),
             Err(_) => return give_up(not_granted(key)),
         };
+        // If it fails, dropping `prepared` undoes it, with no lock held.
         let (programmed, _left) = self.program(key, State::Committing(cached));
-        // If it failed, dropping `prepared` undoes it, with no lock held.
         programmed?;
         let binding = prepared.commit();
         let mut rest = Some(binding);
@@ -90,21 +88,23 @@ impl VmShared {
         Ok(())
     }
 
-    /// Programs what `key` occupies; if that cannot be, vacates it. The rest is to be dropped with
-    /// no lock held.
-    fn program(&self, key: Key, state: State) -> (Result<(), ObjectError>, Option<State>) {
+    /// Programs what `key` occupies; if that cannot be, vacates it. What is left then is to
+    /// be dropped with no lock held.
+    fn program(&self, key: Key, state: State) -> (Result<(), ObjectError>, Outcome) {
         let mut control = self.control.lock();
-        let programmed = self.program_locked(&mut control, key);
-        if let Err(error) = programmed {
+        if let Err(error) = self.program_locked(&mut control, key) {
             if let Some(place) = control.attached.vacate(key) {
                 control.objects.drop_use(place.hwpt.into());
             }
-            return (Err(error), Some(state));
+            let mut outcome = Outcome::default();
+            outcome.push(Held::of(state));
+            outcome.prune(control.attached.prune(key.device));
+            return (Err(error), outcome);
         }
         if let Some((place, _)) = control.attached.occupied(key) {
             place.state = state;
         }
-        (Ok(()), None)
+        (Ok(()), Outcome::default())
     }
 
     fn program_locked(&self, control: &mut Control, key: Key) -> Result<(), ObjectError> {
@@ -225,15 +225,18 @@ impl VmShared {
             control.objects.drop_use(place.hwpt.into());
             if !matches!(place.state, State::Opening) {
                 // The entry first: it must not be found when the context is gone.
-                attached.clear(place.host);
+                if !sabotage::is(Sabotage::KeepEntry) {
+                    attached.clear(place.host);
+                }
                 if key.pasid.is_none() {
                     attached.set_whole(None);
                 }
                 ticket = control.forget_place(key.device, key.pasid, (domain, whole));
                 let entry = Cleared { device: key.device, attached, host: place.host };
-                control.attached.clear(entry, ticket);
+                control.attached.wipe_at(entry, ticket);
             }
         }
+        outcome.prune(control.attached.prune(key.device));
         if let Some(mut held) = held {
             control.attached.give_back(ticket, held.returning());
             outcome.push(held);
@@ -249,16 +252,15 @@ impl VmShared {
     }
 
     /// Checks that `hwpt` may be attached there, makes the device's table if it has none, and
-    /// finds out who the PASID is.
+    /// occupies the place; gives a reference to the PASID, if it is one.
     fn claim(
         &self,
         control: &mut Control,
-        requester: RequesterId,
-        pasid: Option<GuestPasid>,
-        hwpt: HwptId,
-    ) -> Result<Claim, ObjectError> {
+        (requester, pasid): (RequesterId, Option<GuestPasid>),
+        id: HwptId,
+    ) -> Result<(Key, Option<Ref>), ObjectError> {
         control.check_device(requester)?;
-        let hwpt = *control.objects.hwpt(hwpt)?;
+        let hwpt = *control.objects.hwpt(id)?;
         if pasid.is_some() && matches!(self.platform.hardware, Hardware::Smmuv3(_)) {
             return Err(ObjectError::NotSupported);
         }
@@ -273,14 +275,24 @@ impl VmShared {
         if device.place(pasid).is_some() {
             return Err(ObjectError::Busy);
         }
-        let Some(pasid) = pasid else { return Ok(Claim { host: RID_PASID, pasid: None }) };
+        let reference = match pasid {
+            Some(pasid) => Some(self.reference(control, pasid)?),
+            None => None,
+        };
+        let tag = reference.as_ref().map(Ref::tag);
+        let host = tag.map_or(RID_PASID, |tag| Pasid::from_field(tag.id().0));
+        let key = control.attached.occupy((requester, pasid), id, (host, tag))?;
+        control.objects.add_use(id.into());
+        Ok((key, reference))
+    }
+
+    /// A reference to a PASID of the VM, in the driver's name.
+    fn reference(&self, control: &Control, pasid: GuestPasid) -> Result<Ref, ObjectError> {
         let granted = control.grants.granted(pasid).ok_or(ObjectError::NotGranted(pasid))?;
-        let reference = granted.share(self.iommu()?).map_err(|error| match error {
+        granted.share(self.iommu()?).map_err(|error| match error {
             HoldError::NoMemory => ObjectError::NoMemory,
             _ => ObjectError::NotGranted(pasid),
-        })?;
-        let host = Pasid::from_field(reference.id().0);
-        Ok(Claim { host, pasid: Some((reference.tag(), reference)) })
+        })
     }
 
     fn new_device(&self, control: &mut Control) -> Result<Device, ObjectError> {
@@ -359,15 +371,15 @@ impl Control {
 
     /// Posts to each channel of a device what `make` makes for it.
     fn post_each(&mut self, device: RequesterId, make: impl Fn(&Self) -> Attachments) {
-        let attached: alloc::vec::Vec<_> = {
-            let of = self.channels.iter().filter(|channel| channel.requester == device);
-            of.map(|_| make(self)).collect()
+        let Some(&attachment) = self.devices.get(&device) else { return };
+        let concerns = |channel: &ChannelShared| channel.attachment == attachment;
+        let channels = self.channels.iter().filter(|channel| concerns(channel));
+        let made: Vec<_> = channels.map(|_| make(self)).collect();
+        let made = RefCell::new(made);
+        let adopt = |batch: &mut Batch| {
+            made.borrow_mut().pop().and_then(|attached| batch.adopt_attached(attached))
         };
-        let attached = core::cell::RefCell::new(attached);
-        let _old = self.post(
-            |channel| channel.requester == device,
-            |batch| attached.borrow_mut().pop().and_then(|one| batch.adopt_attached(one)),
-        );
+        let _old = self.post(concerns, adopt);
     }
 }
 

@@ -3,7 +3,8 @@
 use pci::RequesterId;
 
 use super::{check, Kind};
-use crate::software::vm::{Control, VmShared};
+use crate::software::control::Control;
+use crate::software::vm::VmShared;
 use crate::{
     EventQueueId, FaultQueueId, Hardware, HwptId, HwptRequest, InvalidField, IoasId, ObjectError,
     ObjectId, StageOneTable, StageTwoFormat, VdeviceId, ViommuId, ViommuKind, VmEvent,

@@ -8,7 +8,8 @@ use super::{Hwpt, Table};
 use crate::format::smmuv3::{nested_entry, StreamEntry, StreamWord0, StreamWord1, StreamWord2};
 use crate::format::vtd::{PasidEntry, PasidWord0, PasidWord1, PasidWord2};
 use crate::software::attached::RID_PASID;
-use crate::software::vm::{Control, VmShared};
+use crate::software::control::Control;
+use crate::software::vm::VmShared;
 use crate::{
     DeviceContext, DomainId, Hardware, InvalidField, ObjectError, PasidTable, SmmuCaps,
     StageOneTable, StageTwoFormat, StreamContext, StreamTranslation, TableCaps, VtdPasidTable,

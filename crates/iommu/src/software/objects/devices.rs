@@ -128,11 +128,16 @@ pub(in crate::software) struct Outcome {
     held: Vec<Held>,
     returned: Vec<Returning>,
     attached: Vec<Arc<Attached>>,
+    pruned: Option<Device>,
 }
 
 impl Outcome {
     pub(super) fn push(&mut self, held: Held) {
         self.held.push(held);
+    }
+
+    pub(super) fn prune(&mut self, device: Option<Device>) {
+        self.pruned = device;
     }
 }
 
@@ -151,7 +156,8 @@ impl Held {
         self.reference.take().map(|reference| Returning::Reference { _reference: reference })
     }
 
-    fn of(state: State) -> Self {
+    /// What an occupant in that state holds.
+    pub(super) fn of(state: State) -> Self {
         match state {
             State::Opening | State::Closing => Self::new(None, None),
             State::Committing(reference) => Self::new(None, Some(reference)),
@@ -260,6 +266,13 @@ impl Devices {
         device.places.remove(&key.pasid)
     }
 
+    /// Takes a device that has never had anything attached, and is not about to.
+    pub(super) fn prune(&mut self, device: RequesterId) -> Option<Device> {
+        let unused = |device: &Device| !device.adopted && device.places.is_empty();
+        self.all.get(&device).filter(|device| unused(device))?;
+        self.all.remove(&device)
+    }
+
     /// Condemns what is attached of the PASIDs that `of` picks, which were given back; `drained`
     /// is when no access names them any more. Gives the page tables that are no longer used.
     pub(in crate::software) fn condemn(
@@ -314,7 +327,8 @@ impl Devices {
         self.condemned_at.remove(&number);
         let Some(condemned) = self.condemned.remove(&key) else { return outcome };
         for entry in condemned.entries {
-            self.clear(entry, drained);
+            entry.attached.clear(entry.host);
+            self.wipe_at(entry, drained);
         }
         for mut held in condemned.held {
             self.give_back(drained, held.returning());
@@ -323,9 +337,8 @@ impl Devices {
         outcome
     }
 
-    /// Clears an entry now, and wipes it once `at` is complete.
-    pub(super) fn clear(&mut self, entry: Cleared, at: Ticket) {
-        entry.attached.clear(entry.host);
+    /// Wipes an entry that is cleared once `at` is complete.
+    pub(super) fn wipe_at(&mut self, entry: Cleared, at: Ticket) {
         let device = self.all.get_mut(&entry.device);
         let Some(device) = device.filter(|device| device.is(&entry.attached)) else { return };
         device.cleared.insert(entry.host, at);

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use iommu::{DomainId, Invalidation, Pasid, StageOneInvalidation, Vm};
+use iommu::{DomainId, GuestPasid, Invalidation, Pasid, StageOneInvalidation, Vm};
 use mem::{Iova, Range};
 use pci::RequesterId;
 
@@ -18,6 +18,8 @@ pub(super) enum Task {
     Entries,
     /// Read the entry of one PASID.
     Entry(DomainId, Pasid),
+    /// Unbind a PASID of the guest's, which gives it back.
+    Release(GuestPasid),
     /// Forget translations of what is bound.
     Translations {
         /// Only what the guest tagged so.
@@ -59,6 +61,11 @@ impl<V: Vm> Shadow<V> {
     /// is part of that.
     pub(in crate::model) fn read_all(&mut self) {
         self.start(Task::Contexts { all: true }, |_| true, true);
+    }
+
+    /// The guest gives a PASID back, and nothing else is under way: nothing may be bound to it.
+    pub(in crate::model) fn release(&mut self, pasid: GuestPasid) {
+        self.start(Task::Release(pasid), |_| true, true);
     }
 
     /// The tables of one device are to be read, beside what is under way.
@@ -156,6 +163,11 @@ impl<V: Vm> Shadow<V> {
             Task::Entries => self.read_entries(requester, work, view, budget),
             Task::Entry(domain, pasid) => {
                 work.known |= self.read_entry(requester, domain, pasid, view, budget);
+                true
+            }
+            Task::Release(pasid) => {
+                self.release_pasid(pasid);
+                work.devices.clear();
                 true
             }
             Task::Translations { domain, target, what } => {

@@ -1,6 +1,6 @@
 //! Fault recording registers, overflow, and the codes of all reasons.
 
-use iommu::Stage;
+use iommu::{Stage, StageTwoFault, StageTwoOwner};
 
 use super::*;
 use crate::model::faults::fault_code;
@@ -127,6 +127,26 @@ fn a_poll_takes_a_bounded_number_of_faults() {
     assert_eq!(unit.poll().progress, Progress::More);
     assert_eq!(unit.vm.state().faults.len(), 1);
     assert_eq!(unit.poll().progress, Progress::Idle);
+}
+
+/// The guest is told what hardware would tell it of a second stage, and nothing of the host's: not
+/// where it stopped.
+#[test]
+fn a_fault_of_the_hosts_stage_two() {
+    let told = |reason, owner| {
+        let mut unit = Unit::scalable();
+        let stop = StageTwoFault { gpa: mem::Gpa(0x5a5a_5000), table: true, level: 2, owner };
+        unit.inject(Fault { reason, stage_two: Some(stop), ..fault(0x1_2345) });
+        let _ = unit.poll();
+        record(&mut unit, 0)
+    };
+    for (stage, code) in [(Stage::Two, 0x79), (Stage::TwoForTable, 0x79)] {
+        let reason = FaultReason::NotPresent { stage, level: 2 };
+        let (address, rest) = told(reason, StageTwoOwner::Host);
+        assert_eq!(address & !0xfff, 0x1234_5000);
+        assert_eq!(rest >> 32 & 0xff, code);
+        assert_eq!((address, rest), told(reason, StageTwoOwner::Guest));
+    }
 }
 
 #[test]

@@ -10,7 +10,19 @@ const STREAM: u64 = 0x17;
 const VMID: Vmid = Vmid(7);
 
 fn command(words: [u64; 2]) -> Result<Invalidation, CommandError> {
-    guest_command(words, VMID, |stream| (u64::from(stream) == STREAM).then_some(DEVICE))
+    let device = |stream| (u64::from(stream) == STREAM).then_some(DEVICE);
+    let tagged = guest_command(words, Some(VMID), device);
+    // Without a tag there are no translations to forget; the rest is the same.
+    let untagged = match tagged {
+        Ok(Some(Invalidation::Smmuv3(
+            SmmuInvalidation::StageOneAll(_)
+            | SmmuInvalidation::StageOneAsid { .. }
+            | SmmuInvalidation::StageOnePages { .. },
+        ))) => Ok(None),
+        other => other,
+    };
+    assert_eq!(guest_command(words, None, device), untagged);
+    tagged.map(Option::unwrap)
 }
 
 fn smmu(words: [u64; 2]) -> SmmuInvalidation {

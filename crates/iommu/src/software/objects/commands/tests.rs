@@ -1,7 +1,10 @@
 //! Commands bit by bit, as the specification has them.
 
+use mem::{Iova, Range};
+use pci::RequesterId;
+
 use super::*;
-use crate::{HwptFlags, HwptParent};
+use crate::{Asid, HwptFlags, HwptParent, PageRange, Pasid, SmmuInvalidation};
 
 const VMID: Vmid = Vmid(0x77);
 /// The guest's number of the device, and the host's.
@@ -66,7 +69,7 @@ fn ranges_are_in_granules() {
     assert_eq!(range(0, 3 << 10 | 0x10_0000), iova(0x10_0000, 0x10_ffff));
     // The largest that can be said, at the highest address.
     let top = !0xfff | 3 << 10;
-    assert_eq!(range(31 << 12 | 31 << 20, top), iova(!0xfff, u64::MAX));
+    assert_eq!(range(31 << 12 | 31 << 20, top), iova(!0xffff, u64::MAX));
 }
 
 #[test]
@@ -85,8 +88,10 @@ fn the_guests_device_is_replaced() {
     assert_eq!(tlb(1 << 11 | 5 << 12, 0x9003), of(pasid));
     assert_eq!(tlb(1 << 11 | 1 << 9 | 5 << 12, 0x9003), of(None));
     let all = iova(0, u64::MAX);
-    for size in [52, 63] {
-        assert_eq!(tlb(0, size), Invalidation::DeviceTlb { requester, range: all });
+    assert_eq!(tlb(0, 52), Invalidation::DeviceTlb { requester, range: all });
+    for size in [53, 63] {
+        let refused = Err(ObjectError::Invalid(InvalidField::Range));
+        assert_eq!(decoded(0x40 | stream, size), refused);
     }
 }
 
