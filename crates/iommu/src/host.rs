@@ -104,6 +104,9 @@ pub trait Host: Send + Sync {
 /// A VM as an IOMMU model and a machine see it: its memory, its devices, its faults.
 ///
 /// A cheap handle: clones name the same VM.
+///
+/// A host without the objects of nested translation ([`alloc_hwpt`](Self::alloc_hwpt) and what goes
+/// with it) leaves those methods as they are: each answers [`ObjectError::NotSupported`].
 pub trait Vm: Clone + Send + Sync + 'static {
     /// The present memory map.
     fn memory(&self) -> Arc<MemoryMap>;
