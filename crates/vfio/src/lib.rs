@@ -63,6 +63,10 @@
 //! which `SET_PASID_TABLE`, `CACHE_INVALIDATE`, `SET_MSI_BINDING` and `NESTING_OP` go. Faults come
 //! in the ring of their device, which has an interrupt.
 //!
+//! As in the kernel, the posted calls of one container come one after the other, under its lock. So
+//! whoever is asked on the way whether a PASID may be bound, and told that it is no longer
+//! ([`iommu::PasidSubscriber`]), must not call the same container, and holds up who else calls it.
+//!
 //! What the posted code did is kept where a revision of it is selected: a tail of `SET_PASID_TABLE`
 //! that is not known is passed over, and what could not fail there does not (a `SET_PASID_TABLE`
 //! without domains, `UNSET`, unbinding). Ours says so in each case. What review asked for is done in
