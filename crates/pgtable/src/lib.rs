@@ -60,6 +60,28 @@
 //! assert_eq!(leaf.translate(0x1234), 0x8000_1234);
 //! assert_eq!(memory.0[0x400].get(), 0x8000_00e7); // now accessed and dirty
 //! ```
+//!
+//! # Arm
+//!
+//! A stage 1 has a table for each half of the address space, which [`ArmRegime`] tells apart; a
+//! stage 2 is one table, whose root may be several in a row. Both exist for every [`Granule`].
+//!
+//! ```
+//! use pgtable::{ArmFlags, ArmRegime, ArmStageOne, ArmStageTwo, ArmTable, Format, Granule, Vtcr};
+//!
+//! // T0SZ = 16, IPS = 5, HA and HD, as a context descriptor says.
+//! let format = ArmStageOne::new(Granule::Kib64, 48, 48).unwrap();
+//! let format = format.with_flags(ArmFlags::AccessDirty);
+//! let low = Some(ArmTable { root: 0x10_0000, format });
+//! let regime = ArmRegime { low, high: None, top_byte_ignore: [true, false] };
+//! let (table, address) = regime.select(0x7f00_8000_1234_5678).unwrap();
+//! assert_eq!((table.root, address), (0x10_0000, 0x8000_1234_5678));
+//!
+//! // 40 bits in three levels: the root is two tables in a row, and starts at Arm's level 1.
+//! let stage_two = ArmStageTwo::new(Granule::Kib4, 40, 40).unwrap();
+//! assert_eq!((stage_two.levels(), stage_two.table_bits(3)), (3, 13));
+//! assert_eq!(stage_two.vtcr(), Vtcr { t0sz: 24, sl0: 1, tg0: 0, ps: 2, wide: false });
+//! ```
 #![no_std]
 
 extern crate alloc;

@@ -5,7 +5,8 @@ use super::stage_one::ArmStageOne;
 /// A stage-1 table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArmTable {
-    /// Address of the root (TTBR).
+    /// Address of the root (TTBR). Its bits below the root's alignment are ignored; whether it is
+    /// within the output size is for whoever takes it from a register to check.
     pub root: u64,
     /// The format.
     pub format: ArmStageOne,

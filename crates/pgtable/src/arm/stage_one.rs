@@ -61,7 +61,12 @@ pub struct ArmStageOneEntry {
 /// Addresses are offsets in the half: [`ArmRegime`](super::ArmRegime) makes them.
 ///
 /// Pages that may be written without privilege cannot be executed with it, as the architecture
-/// has it; WXN and the like are not there.
+/// has it; WXN and the like are not there. Fetches without privilege need UXN to be clear and
+/// nothing else: a page may be for them alone.
+///
+/// Encodings that are reserved (a page at level 1 with type 0b01, a page at a level that has none)
+/// map nothing, as the architecture has it: no [`ReservedBits`] but those of an address beyond the
+/// output size. Address bits 51:48 are ignored in layouts that are not wide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArmStageOne {
     geometry: Geometry,

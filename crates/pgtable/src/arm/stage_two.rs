@@ -66,8 +66,8 @@ pub struct Vtcr {
 
 /// The stage-2 format.
 ///
-/// Whether a fetch needs the page to be readable, too, is not decided here: it needs what XN says
-/// and nothing else.
+/// Reserved encodings are what they are at [stage 1](super::ArmStageOne). A fetch needs what XN says
+/// and nothing else; whether every unit lets it pass where S2AP forbids reads is not certain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArmStageTwo {
     geometry: Geometry,
