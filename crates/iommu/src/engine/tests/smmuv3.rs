@@ -5,23 +5,13 @@ use pgtable::{ArmStageTwo, Granule};
 use super::*;
 use crate::format::smmuv3::StreamEntry;
 use crate::{
-    DefaultSubstream, DescriptorForm, DescriptorTable, SmmuCaps, SmmuStageTwo, StreamContext,
-    StreamTranslation, Vmid,
+    DefaultSubstream, DescriptorForm, DescriptorTable, Hardware, SmmuCaps, SmmuStageTwo,
+    StreamContext, StreamTranslation, Vmid,
 };
 
-const SMMU: SmmuCaps = SmmuCaps {
-    stage_one: true,
-    stage_two: true,
-    substream_bits: 20,
-    two_level_descriptors: true,
-    granule_4k: true,
-    granule_16k: true,
-    granule_64k: true,
-    output_bits: 52,
-    wide_addresses: true,
-    hardware_updates: 2,
-    asid_16: true,
-    ats: true,
+const SMMU: SmmuCaps = match Hardware::SMMUV3 {
+    Hardware::Smmuv3(caps) => caps,
+    Hardware::Vtd(_) => panic!("an SMMUv3"),
 };
 
 fn stream(translation: StreamTranslation) -> DeviceContext {
