@@ -9,7 +9,7 @@ use pci::RequesterId;
 
 use crate::channel::ChannelShared;
 use crate::software::VmShared;
-use crate::{InFlight, Ticket};
+use crate::{InFlight, PageRequest, PageResponses, Ticket};
 
 /// A device attached to a VM. Dropping it detaches the device: no access through its channels
 /// that begins later passes; [`detach`](Self::detach) also tells when the last one is over.
@@ -63,6 +63,25 @@ impl Endpoint {
     /// faults are then the device's business and are not recorded. Off at first.
     pub fn set_ats(&self, enabled: bool) {
         self.device.ats.store(enabled, Ordering::Relaxed);
+    }
+
+    /// Sets where answers to the device's page requests go.
+    pub fn set_page_responses(&self, responses: Option<Arc<dyn PageResponses>>) {
+        let Device { vm, requester, attachment, .. } = &*self.device;
+        vm.page_requests.set_sink(*requester, *attachment, responses);
+    }
+
+    /// Sends a page request message; its requester is this device, whatever it says. Returns at
+    /// once: an answer comes as [`set_page_responses`](Self::set_page_responses) has it, maybe from
+    /// inside this call. Which groups are out is for the device to know.
+    pub fn send_page_request(&self, request: PageRequest) {
+        let requester = self.device.requester;
+        self.device.vm.send_page_request(PageRequest { requester, ..request });
+    }
+
+    /// Gives up what the device has asked, as its reset does: no answer to it will come.
+    pub fn forget_page_requests(&self) {
+        self.device.vm.page_requests.forget(self.device.requester);
     }
 
     /// Detaches the device. Once the ticket is complete, none of its accesses is in flight.

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::time::Duration;
 
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -9,8 +10,9 @@ use pci::RequesterId;
 use crate::{
     AllocPasidError, ContextSource, EventQueueId, Fault, FaultQueueId, FreePasidError, GuestPasid,
     Hardware, HwptId, HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId,
-    PasidRange, PasidUsage, StageOneInvalidation, StageTwoConfig, Ticket, VdeviceId, ViommuId,
-    ViommuKind, VmEvent, DEFAULT_QUOTA,
+    PageFault, PageRequest, PageResponse, PageResponseError, PasidRange, PasidUsage, ResponseCode,
+    StageOneInvalidation, StageTwoConfig, Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind,
+    VmEvent, DEFAULT_QUOTA,
 };
 
 /// What a VM is created with.
@@ -210,6 +212,54 @@ pub trait Vm: Clone + Send + Sync + 'static {
     fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
         let _ = queue;
         Err(ObjectError::NotSupported)
+    }
+
+    /// Takes the oldest page request of a device that is translated by the guest's own tables. The
+    /// fault waker is called when one arrives while none waits.
+    fn take_page_request(&self) -> Option<PageRequest> {
+        None
+    }
+
+    /// Answers a page request group, once: in the guest's name, so with its PASID.
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        let _ = response;
+        Err(PageResponseError::NotSupported)
+    }
+
+    /// Takes the oldest request of a queue: of what is attached by the tables that name it.
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        let _ = queue;
+        Err(ObjectError::NotSupported)
+    }
+
+    /// Answers the group that `cookie` names, once.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectError::Invalid`] with [`InvalidField::Cookie`](crate::InvalidField::Cookie) if no
+    /// unanswered group of the queue has it.
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        let _ = (queue, cookie, code);
+        Err(ObjectError::NotSupported)
+    }
+
+    /// The device whose answer to an invalidation of its device TLB keeps `ticket` from being
+    /// complete, if one does.
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        let _ = ticket;
+        None
+    }
+
+    /// Says what time it is, on a clock that only goes forward: what waits for something longer than
+    /// it may is ended. Gives when to call again at the latest.
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        let _ = now;
+        None
     }
 
     /// Ends an object that nothing uses any more.

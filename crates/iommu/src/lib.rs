@@ -65,6 +65,7 @@ mod in_flight;
 mod invalidation;
 pub mod nesting;
 mod objects;
+mod page_request;
 pub mod pasid;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
@@ -92,6 +93,10 @@ pub use objects::{
     IoasId, ObjectError, ObjectId, SmmuCaps, StageOneInvalidation, StageOneTable, VdeviceId,
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
+pub use page_request::{
+    PageFault, PageRequest, PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode,
+    Unanswered,
+};
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
@@ -99,7 +104,7 @@ pub use pasid::{
 pub use software::{
     HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
     SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
-    MAX_VMS, STAGE_TWO_LOG_LIMIT,
+    MAX_VMS, PAGE_REQUEST_LIMIT, STAGE_TWO_LOG_LIMIT,
 };
 pub use stage_two::{
     ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,

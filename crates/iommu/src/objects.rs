@@ -50,8 +50,7 @@ ids! {
     ViommuId
     /// A device as the guest knows it.
     VdeviceId
-    /// A queue of page requests. Page requests come with a later version: until then one can be
-    /// made, named by a table and ended, and stays empty.
+    /// A queue of page requests.
     FaultQueueId
     /// A queue of unrecoverable faults.
     EventQueueId
@@ -286,4 +285,6 @@ pub enum InvalidField {
     VirtualId,
     /// A range, a granule or a depth.
     Range,
+    /// The cookie of a page request group.
+    Cookie,
 }

@@ -2,12 +2,14 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::time::Duration;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, Host, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, PasidRange, PasidUsage, StageOneInvalidation,
-    Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
+    Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest, PageResponse,
+    PageResponseError, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket,
+    Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -183,6 +185,35 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
 
     fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
         either!(self, vm => vm.take_event(queue))
+    }
+
+    fn take_page_request(&self) -> Option<PageRequest> {
+        either!(self, vm => vm.take_page_request())
+    }
+
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        either!(self, vm => vm.respond_page_request(response))
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        either!(self, vm => vm.take_page_fault(queue))
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        either!(self, vm => vm.respond_page_fault(queue, cookie, code))
+    }
+
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        either!(self, vm => vm.unanswered(ticket))
+    }
+
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        either!(self, vm => vm.tick(now))
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {

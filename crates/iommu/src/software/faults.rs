@@ -50,6 +50,14 @@ impl FaultQueue {
         }
     }
 
+    /// Calls the waker: something else arrived that who takes the faults takes, too.
+    pub(crate) fn wake(&self) {
+        let waker = self.0.lock().waker.clone();
+        if let Some(wake) = waker {
+            wake();
+        }
+    }
+
     /// Keeps a fault of the host's stage 2 for the host, whether or not its guest hears of it.
     pub(crate) fn note(&self, fault: Fault) {
         let mut queue = self.0.lock();

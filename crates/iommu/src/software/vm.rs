@@ -14,6 +14,7 @@ use super::control::Control;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport};
 use super::objects::{Events, Objects};
+use super::page_requests::PageRequests;
 use super::pasids::{HostPasids, ParkedAges};
 use super::platform::Platform;
 use super::stage_two::VmStageTwo;
@@ -28,8 +29,9 @@ use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, Pasid, PasidRange, PasidUsage,
-    StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
+    Invalidation, IoasId, ObjectError, ObjectId, PageRequest, PageResponse, PageResponseError,
+    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind,
+    Vm, VmConfig, VmEvent,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -47,6 +49,7 @@ pub(crate) struct VmShared {
     pub(super) pasids: Option<Arc<HostPasids>>,
     pub(crate) faults: FaultQueue,
     pub(super) events: Events,
+    pub(crate) page_requests: PageRequests,
     /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
     pub(super) stage_two: Option<VmStageTwo>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
@@ -72,6 +75,7 @@ impl SoftwareVm {
             pasids: Some(host.clone()),
             faults: FaultQueue::default(),
             events: Events::default(),
+            page_requests: PageRequests::default(),
             stage_two,
             control: Mutex::new(control),
         })))
@@ -277,6 +281,14 @@ impl Vm for SoftwareVm {
         self.0.take_event(queue)
     }
 
+    fn take_page_request(&self) -> Option<PageRequest> {
+        self.0.page_requests.take()
+    }
+
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        self.0.page_requests.respond(response)
+    }
+
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
         self.0.destroy(object)
     }
@@ -396,6 +408,7 @@ impl VmShared {
             pasids: None,
             faults: FaultQueue::default(),
             events: Events::default(),
+            page_requests: PageRequests::default(),
             stage_two: None,
             control: Mutex::new(control),
         };
@@ -447,6 +460,13 @@ impl VmShared {
             Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
+    }
+
+    /// Takes a page request of a device.
+    pub(crate) fn send_page_request(&self, request: PageRequest) {
+        if self.page_requests.send(request) {
+            self.faults.wake();
+        }
     }
 
     pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {

@@ -64,6 +64,7 @@ const fn field_code(field: InvalidField) -> u32 {
         InvalidField::FaultQueue => 8,
         InvalidField::VirtualId => 9,
         InvalidField::Range => 10,
+        InvalidField::Cookie => 11,
     }
 }
 
@@ -79,6 +80,7 @@ const fn field_of(code: u32) -> Option<InvalidField> {
         8 => InvalidField::FaultQueue,
         9 => InvalidField::VirtualId,
         10 => InvalidField::Range,
+        11 => InvalidField::Cookie,
         _ => return None,
     })
 }
