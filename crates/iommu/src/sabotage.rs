@@ -30,6 +30,8 @@ pub enum Sabotage {
     SkipStageTwo = 10,
     /// The host's table keeps the entry of a PASID that is detached.
     KeepEntry = 11,
+    /// What a device's own TLB holds survives its invalidation.
+    SkipDeviceTlbInvalidation = 12,
 }
 
 /// Whether `defect` is on.

@@ -3,6 +3,7 @@
 mod attached;
 mod bindings;
 mod control;
+mod device_tlbs;
 mod faults;
 mod grants;
 mod host_table;

@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use ioasid::Holder;
 use mem::MemoryMap;
@@ -11,6 +12,7 @@ use pci::RequesterId;
 
 use super::attached::Attachments;
 use super::control::Control;
+use super::device_tlbs::DeviceTlbs;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport};
 use super::objects::{Events, Objects};
@@ -22,6 +24,7 @@ use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
+use crate::injection::WalkFailure;
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
@@ -30,8 +33,8 @@ use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
     Invalidation, IoasId, ObjectError, ObjectId, PageRequest, PageResponse, PageResponseError,
-    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind,
-    Vm, VmConfig, VmEvent,
+    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, Unanswered, VdeviceId, ViommuId,
+    ViommuKind, Vm, VmConfig, VmEvent,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -52,6 +55,7 @@ pub(crate) struct VmShared {
     pub(crate) page_requests: PageRequests,
     /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
     pub(super) stage_two: Option<VmStageTwo>,
+    pub(super) walk_failure: Arc<WalkFailure>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
     pub(super) control: Mutex<Control>,
@@ -77,6 +81,7 @@ impl SoftwareVm {
             events: Events::default(),
             page_requests: PageRequests::default(),
             stage_two,
+            walk_failure: Arc::default(),
             control: Mutex::new(control),
         })))
     }
@@ -103,6 +108,19 @@ impl SoftwareVm {
         let mut pasids = BTreeMap::new();
         self.peek(|state| state.add_pasids(&mut pasids));
         pasids
+    }
+
+    /// For tests of what is above: has the `n`-th word of the guest's tables that a translation
+    /// loads from now on (the next one is the first) not be found, once, as if no memory were there.
+    /// `None` ends that.
+    pub fn inject_walk_failure(&self, n: Option<u64>) {
+        self.0.walk_failure.set(n);
+    }
+
+    /// For tests of what is above: has every device take at least `delay` to answer an invalidation
+    /// of its own TLB, by the time that [`tick`](Vm::tick) is told. `None` ends that.
+    pub fn delay_invalidation_answers(&self, delay: Option<Duration>) {
+        self.0.control.lock().device_tlbs.set_delay(delay);
     }
 
     /// Looks at every channel that no access is using.
@@ -153,9 +171,7 @@ impl Vm for SoftwareVm {
     }
 
     fn invalidate(&self, what: Invalidation) -> Ticket {
-        let mut control = self.0.control.lock();
-        control.history.invalidations += 1;
-        control.post(|channel| what.concerns(channel.requester), |batch| batch.forget(what)).0
+        self.0.control.lock().invalidate(what)
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -235,6 +251,7 @@ impl Vm for SoftwareVm {
             channel.counters.add_present(&mut sum);
         }
         sum.devices = control.devices.len() as u64;
+        sum.injected_walk_failures = self.0.walk_failure.count();
         self.0.faults.add_counts(&mut sum);
         sum
     }
@@ -287,6 +304,14 @@ impl Vm for SoftwareVm {
 
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
         self.0.page_requests.respond(response)
+    }
+
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        self.0.control.lock().device_tlbs.unanswered(ticket)
+    }
+
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        self.0.control.lock().device_tlbs.tick(now)
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
@@ -344,6 +369,7 @@ impl Vm for SoftwareVm {
             }
             control.closed = true;
             let devices = core::mem::take(&mut control.devices);
+            control.device_tlbs = DeviceTlbs::default();
             let old = (
                 core::mem::take(&mut control.memory),
                 control.contexts.take(),
@@ -410,6 +436,7 @@ impl VmShared {
             events: Events::default(),
             page_requests: PageRequests::default(),
             stage_two: None,
+            walk_failure: Arc::default(),
             control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
@@ -446,7 +473,7 @@ impl VmShared {
         let attached = control.devices.get(&device.requester) == Some(&device.attachment);
         let memory = attached.then(|| MemoryMap::clone(&control.memory));
         let contexts = control.contexts.clone().filter(|_| attached);
-        let counters = Arc::<ChannelCounters>::default();
+        let counters = Arc::new(ChannelCounters::new(self.walk_failure.clone()));
         let grants = self.config.enforce_grants.then(|| control.grants.check());
         let adopted = control.attached.adopted(device.requester).filter(|_| attached);
         let adopted = adopted.map(|device| Attachments { device, grants: control.grants.check() });
@@ -460,6 +487,28 @@ impl VmShared {
             Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
+    }
+
+    /// Switches the ATS of `device`. What is in its own TLB when that is switched off, each access
+    /// that begins later finds gone.
+    pub(crate) fn set_ats(&self, device: &Device, on: bool) {
+        let mut control = self.control.lock();
+        device.switch_ats(on);
+        if control.devices.get(&device.requester) != Some(&device.attachment) {
+            return;
+        }
+        if control.device_tlbs.switch(device.requester, on) && !on {
+            let of = |channel: &ChannelShared| channel.attachment == device.attachment;
+            let (_ticket, _) = control.post(of, Batch::end_device_tlb);
+        }
+    }
+
+    /// Has `device` keep its answers to invalidations of its own TLB to itself, or give them.
+    pub(crate) fn withhold_invalidation_answers(&self, device: &Device, withhold: bool) {
+        let mut control = self.control.lock();
+        if control.devices.get(&device.requester) == Some(&device.attachment) {
+            control.device_tlbs.withhold(device.requester, withhold);
+        }
     }
 
     /// Takes a page request of a device.
@@ -486,6 +535,7 @@ impl VmShared {
                 return Ticket(control.sequence);
             }
             control.devices.remove(&device.requester);
+            control.device_tlbs.remove(device.requester);
             let of = |channel: &ChannelShared| channel.attachment == device.attachment;
             let (ticket, _) = control.post(of, Batch::detach);
             let (unused, attached) = control.attached.remove(device.requester, ticket);
