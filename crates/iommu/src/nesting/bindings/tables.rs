@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use pci::RequesterId;
 
 use crate::{
-    HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, ObjectId, StageOneTable, Vm,
-    VtdStageOne,
+    FaultQueueId, HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, ObjectId, StageOneTable,
+    Vm, VtdStageOne,
 };
 
 /// What two entries have in common if one nested table serves both: root, width, flags.
@@ -27,6 +27,8 @@ struct Table {
 #[derive(Debug)]
 pub(super) struct Tables {
     parent: HwptId,
+    /// Where page requests of what new tables translate go.
+    faults: Option<FaultQueueId>,
     tables: BTreeMap<Key, Table>,
     /// Not used here any more, but not gone yet.
     retired: Vec<HwptId>,
@@ -34,7 +36,11 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(parent: HwptId) -> Self {
-        Self { parent, tables: BTreeMap::new(), retired: Vec::new() }
+        Self { parent, faults: None, tables: BTreeMap::new(), retired: Vec::new() }
+    }
+
+    pub(super) fn set_fault_queue(&mut self, queue: Option<FaultQueueId>) {
+        self.faults = queue;
     }
 
     /// The table that everything nested stands on.
@@ -57,13 +63,17 @@ impl Tables {
             existing.users += 1;
             return Ok(existing.hwpt);
         }
+        let faults = match self.faults {
+            Some(_) => HwptFlags::FAULT_ID_VALID,
+            None => HwptFlags::empty(),
+        };
         let hwpt = vm.alloc_hwpt(&HwptRequest {
             device,
             parent: HwptParent::Hwpt(self.parent),
             // Also of a table for requests without PASID: all of a device must say so.
-            flags: HwptFlags::PASID,
+            flags: HwptFlags::PASID | faults,
             data: Some(StageOneTable::Vtd(*table)),
-            fault: None,
+            fault: self.faults,
         })?;
         self.tables.insert(key(table), Table { hwpt, users: 1 });
         Ok(hwpt)
