@@ -117,12 +117,10 @@ impl<V: Vm> Bindings<V> {
         Self { numbers: Numbers::Guest(Held::default()), ..Self::new(vm, parent) }
     }
 
-    /// The same, with page requests of what is bound by a first stage going to `queue`. What is
-    /// bound already stays as it is.
+    /// The same, with `queue` for the page requests of what is bound: nothing is bound yet.
     #[must_use]
-    pub fn with_fault_queue(mut self, queue: Option<FaultQueueId>) -> Self {
-        self.tables.set_fault_queue(queue);
-        self
+    pub fn with_fault_queue(self, queue: Option<FaultQueueId>) -> Self {
+        Self { tables: self.tables.with_fault_queue(queue), ..self }
     }
 
     /// Has a device's requests with `pasid` (`None`: those without one) translated by the guest's

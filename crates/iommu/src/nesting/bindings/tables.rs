@@ -27,8 +27,8 @@ struct Table {
 #[derive(Debug)]
 pub(super) struct Tables {
     parent: HwptId,
-    /// Where page requests of what new tables translate go.
-    faults: Option<FaultQueueId>,
+    /// Where page requests go of what they are attached to.
+    fault: Option<FaultQueueId>,
     tables: BTreeMap<Key, Table>,
     /// Not used here any more, but not gone yet.
     retired: Vec<HwptId>,
@@ -36,11 +36,12 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(parent: HwptId) -> Self {
-        Self { parent, faults: None, tables: BTreeMap::new(), retired: Vec::new() }
+        Self { parent, fault: None, tables: BTreeMap::new(), retired: Vec::new() }
     }
 
-    pub(super) fn set_fault_queue(&mut self, queue: Option<FaultQueueId>) {
-        self.faults = queue;
+    /// The same, with a queue for page requests.
+    pub(super) fn with_fault_queue(self, queue: Option<FaultQueueId>) -> Self {
+        Self { fault: queue, ..self }
     }
 
     /// The table that everything nested stands on.
@@ -63,17 +64,14 @@ impl Tables {
             existing.users += 1;
             return Ok(existing.hwpt);
         }
-        let faults = match self.faults {
-            Some(_) => HwptFlags::FAULT_ID_VALID,
-            None => HwptFlags::empty(),
-        };
+        // Also of a table for requests without PASID: all of a device must say so.
+        let flags = HwptFlags::PASID | HwptFlags::for_fault_queue(self.fault);
         let hwpt = vm.alloc_hwpt(&HwptRequest {
             device,
             parent: HwptParent::Hwpt(self.parent),
-            // Also of a table for requests without PASID: all of a device must say so.
-            flags: HwptFlags::PASID | faults,
+            flags,
             data: Some(StageOneTable::Vtd(*table)),
-            fault: self.faults,
+            fault: self.fault,
         })?;
         self.tables.insert(key(table), Table { hwpt, users: 1 });
         Ok(hwpt)
