@@ -94,8 +94,8 @@ pub use objects::{
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 pub use page_request::{
-    PageFault, PageRequest, PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode,
-    Unanswered,
+    Answered, PageFault, PageRequest, PageRequestInterface, PageRequestRefused, PageResponse,
+    PageResponseError, PageResponses, PrgIndex, ResponseCode, Unanswered, WantedPage,
 };
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
