@@ -31,7 +31,7 @@ const PAGE_OFFSET: u64 = 0xfff;
 pub struct PageRequestInterface {
     requester: RequesterId,
     capacity: u32,
-    /// Messages that may be out at a time; set when the interface is enabled.
+    /// Messages that may be out at a time.
     allocation: u32,
     enabled: bool,
     /// An answer was "response failure": nothing is asked, and no answer heard, until the interface
@@ -84,13 +84,13 @@ pub enum PageRequestRefused {
         wanted: usize,
     },
     /// There can never be such a group: without a page, with a page that is wanted for nothing, or
-    /// with more pages than may be out at a time.
-    #[error("no group can be of {pages} such pages; {limit} may be asked for at a time")]
+    /// with more pages than the interface could ever have out.
+    #[error("no group can be of {pages} such pages; the capacity is {capacity}")]
     BadGroup {
         /// Pages that it was to have.
         pages: usize,
         /// Most that it could have.
-        limit: u32,
+        capacity: u32,
     },
 }
 
@@ -123,13 +123,16 @@ impl PageRequestInterface {
         }
     }
 
-    /// Lets it ask, for at most `allocation` pages at a time; past its capacity more is of no use.
-    /// Ends a failure. What is out stays so: the specification has no interface enabled that is not
-    /// stopped, but if it is, no index is given twice.
-    pub fn enable(&mut self, allocation: u32) {
+    /// Says how many requests may be out at a time. Past the capacity more is of no use.
+    pub fn set_allocation(&mut self, allocation: u32) {
+        self.allocation = allocation.min(self.capacity);
+    }
+
+    /// Lets it ask. Ends a failure. What is out stays so: the specification has no interface enabled
+    /// that is not stopped, but if it is, no index is given twice.
+    pub fn enable(&mut self) {
         self.enabled = true;
         self.failed = false;
-        self.allocation = allocation.min(self.capacity);
     }
 
     /// Lets it ask nothing more. It is stopped once all that is out is answered.
@@ -269,12 +272,12 @@ impl PageRequestInterface {
             return Err(PageRequestRefused::Failed);
         }
         let for_nothing = |page: &WantedPage| !page.read && !page.write && !page.execute;
-        let fits = u32::try_from(pages.len()).ok().filter(|&pages| pages <= self.allocation);
+        let fits = u32::try_from(pages.len()).ok().filter(|&pages| pages <= self.capacity);
         let messages = fits.filter(|&count| count != 0 && !pages.iter().any(for_nothing));
         let Some(messages) = messages else {
             return Err(PageRequestRefused::BadGroup {
                 pages: pages.len(),
-                limit: self.allocation,
+                capacity: self.capacity,
             });
         };
         let no_credit = PageRequestRefused::NoCredit { wanted: pages.len() };

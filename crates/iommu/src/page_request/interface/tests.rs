@@ -17,7 +17,8 @@ fn page(address: u64) -> WantedPage {
 
 fn enabled(allocation: u32) -> PageRequestInterface {
     let mut interface = PageRequestInterface::new(DEVICE, 0x200);
-    interface.enable(allocation);
+    interface.set_allocation(allocation);
+    interface.enable();
     interface
 }
 
@@ -72,9 +73,10 @@ fn an_answer_with_another_pasid_is_unexpected() {
 fn credits_are_the_guests_to_give() {
     let mut interface = PageRequestInterface::new(DEVICE, 8);
     assert_eq!(interface.request(space(1), page(0), 0), Err(PageRequestRefused::Disabled));
-    interface.enable(u32::MAX);
+    interface.set_allocation(u32::MAX);
+    interface.enable();
     assert_eq!(interface.credits(), 8, "no more than the capacity");
-    interface.enable(2);
+    interface.set_allocation(2);
     let first = interface.request(space(1), page(0), 0).unwrap();
     let _ = interface.request(space(1), page(0), 1).unwrap();
     let none = Err(PageRequestRefused::NoCredit { wanted: 1 });
@@ -87,7 +89,8 @@ fn credits_are_the_guests_to_give() {
 #[test]
 fn no_index_is_out_twice() {
     let mut interface = PageRequestInterface::new(DEVICE, 1000);
-    interface.enable(1000);
+    interface.set_allocation(1000);
+    interface.enable();
     let count = u64::from(PrgIndex::COUNT);
     let out: Vec<_> =
         (0..count).map(|token| interface.request(space(1), page(0), token).unwrap()).collect();
@@ -117,8 +120,10 @@ fn a_group_of_several_pages() {
 
 #[test]
 fn groups_that_cannot_be() {
-    let mut interface = enabled(2);
-    let bad = |pages| Err(PageRequestRefused::BadGroup { pages, limit: 2 });
+    let mut interface = PageRequestInterface::new(DEVICE, 2);
+    interface.set_allocation(2);
+    interface.enable();
+    let bad = |pages| Err(PageRequestRefused::BadGroup { pages, capacity: 2 });
     assert_eq!(interface.request_group(space(1), &[], 0), bad(0));
     assert_eq!(interface.request_group(space(1), &[page(0); 3], 0), bad(3));
     let for_nothing = WantedPage { read: false, ..page(0) };
@@ -165,7 +170,7 @@ fn a_failure_ends_it_until_it_is_enabled_again() {
     let late = answer(&requests[0], ResponseCode::Success);
     assert_eq!(interface.respond(&late), Answered::Ignored);
     assert_eq!(interface.respond(&late), Answered::Ignored, "not even as unexpected");
-    interface.enable(4);
+    interface.enable();
     assert_eq!(interface.credits(), 3, "what is out is out");
 }
 
@@ -178,7 +183,7 @@ fn a_reset_forgets_what_is_out() {
     assert!(interface.is_stopped());
     let success = answer(&request, ResponseCode::Success);
     assert_eq!(interface.respond(&success), Answered::Unexpected);
-    interface.enable(2);
+    interface.enable();
     let next = interface.request(space(1), page(0), 8).unwrap();
     assert_ne!(next.group, request.group, "the index rests");
 }
@@ -237,7 +242,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..16usize, code).prop_map(|(at, code)| Op::Answer { at, code }),
         2 => (0..PrgIndex::COUNT, 0..3u32).prop_map(|(group, pasid)| Op::Forge { group, pasid }),
         3 => (0..16usize).prop_map(|at| Op::Abandon { at }),
-        2 => (0..12u32).prop_map(|allocation| Op::Enable { allocation }),
+        2 => (0..12u32).prop_map(|pages| Op::Allocate { pages }),
+        2 => Just(Op::Enable),
         1 => Just(Op::Disable),
         1 => Just(Op::Reset),
     ]
@@ -300,9 +306,13 @@ proptest! {
                     prop_assert_eq!(waits.is_some_and(|token| interface.abandon(token)), waits.is_some());
                     out.entry(group).and_modify(|entry| entry.2 = None);
                 }
-                Op::Enable { allocation } => {
-                    interface.enable(allocation);
-                    (on, failed, limit) = (true, false, allocation.min(CAPACITY));
+                Op::Allocate { pages } => {
+                    interface.set_allocation(pages);
+                    limit = pages.min(CAPACITY);
+                }
+                Op::Enable => {
+                    interface.enable();
+                    (on, failed) = (true, false);
                 }
                 Op::Disable => {
                     interface.disable();
