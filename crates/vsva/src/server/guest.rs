@@ -32,7 +32,7 @@ use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
 use super::settled::{settle_all, Settled};
 use super::way::make_way;
-use super::{GuestVm, ServeError};
+use super::{clock, GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
 
 /// Device number of the accelerator on the guest's root bus.
@@ -45,6 +45,8 @@ const HOST_ADDRESS_WIDTH: u8 = 48;
 const ENGINE_BUDGET: usize = 16;
 /// How long a worker sleeps at most; it is woken when there is work.
 const NAP: Duration = Duration::from_secs(1);
+/// How long it sleeps while a device owes the answer to an invalidation.
+const OWED: Duration = Duration::from_millis(1);
 /// How long the unit's thread sleeps while accesses of before an invalidation are in flight.
 const SETTLING: Duration = Duration::from_micros(20);
 
@@ -430,17 +432,19 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
     }
 }
 
-/// Drives the IOMMU: faults, and the invalidation queue.
+/// Drives the IOMMU: faults, page requests, the invalidation queue, and what is due.
 fn drive(machine: &Machine<GuestVm>, bell: &Bell, stopping: &AtomicBool) {
     while !stopping.load(Ordering::SeqCst) {
-        match machine.poll() {
-            Progress::More => {}
-            Progress::Waiting(ticket) => {
-                if !machine.vm().is_complete(ticket) {
-                    bell.wait(SETTLING);
-                }
-            }
-            Progress::Idle => bell.wait(NAP),
-        }
+        let progress = machine.poll();
+        let deadline = machine.tick(clock());
+        let longest = match progress {
+            Progress::More => continue,
+            Progress::Waiting(ticket) if machine.vm().is_complete(ticket) => continue,
+            Progress::Waiting(ticket) if machine.vm().unanswered(ticket).is_some() => OWED,
+            Progress::Waiting(_) => SETTLING,
+            Progress::Idle => NAP,
+        };
+        let due = deadline.map_or(longest, |deadline| deadline.saturating_sub(clock()));
+        bell.wait(longest.min(due));
     }
 }
