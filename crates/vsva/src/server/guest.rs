@@ -30,7 +30,7 @@ use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
 use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
-use super::settled::{settle_all, Settled};
+use super::settled::{settle_reset, wait_until, Overdue, Settled, Wait};
 use super::way::make_way;
 use super::{clock, GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
@@ -43,6 +43,8 @@ const CARRIER_DEVICE: u8 = 0x11;
 const HOST_ADDRESS_WIDTH: u8 = 48;
 /// Descriptors' worth of work between two looks at whether the thread is to stop.
 const ENGINE_BUDGET: usize = 16;
+/// Longest wait for the end of a place's threads, each of which does bounded pieces of work.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker sleeps at most; it is woken when there is work.
 const NAP: Duration = Duration::from_secs(1);
 /// How long it sleeps while a device owes the answer to an invalidation.
@@ -114,10 +116,12 @@ impl GuestPlace {
             let reclaimed = shared.reclaims.reset(shared.machine.vm(), || carrier.reset());
             shared.say_reclaimed(reclaimed);
         });
-        let vm = place.shared.machine.vm().clone();
+        let shared = place.shared.clone();
         let accelerator = Settled::new(place.shared.accelerator.clone(), move |accelerator| {
             accelerator.reset();
-            settle_all(&vm);
+            if let Err(overdue) = settle_reset(shared.machine.vm()) {
+                shared.notices.say(overdue);
+            }
         });
         let socket = |function: &str| dir.join(format!("{name}-{function}.sock"));
         place.serve(ACCELERATOR_DEVICE, &socket("dsa"), Arc::new(accelerator))?;
@@ -276,7 +280,9 @@ impl Drop for GuestPlace {
         for socket in &self.sockets {
             socket.stop();
         }
-        self.workers.stop();
+        if let Err(overdue) = self.workers.stop() {
+            self.shared.notices.say(overdue);
+        }
         let _ticket = self.shared.machine.close();
         for table in &self.devices.acpi_tables {
             // It may be gone with its directory.
@@ -410,15 +416,22 @@ impl Workers {
         Ok(())
     }
 
-    /// Ends the threads and waits for their end.
-    fn stop(&mut self) {
+    /// Ends the threads and waits for their end; one that does not come to it is left behind.
+    ///
+    /// # Errors
+    /// [`Overdue`].
+    fn stop(&mut self) -> Result<(), Overdue> {
         self.stopping.store(true, Ordering::SeqCst);
         self.unit_bell.ring();
         self.engine_bells.iter().for_each(|bell| bell.ring());
-        for thread in self.threads.drain(..) {
+        let ended = || self.threads.iter().all(JoinHandle::is_finished);
+        let pause = || thread::sleep(SETTLING);
+        let outcome = wait_until(ended, Wait::Threads, STOP_LIMIT, pause);
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
             // A panic there has been shown already.
             let _ = thread.join();
         }
+        outcome
     }
 }
 
