@@ -6,6 +6,7 @@ mod device;
 mod group;
 mod memory;
 mod objects;
+mod page_requests;
 mod pasids;
 mod posted;
 mod ring;

@@ -126,6 +126,7 @@ mod invalidation;
 mod nesting;
 mod number;
 mod objects;
+mod page_request;
 mod refusal;
 pub mod spec;
 mod stage_two;

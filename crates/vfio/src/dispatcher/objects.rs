@@ -16,7 +16,8 @@ use crate::objects::{decode_table, Entry, FailureCode, Info};
 use crate::spec::flags::*;
 use crate::spec::{
     AttachPageTable, Destroy, DetachPageTable, FaultQueueAlloc, GetHwInfo, HwptAlloc,
-    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, VdeviceAlloc, VeventqAlloc, ViommuAlloc,
+    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, ReadPageFault, RespondPageFault,
+    VdeviceAlloc, VeventqAlloc, ViommuAlloc,
 };
 use crate::{fault, ArgumentError, Refusal, Reply, Request};
 
@@ -30,7 +31,7 @@ const ENTRIES_AT_A_TIME: usize = 256;
 const NO_DESCRIPTOR: u32 = u32::MAX;
 
 /// A structure that has a place for why the call failed.
-trait Fallible: Argument {
+pub(super) trait Fallible: Argument {
     fn set_failure(&mut self, failure: ObjectFailure);
 }
 
@@ -45,7 +46,8 @@ macro_rules! fallible {
 }
 
 fallible!(AttachPageTable Destroy DetachPageTable FaultQueueAlloc GetHwInfo HwptAlloc
-    HwptInvalidate IoasAlloc ReadEvent VdeviceAlloc VeventqAlloc ViommuAlloc);
+    HwptInvalidate IoasAlloc ReadEvent ReadPageFault RespondPageFault VdeviceAlloc VeventqAlloc
+    ViommuAlloc);
 
 /// What an id is that something may stand on: iommufd's own `IOMMU_HWPT_ALLOC` has only its number.
 #[derive(Debug, Default)]
@@ -80,7 +82,7 @@ pub(super) struct Objects<'a, V> {
 
 /// Copies a structure in. iommufd has one error for all that it knows but does not do: flags and
 /// reserved fields as well.
-fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
+pub(super) fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
     copy_in(argument).map_err(|error| match error {
         ArgumentError::UnknownFlags { .. } => Refusal::Unsupported { offset: 4 },
         ArgumentError::Reserved { offset } => Refusal::Unsupported { offset },
@@ -89,7 +91,7 @@ fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
 }
 
 /// Ends a call: what it gave, or why it failed, is written.
-fn finish<A: Fallible>(
+pub(super) fn finish<A: Fallible>(
     mut request: A,
     result: Result<impl FnOnce(&mut A), ObjectError>,
     argument: &mut [u8],
@@ -154,6 +156,8 @@ impl<V: Vm> Objects<'_, V> {
             Request::AttachPageTable => self.attach(argument),
             Request::DetachPageTable => self.detach(argument),
             Request::ReadEvent => self.read_event(argument),
+            Request::ReadPageFault => self.read_page_fault(argument),
+            Request::RespondPageFault => self.respond_page_fault(argument),
             _ => return None,
         })
     }
