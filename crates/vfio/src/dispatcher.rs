@@ -3,6 +3,7 @@
 mod calls;
 mod container;
 mod device;
+mod fault_file;
 mod group;
 mod memory;
 mod objects;

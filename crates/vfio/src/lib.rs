@@ -142,4 +142,4 @@ pub use door::{Door, DoorVm};
 pub use errno::Errno;
 pub use number::{Request, Revision};
 pub use refusal::Refusal;
-pub use transport::{DeviceFile, File, Handle, Reply, Transport};
+pub use transport::{DeviceFile, FaultFile, File, Handle, Reply, Transport};

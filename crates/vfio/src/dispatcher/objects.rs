@@ -1,6 +1,7 @@
 //! The calls on a VM's objects, by iommufd's structures and rules.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem::offset_of;
 
@@ -11,6 +12,7 @@ use iommu::{
 use pci::RequesterId;
 use spin::mutex::SpinMutex;
 
+use super::fault_file::QueueFile;
 use crate::argument::{copy_in, copy_out, pointed_at, Argument};
 use crate::objects::{decode_table, Entry, FailureCode, Info};
 use crate::spec::flags::*;
@@ -19,7 +21,7 @@ use crate::spec::{
     HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, ReadPageFault, RespondPageFault,
     VdeviceAlloc, VeventqAlloc, ViommuAlloc,
 };
-use crate::{fault, ArgumentError, Refusal, Reply, Request};
+use crate::{fault, ArgumentError, FaultFile, Refusal, Reply, Request};
 
 /// Entries that one `IOMMU_HWPT_INVALIDATE` has at most, as iommufd allows.
 pub const MAX_INVALIDATE_ENTRIES: u32 = 1 << 19;
@@ -285,12 +287,15 @@ impl<V: Vm> Objects<'_, V> {
 
     fn alloc_fault_queue(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let request: FaultQueueAlloc = copy(argument)?;
-        let result = self.vm.alloc_fault_queue().map(|id| {
+        let queue = self.vm.alloc_fault_queue();
+        let result = queue.map(|id| {
             move |request: &mut FaultQueueAlloc| {
                 (request.out_fault_id, request.out_fault_fd) = (id.0, NO_DESCRIPTOR);
             }
         });
-        finish(request, result, argument)
+        let reply = finish(request, result, argument)?;
+        let file = |queue| Arc::new(QueueFile::new(self.vm.clone(), queue)) as Arc<dyn FaultFile>;
+        Ok(Reply { fault_file: queue.ok().map(file), ..reply })
     }
 
     fn alloc_event_queue(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {

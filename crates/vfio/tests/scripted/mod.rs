@@ -1,5 +1,6 @@
 //! A host whose objects do as they are told, and note what they were asked.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -27,7 +28,9 @@ pub(crate) struct Script {
     pub(crate) total: usize,
     pub(crate) hardware: Hardware,
     pub(crate) event: Option<VmEvent>,
-    /// What waits, for the model and in every queue.
+    /// What waits in every queue, before what waits always.
+    pub(crate) page_faults: VecDeque<PageFault>,
+    /// What waits always, for the model and in every queue.
     pub(crate) page_request: Option<PageRequest>,
     pub(crate) page_response: Result<(), PageResponseError>,
     pub(crate) unanswered: Option<Unanswered>,
@@ -60,6 +63,7 @@ impl Default for Script {
             total: 0,
             hardware: Hardware::Smmuv3(caps),
             event: None,
+            page_faults: VecDeque::new(),
             page_request: None,
             page_response: Ok(()),
             unanswered: None,
@@ -244,6 +248,9 @@ impl Vm for ScriptedVm {
 
     fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
         let cookie = self.asked(format!("take {queue:?}"), |id| id)?;
+        if let Some(fault) = self.script().page_faults.pop_front() {
+            return Ok(Some(fault));
+        }
         Ok(self.script().page_request.map(|request| PageFault { cookie, request }))
     }
 
