@@ -10,6 +10,7 @@ use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
 use super::objects::{Objects, Parents};
+use super::page_faults::PageFaults;
 use super::page_requests;
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
@@ -26,6 +27,8 @@ pub(super) struct Machine<V> {
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
     parents: Parents,
+    /// Of its domains.
+    pub(super) page_faults: PageFaults<V>,
     /// Whether its PASIDs are the host's own numbers.
     pub(super) system_wide: bool,
     /// Whether it came with the container's first group, and goes with the last.
@@ -81,8 +84,8 @@ fn saturate(limit: usize) -> u32 {
 
 impl<V: Vm> Machine<V> {
     pub(super) fn new(vm: V, system_wide: bool) -> Self {
-        let (memory, granted, parents) = Default::default();
-        Self { vm, memory, granted, parents, system_wide, with_groups: false }
+        let (memory, granted, parents, page_faults) = Default::default();
+        Self { vm, memory, granted, parents, page_faults, system_wide, with_groups: false }
     }
 
     /// A VM that came with the first group of a container.
