@@ -28,6 +28,9 @@ const IOTLB: &str = "iotlb";
 /// Under whose name a PASID is held as long as an entry of the host's tables has it.
 const IOMMU: &str = "iommu";
 
+/// Under whose name a PASID is held as long as a table of a VM's processors has it.
+const CPU: &str = "cpu";
+
 /// Pieces of the work that frees cause which one poll does at most.
 const WORK_BUDGET: usize = 64;
 
@@ -53,6 +56,7 @@ pub(crate) struct HostPasids {
     guest: Holder,
     iotlb: Holder,
     iommu: Holder,
+    cpu: Holder,
     clock: Option<Clock>,
     /// `None` if the caller lent an executor.
     polled: Option<Arc<Polled>>,
@@ -119,13 +123,19 @@ impl HostPasids {
                 HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
             })
         };
-        let (guest, iotlb, iommu) = (holder(GUEST)?, holder(IOTLB)?, holder(IOMMU)?);
-        Ok(Self { space, guest, iotlb, iommu, clock, polled })
+        let (guest, iotlb) = (holder(GUEST)?, holder(IOTLB)?);
+        let (iommu, cpu) = (holder(IOMMU)?, holder(CPU)?);
+        Ok(Self { space, guest, iotlb, iommu, cpu, clock, polled })
     }
 
     /// Under whose name table entries hold PASIDs.
     pub(crate) fn iommu(&self) -> &Holder {
         &self.iommu
+    }
+
+    /// Under whose name tables of processors hold PASIDs.
+    pub(crate) fn cpu(&self) -> &Holder {
+        &self.cpu
     }
 
     /// Tells a subscriber of every VM's PASIDs.

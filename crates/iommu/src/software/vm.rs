@@ -5,11 +5,12 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 
-use ioasid::Holder;
+use ioasid::{Holder, Priority};
 use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::attached::Attachments;
+use super::bindings::{subscription, Adapter};
 use super::control::Control;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport};
@@ -22,6 +23,7 @@ use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
+use crate::pasid::translation::{PasidTranslation, TranslationConfig, TranslationError};
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
@@ -88,6 +90,31 @@ impl SoftwareVm {
     /// Its name, for people.
     pub fn name(&self) -> &str {
         &self.0.config.name
+    }
+
+    /// Makes the table by which this VM's processors translate PASIDs when they submit to shared
+    /// queues. What is bound from now on is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationError`]. Nothing has changed.
+    pub fn translate_pasids(
+        &self,
+        config: TranslationConfig,
+    ) -> Result<PasidTranslation, TranslationError> {
+        let set = {
+            let control = self.0.control.lock();
+            if control.closed {
+                return Err(TranslationError::Closed);
+            }
+            control.grants.set().map(|(host, set)| (host.clone(), set.clone()))
+        };
+        PasidTranslation::new(config, |table| {
+            // Without a quota there are no PASIDs, so nothing to be told.
+            let Some((host, set)) = set else { return Ok(None) };
+            let adapter = Arc::new(Adapter(table));
+            subscription(set.subscribe(host.cpu(), Priority::Cpu, adapter)).map(Some)
+        })
     }
 
     /// The domains under which something is cached now, in channels that no access is using.
