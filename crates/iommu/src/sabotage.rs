@@ -40,6 +40,10 @@ pub enum Sabotage {
     SkipSubmissions = 43,
     /// Commands reach devices with the guest's number.
     SubmitGuestPasid = 44,
+    /// A device hears each answer to a page request twice.
+    AnswerTwice = 20,
+    /// A page request that is withdrawn is answered by nobody.
+    ForgetGroup = 21,
 }
 
 /// Whether `defect` is on.
