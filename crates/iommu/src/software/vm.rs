@@ -15,7 +15,7 @@ use super::bindings::{subscription, Adapter};
 use super::control::Control;
 use super::fault_log::{FaultLog, FaultReader};
 use super::faults::FaultQueue;
-use super::grants::{Grants, GrantsReport};
+use super::grants::{GrantCheck, Grants, GrantsReport};
 use super::objects::{Events, Objects};
 use super::page_requests::PageRequests;
 use super::pasids::{HostPasids, ParkedAges};
@@ -527,6 +527,11 @@ impl VmShared {
         let VmConfig { name, numbering, enforce_grants: enforced, .. } = self.config.clone();
         let GrantsReport { closed, usage, .. } = grants;
         Some(VmPasids { name, numbering, enforced, closed, usage, entries })
+    }
+
+    /// What tells which of the host's PASIDs are this VM's.
+    pub(crate) fn grant_check(&self) -> GrantCheck {
+        self.control.lock().grants.check()
     }
 
     pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {

@@ -10,6 +10,7 @@ mod endings;
 mod layout;
 mod model;
 mod scenarios;
+mod shared;
 mod submissions;
 mod threads;
 
