@@ -24,6 +24,7 @@ mod model;
 mod pagemap;
 mod pasids;
 mod portal;
+mod pri;
 mod queue;
 mod registers;
 mod report;

@@ -195,6 +195,15 @@ impl Queue {
         self.wait(0, &operation)
     }
 
+    /// Runs an operation that blocks where a page is missing, to its successful end.
+    pub(crate) fn block(&mut self, operation: Operation) -> Result<CompletionRecord, QueueError> {
+        let record = self.once(operation, Flags::BLOCK_ON_FAULT)?;
+        match record.status.status() {
+            Ok(Status::Success) => Ok(record),
+            _ => Err(bad_status(operation, &record)),
+        }
+    }
+
     /// Runs an operation, and what is left of it after each partial completion, to its end.
     pub(crate) fn run(
         &mut self,
@@ -262,6 +271,12 @@ impl Queue {
         Ok(BatchEnd { record, members: members.collect() })
     }
 
+    /// Adds a member of a batch that was not made here to the account.
+    pub(crate) fn account_member(&mut self, operation: &Operation, record: &CompletionRecord) {
+        self.counts.descriptors += 1;
+        self.account(operation, record);
+    }
+
     fn list(&self, members: usize) -> Span<'_> {
         self.memory.span().part(LIST_PAGE, members * DESCRIPTOR)
     }
@@ -324,7 +339,8 @@ pub(crate) fn pause(looks: &mut u32) {
     }
 }
 
-fn read_record(record: Span<'_>) -> Option<CompletionRecord> {
+/// The record in `record`, if it has been written.
+pub(crate) fn read_record(record: Span<'_>) -> Option<CompletionRecord> {
     if record.load(0) == 0 {
         return None;
     }

@@ -16,7 +16,7 @@ mod isolation;
 mod misplaced;
 mod rebind;
 mod stage_two;
-mod storm;
+mod endless;
 mod sva_copy;
 mod vcmd;
 
@@ -56,7 +56,7 @@ static SCENARIOS: [Scenario; 10] = [
     on_accelerator(name::IN_FLIGHT, in_flight::run),
     on_accelerator(name::STAGE_TWO, stage_two::run),
     Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
-    Scenario { name: name::STORM, deadline: UNTIL_STOPPED, run: Run::Accelerator(storm::run) },
+    Scenario { name: name::ENDLESS, deadline: UNTIL_STOPPED, run: Run::Accelerator(endless::run) },
     Scenario {
         name: name::STREAM,
         deadline: UNTIL_STOPPED,
@@ -74,7 +74,7 @@ struct Worker {
 static WORKERS: [Worker; 3] = [
     Worker { name: isolation::WORKER, run: isolation::work },
     Worker { name: rebind::WORKER, run: rebind::work },
-    Worker { name: storm::WORKER, run: storm::work },
+    Worker { name: endless::WORKER, run: endless::work },
 ];
 
 /// The scenario of this name.

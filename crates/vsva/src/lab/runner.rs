@@ -263,7 +263,7 @@ impl Runner<'_> {
     }
 
     fn kill_in_storm(&mut self, booted: &mut Booted, run: &Run) -> Result<(), Trouble> {
-        let storm = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
+        let storm = ToGuest::Run { scenario: scenario::ENDLESS.to_owned(), seed: self.report.seed };
         booted.guest.send(&storm)?;
         let wait = Wait::new("the beginning of the storm", run.scenario.limit);
         let mut begun = false;

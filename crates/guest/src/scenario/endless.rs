@@ -1,4 +1,4 @@
-//! `storm`: copies on both queues for as long as the machine lives. The lab kills it meanwhile.
+//! `endless`: copies on both queues for as long as the machine lives. The lab kills it meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::report::{Counts, Report};
 use crate::setup::{QUEUES, QUEUE_SIZE};
 
 /// Name of the worker.
-pub(super) const WORKER: &str = "storm";
+pub(super) const WORKER: &str = "endless";
 
 /// Copies that a worker keeps outstanding.
 const OUTSTANDING: usize = 4;
