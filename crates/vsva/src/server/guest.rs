@@ -24,6 +24,7 @@ use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
 use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
+use super::injection::{CannotInject, Injection};
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -239,6 +240,17 @@ impl GuestPlace {
     pub fn vm_counters(&self) -> iommu::Counters {
         self.shared.machine.vm().counters()
     }
+
+    /// Lets something go wrong for the guest from now on; what went wrong of the same kind is put right.
+    ///
+    /// # Errors
+    /// [`CannotInject`].
+    pub fn inject(&self, injection: Injection) -> Result<(), CannotInject> {
+        Err(CannotInject(injection))
+    }
+
+    /// Puts right what [`inject`](Self::inject) let go wrong.
+    pub fn clear_injections(&self) {}
 
     /// Says something about this guest, within its share of lines.
     pub fn say(&self, what: impl fmt::Display) {

@@ -14,6 +14,7 @@ mod bell;
 mod config;
 mod counters;
 mod guest;
+mod injection;
 mod inspector;
 mod lab;
 mod life;
@@ -44,6 +45,9 @@ pub use config::{
 };
 pub use guest::GuestPlace;
 use guest::Settings;
+pub use injection::{
+    check_injections, CannotInject, Injection, InjectionError, InjectionKind, InjectionsCollide,
+};
 pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
 pub use life::End;
