@@ -14,7 +14,9 @@
 //! which `guest-init --self-test` checks on any machine.
 
 mod bare;
+mod calls;
 mod child;
+mod disk;
 mod dma;
 mod failure;
 mod init;

@@ -41,8 +41,8 @@ pub(crate) enum QueueError {
     Portal(Errno),
     #[error("no memory for completion records: {0}")]
     Memory(Errno),
-    #[error("{operation:?} has not completed within {PATIENCE:?}")]
-    Lost { operation: Operation },
+    #[error("{operation:?} has not completed within {patience:?}")]
+    Lost { operation: Operation, patience: Duration },
     #[error("{operation:?} reports a fault at {address:#x} (write: {write}), none of its pages")]
     WildFault { operation: Operation, address: u64, write: bool },
     #[error("the page at {address:#x} that {operation:?} wants cannot be had: {source}")]
@@ -170,7 +170,17 @@ impl Queue {
         slot: usize,
         operation: &Operation,
     ) -> Result<CompletionRecord, QueueError> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for(slot, operation, PATIENCE)
+    }
+
+    /// Waits for the record of a slot with a patience of its own.
+    pub(crate) fn wait_for(
+        &mut self,
+        slot: usize,
+        operation: &Operation,
+        patience: Duration,
+    ) -> Result<CompletionRecord, QueueError> {
+        let deadline = Instant::now() + patience;
         let mut looks = 0;
         loop {
             if let Some(record) = self.poll(slot) {
@@ -180,7 +190,7 @@ impl Queue {
             pause(&mut looks);
             if Instant::now() >= deadline {
                 self.lost += 1;
-                return Err(QueueError::Lost { operation: *operation });
+                return Err(QueueError::Lost { operation: *operation, patience });
             }
         }
     }

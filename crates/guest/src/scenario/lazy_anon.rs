@@ -170,7 +170,8 @@ fn record(queue: &mut Queue) -> Outcome {
 fn list(queue: &mut Queue) -> Outcome {
     let (targets, records) = (fresh(MEMBERS * PAGE)?, fresh(PAGE)?);
     let target = |member: usize| targets.span().part(member * PAGE, PAGE);
-    let fill = |member: usize| job::fill(0x0101_0101_0101_0101 * (1 + member as u64), target(member));
+    let fill =
+        |member: usize| job::fill(0x0101_0101_0101_0101 * (1 + member as u64), target(member));
     let record = |member: usize| {
         records.span().part(member * CompletionRecord::SIZE, CompletionRecord::SIZE)
     };
