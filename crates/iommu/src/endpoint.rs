@@ -65,10 +65,10 @@ impl Endpoint {
         self.device.ats.store(enabled, Ordering::Relaxed);
     }
 
-    /// Sets where answers to the device's page requests go.
+    /// Sets where answers to the device's page requests go. The endpoint keeps it until it is
+    /// detached or dropped, so it must not keep the endpoint.
     pub fn set_page_responses(&self, responses: Option<Arc<dyn PageResponses>>) {
-        let Device { vm, requester, attachment, .. } = &*self.device;
-        vm.page_requests.set_sink(*requester, *attachment, responses);
+        self.device.vm.set_page_responses(&self.device, responses);
     }
 
     /// Sends a page request message; its requester is this device, whatever it says. Returns at
@@ -76,12 +76,15 @@ impl Endpoint {
     /// inside this call. Which groups are out is for the device to know.
     pub fn send_page_request(&self, request: PageRequest) {
         let requester = self.device.requester;
-        self.device.vm.send_page_request(PageRequest { requester, ..request });
+        let request = PageRequest { requester, ..request };
+        self.device.vm.send_page_request(&self.device, request);
     }
 
-    /// Gives up what the device has asked, as its reset does: no answer to it will come.
+    /// Gives up what the device has asked, as its reset does: no answer to it will come, but for
+    /// one that another thread is just telling. A device that goes on counting its group indices
+    /// across a reset takes that for no other's.
     pub fn forget_page_requests(&self) {
-        self.device.vm.page_requests.forget(self.device.requester);
+        self.device.vm.forget_page_requests(&self.device);
     }
 
     /// Detaches the device. Once the ticket is complete, none of its accesses is in flight.

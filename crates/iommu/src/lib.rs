@@ -84,7 +84,7 @@ pub use context::{
 pub use dma::{AddressSpace, DmaError};
 pub use endpoint::{Channel, Endpoint};
 pub use engine::MAX_TABLE_ACCESSES;
-pub use fault::{Fault, FaultReason, Stage, StageTwoFault, StageTwoOwner};
+pub use fault::{Fault, FaultEvent, FaultReason, FaultRecord, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
 pub use invalidation::{Invalidation, PageRange, SmmuInvalidation, Ticket};
@@ -94,17 +94,18 @@ pub use objects::{
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 pub use page_request::{
-    PageFault, PageRequest, PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode,
-    Unanswered,
+    Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters, PageRequestPolicy,
+    PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode, ResponseInjection,
+    Unanswered, PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
 };
 pub use software::{
-    HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
-    SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
-    MAX_VMS, PAGE_REQUEST_LIMIT, STAGE_TWO_LOG_LIMIT,
+    FaultReader, HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription,
+    SoftwareHost, SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS,
+    MAX_OBJECTS, MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
 pub use stage_two::{
     ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,

@@ -8,6 +8,12 @@
 //!
 //! A device that was told Success asks for the translation again.
 
+mod host;
+
+pub use host::{
+    Answerer, OutstandingGroup, PageRequestCounters, PageRequestPolicy, ResponseInjection,
+    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
+};
 use mem::Iova;
 use pci::RequesterId;
 

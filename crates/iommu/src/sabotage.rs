@@ -30,6 +30,10 @@ pub enum Sabotage {
     SkipStageTwo = 10,
     /// The host's table keeps the entry of a PASID that is detached.
     KeepEntry = 11,
+    /// A device hears each answer to a page request twice.
+    AnswerTwice = 20,
+    /// A page request that is withdrawn is answered by nobody.
+    ForgetGroup = 21,
 }
 
 /// Whether `defect` is on.

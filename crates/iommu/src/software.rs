@@ -3,6 +3,7 @@
 mod attached;
 mod bindings;
 mod control;
+mod fault_log;
 mod faults;
 mod grants;
 mod host_table;
@@ -19,11 +20,11 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use attached::{Attachments, RID_PASID};
 pub use bindings::{PasidEvent, PasidHold, PasidSubscriber, PasidSubscription};
+pub use fault_log::FaultReader;
 pub use faults::{FAULT_QUEUE_LIMIT, STAGE_TWO_LOG_LIMIT};
 pub(crate) use grants::GrantCheck;
 use ioasid::{Config, ConfigError, Executor, Priority, SubscribeError, Work};
 pub use objects::{EVENT_QUEUE_LIMIT, MAX_OBJECTS};
-pub use page_requests::PAGE_REQUEST_LIMIT;
 use pasids::Clock;
 pub(crate) use pasids::{HostPasids, Lease};
 use platform::Platform;

@@ -1,6 +1,7 @@
 //! One VM put together: its handle, its remapping unit, its one memory map.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iommu::{AttachError, Endpoint, Ticket, Vm};
 use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
@@ -16,7 +17,8 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// A VM and its IOMMU.
 ///
 /// Has no thread of its own. Register accesses come in through [`RegisterPage`]; whoever drives
-/// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says.
+/// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says, and
+/// [`tick`](Self::tick) after it.
 pub struct Machine<V: Vm> {
     vm: V,
     /// Whose turn it is to work; taken before the unit. Register accesses do without it.
@@ -84,6 +86,12 @@ impl<V: Vm> Machine<V> {
             }
         }
         Progress::More
+    }
+
+    /// Says what time it is, on a clock that only goes forward: what waits for something longer than it may is ended.
+    /// Gives when to call again at the latest, if at all; a poll may bring something that is due sooner.
+    pub fn tick(&self, now: Duration) -> Option<Duration> {
+        self.vm.tick(now)
     }
 
     /// The unit's counters.

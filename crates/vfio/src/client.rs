@@ -65,7 +65,8 @@ impl<T: Transport> Host for Client<T> {
 }
 
 fn encode(config: &VmConfig) -> CreateVm {
-    let VmConfig { name, quota, numbering, enforce_grants, stage_two } = config;
+    // The host has the default policy for page requests.
+    let VmConfig { name, quota, numbering, enforce_grants, stage_two, page_requests: _ } = config;
     let numbering = match numbering {
         Numbering::Identity => 0,
         Numbering::Private => VM_PRIVATE_PASIDS,

@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use ioasid::Holder;
 use mem::MemoryMap;
@@ -11,6 +12,7 @@ use pci::RequesterId;
 
 use super::attached::Attachments;
 use super::control::Control;
+use super::fault_log::{FaultLog, FaultReader};
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport};
 use super::objects::{Events, Objects};
@@ -28,9 +30,10 @@ use crate::slot::Slot;
 use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
-    FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, PageRequest, PageResponse, PageResponseError,
-    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind,
+    FaultEvent, FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
+    Invalidation, IoasId, ObjectError, ObjectId, OutstandingGroup, PageFault, PageRequest,
+    PageRequestCounters, PageResponse, PageResponseError, Pasid, PasidRange, PasidUsage,
+    ResponseCode, ResponseInjection, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind,
     Vm, VmConfig, VmEvent,
 };
 
@@ -50,6 +53,7 @@ pub(crate) struct VmShared {
     pub(crate) faults: FaultQueue,
     pub(super) events: Events,
     pub(crate) page_requests: PageRequests,
+    pub(crate) fault_log: Arc<FaultLog>,
     /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
     pub(super) stage_two: Option<VmStageTwo>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
@@ -69,13 +73,16 @@ impl SoftwareVm {
         let stage_two = stage_two.map(|config| VmStageTwo::new(config, tables)).transpose()?;
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
+        let fault_log = Arc::<FaultLog>::default();
+        let page_requests = PageRequests::new(config.page_requests, fault_log.clone());
         Ok(Self(Arc::new(VmShared {
             config,
             platform: platform.clone(),
             pasids: Some(host.clone()),
             faults: FaultQueue::default(),
             events: Events::default(),
-            page_requests: PageRequests::default(),
+            page_requests,
+            fault_log,
             stage_two,
             control: Mutex::new(control),
         })))
@@ -103,6 +110,23 @@ impl SoftwareVm {
         let mut pasids = BTreeMap::new();
         self.peek(|state| state.add_pasids(&mut pasids));
         pasids
+    }
+
+    /// Reads what happens to the requests of its devices from now on; of each device up to
+    /// `per_device` records wait to be read.
+    pub fn fault_reader(&self, per_device: usize) -> FaultReader {
+        let grants = self.0.control.lock().grants.check();
+        self.0.fault_log.reader(per_device, grants)
+    }
+
+    /// The page request groups that nobody has answered, the oldest first.
+    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
+        self.0.page_requests.outstanding()
+    }
+
+    /// From now on, this goes wrong with the guest's answers to page requests; `None`: nothing.
+    pub fn inject_responses(&self, what: Option<ResponseInjection>) {
+        self.0.page_requests.inject(what);
     }
 
     /// Looks at every channel that no access is using.
@@ -209,6 +233,9 @@ impl Vm for SoftwareVm {
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
         control.grants.park(revoked, drained);
         control.condemn(|of| of == pasid, drained);
+        self.0.page_requests.withdraw_pasid(Some(pasid.0));
+        drop(control);
+        self.0.tell_withdrawn();
         Ok(())
     }
 
@@ -219,6 +246,9 @@ impl Vm for SoftwareVm {
         control.grants.park(revoked, drained);
         control.condemn(|_| true, drained);
         control.attached.insist(drained);
+        self.0.page_requests.withdraw_pasid(None);
+        drop(control);
+        self.0.tell_withdrawn();
         drained
     }
 
@@ -286,7 +316,30 @@ impl Vm for SoftwareVm {
     }
 
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
-        self.0.page_requests.respond(response)
+        self.0.page_requests.respond(response)?;
+        self.0.answered();
+        Ok(())
+    }
+
+    fn page_request_counters(&self) -> PageRequestCounters {
+        self.0.page_requests.counters()
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        self.0.take_page_fault(queue)
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        self.0.respond_page_fault(queue, cookie, code)
+    }
+
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        self.0.page_requests.tick(now)
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
@@ -361,11 +414,13 @@ impl Vm for SoftwareVm {
             control.objects = Objects::default();
             let tables = editor.as_mut().map(|editor| (ticket, editor.close()));
             control.retired.extend(tables);
+            self.0.page_requests.close();
             (ticket, (old, attached, control.grants.close()))
         };
         if let Some(set) = set {
             set.close();
         }
+        self.0.tell_withdrawn();
         self.0.faults.close();
         self.0.events.close();
         ticket
@@ -380,6 +435,8 @@ impl VmShared {
             self.events.record(&fault);
         }
         self.faults.record(fault);
+        self.fault_log.record(FaultEvent::Unrecoverable(fault));
+        self.fault_log.notify();
     }
 
     /// Does some of the work that PASIDs cause when they are given back, if there is any. To be
@@ -402,13 +459,17 @@ impl VmShared {
     ) -> (Arc<Self>, u64) {
         let devices = BTreeMap::from([(requester, 1)]);
         let control = Control { memory, devices, attachments: 1, ..Control::default() };
+        let fault_log = Arc::<FaultLog>::default();
+        let config = VmConfig::named("identity");
+        let page_requests = PageRequests::new(config.page_requests, fault_log.clone());
         let shared = Self {
-            config: VmConfig::named("identity"),
+            config,
             platform: Arc::default(),
             pasids: None,
             faults: FaultQueue::default(),
             events: Events::default(),
-            page_requests: PageRequests::default(),
+            page_requests,
+            fault_log,
             stage_two: None,
             control: Mutex::new(control),
         };
@@ -462,13 +523,6 @@ impl VmShared {
         shared
     }
 
-    /// Takes a page request of a device.
-    pub(crate) fn send_page_request(&self, request: PageRequest) {
-        if self.page_requests.send(request) {
-            self.faults.wake();
-        }
-    }
-
     pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {
         let _removed = {
             let mut control = self.control.lock();
@@ -480,6 +534,8 @@ impl VmShared {
 
     /// Detaches `device`, if it is attached still.
     pub(crate) fn detach(&self, device: &Device) -> Ticket {
+        // Also of a VM that is closed. Nobody is left to be told, and nobody to ask more.
+        self.page_requests.remove(device.requester, device.attachment);
         let (ticket, _attached) = {
             let mut control = self.control.lock();
             if control.devices.get(&device.requester) != Some(&device.attachment) {

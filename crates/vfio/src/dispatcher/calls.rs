@@ -46,6 +46,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
         stage_two: stage_two::decode(&request.stage_two)?,
+        ..VmConfig::default()
     };
     let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {

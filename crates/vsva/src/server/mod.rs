@@ -188,7 +188,7 @@ fn own_seed(seed: u64, name: &str) -> u64 {
     name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
-/// The time since this was first asked, for the ages of PASIDs.
+/// The time since this was first asked: for ages, and for what is due.
 fn clock() -> Duration {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     EPOCH.get_or_init(Instant::now).elapsed()
