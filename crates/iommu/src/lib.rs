@@ -94,9 +94,10 @@ pub use objects::{
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 pub use page_request::{
-    Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters, PageRequestPolicy,
-    PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode, ResponseInjection,
-    Unanswered, PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
+    Answered, Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters,
+    PageRequestInterface, PageRequestPolicy, PageRequestRefused, PageResponse, PageResponseError,
+    PageResponses, PrgIndex, ResponseCode, ResponseInjection, Unanswered, WantedPage,
+    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,

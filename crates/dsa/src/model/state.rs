@@ -4,13 +4,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use iommu::AddressSpace;
-use pci::{ConfigSpace, MsiX};
+use iommu::{AddressSpace, ResponseCode};
+use pci::{ConfigSpace, MsiX, RequesterId};
 
 use super::caps::{pasid_field, Caps};
 use super::commands::Pending;
 use super::counters::Tally;
 use super::effects::Effects;
+use super::paging::{Blocked, Paging, SET_ASIDE};
 use super::queue::{Entry, Scope, Sequence, Submission, WorkQueue};
 use super::sabotage::{self, Sabotage};
 use crate::spec::{
@@ -53,8 +54,43 @@ pub(super) struct EngineSlot {
     /// Whether the engine was handed out to somebody who runs it.
     pub(super) taken: bool,
     pub(super) running: Option<Running>,
+    /// What it has set aside, in the order in which it did.
+    pub(super) blocked: Vec<Blocked>,
+    /// Something of that was abandoned: the engine is to drop what is no longer in `blocked`.
+    pub(super) purge: bool,
+    /// Whether it went on with something that it had set aside when it last looked for work: new work
+    /// comes first then, so that neither starves the other.
+    went_on: bool,
     /// Set to make the engine abandon what it runs.
     pub(super) cancel: Arc<AtomicBool>,
+}
+
+impl EngineSlot {
+    /// Whether what it runs is to be abandoned.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Acquire)
+    }
+
+    /// Whether the descriptor at `sequence` is set aside.
+    pub(super) fn has_blocked(&self, sequence: Sequence) -> bool {
+        self.blocked.iter().any(|blocked| blocked.running.sequence == sequence)
+    }
+
+    /// Whether it has set aside as much of queue `wq` as it may.
+    fn is_full(&self, wq: usize) -> bool {
+        self.blocked.iter().filter(|blocked| blocked.running.wq == wq).count() >= SET_ASIDE
+    }
+}
+
+/// What an engine is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Next {
+    /// Nothing.
+    Nothing,
+    /// This descriptor.
+    New(Dispatch),
+    /// Go on with what it set aside: the page that it waited for has this answer.
+    GoOn(Sequence, ResponseCode),
 }
 
 /// A descriptor on its way to an engine, with what it may do.
@@ -77,6 +113,8 @@ pub(super) struct Rules {
     pub(super) privileged_enable: bool,
     /// Accesses are made with translation requests.
     pub(super) ats: bool,
+    /// Pages that are not there can be asked for.
+    pub(super) page_requests: bool,
 }
 
 /// Everything that registers and commands change.
@@ -99,10 +137,17 @@ pub(super) struct State {
     pub(super) pending: Option<Pending>,
     pub(super) engines: Vec<EngineSlot>,
     pub(super) sequence: Sequence,
+    pub(super) paging: Paging,
 }
 
 impl State {
-    pub(super) fn new(caps: Caps, tally: Arc<Tally>, function: ConfigSpace, msix: MsiX) -> Self {
+    pub(super) fn new(
+        caps: Caps,
+        tally: Arc<Tally>,
+        function: ConfigSpace,
+        msix: MsiX,
+        requester: RequesterId,
+    ) -> Self {
         let mut state = Self {
             caps,
             tally,
@@ -121,6 +166,7 @@ impl State {
             pending: None,
             engines: (0..caps.engines()).map(|_| EngineSlot::default()).collect(),
             sequence: 0,
+            paging: Paging::new(requester),
         };
         state.clear_configuration();
         state
@@ -130,7 +176,7 @@ impl State {
     /// engine still runs stays on its slot until the engine notices, so that later commands wait
     /// for it.
     pub(super) fn power_on_reset(&mut self, fx: &mut Effects) {
-        self.cancel(Scope::All);
+        self.cancel(Scope::All, fx);
         self.clear_configuration();
         let Self {
             caps: _,
@@ -151,6 +197,7 @@ impl State {
             pending,
             engines: _,
             sequence: _,
+            paging,
         } = self;
         function.reset();
         msix.reset();
@@ -159,6 +206,7 @@ impl State {
         *cmdstatus = CmdStatus::new();
         *swerror = SwError::default();
         *pending = None;
+        paging.power_on_reset();
         fx.ats = Some(false);
     }
 
@@ -199,7 +247,7 @@ impl State {
     pub(super) fn halt(&mut self, needed: ResetType, fx: &mut Effects) {
         self.device = DeviceState::Halted;
         self.reset_needed = needed;
-        self.cancel(Scope::All);
+        self.cancel(Scope::All, fx);
         for wq in &mut self.wqs {
             wq.set_state(WqState::Disabled);
         }
@@ -209,8 +257,9 @@ impl State {
         }
     }
 
-    /// Abandons everything submitted so far: what is queued goes at once, what runs is told to stop.
-    pub(super) fn cancel(&mut self, scope: Scope) {
+    /// Abandons everything submitted so far: what is queued or set aside goes at once, what runs is
+    /// told to stop.
+    pub(super) fn cancel(&mut self, scope: Scope, fx: &mut Effects) {
         for (index, wq) in self.wqs.iter_mut().enumerate() {
             let gone = wq.retain(|entry| !scope.covers(index, entry.space));
             self.tally.abandoned.add(gone as u64);
@@ -221,6 +270,13 @@ impl State {
                 engine.cancel.store(true, Ordering::Release);
             }
         }
+        self.abandon_blocked(|_, r| scope.covers(r.wq, r.space), fx);
+        // What is left may have waited behind what is gone.
+        for wq in 0..self.wqs.len() {
+            if self.wqs[wq].head().is_some() {
+                self.wake_engines_of(wq, fx);
+            }
+        }
     }
 
     /// Whether something that was submitted up to `barrier` is queued or runs.
@@ -228,8 +284,15 @@ impl State {
         let queued = self.wqs.iter().enumerate().any(|(index, wq)| {
             wq.entries().any(|entry| scope.covers(index, entry.space) && entry.sequence <= barrier)
         });
-        let running = self.engines.iter().filter_map(|engine| engine.running.as_ref());
-        queued || running.into_iter().any(|r| scope.covers(r.wq, r.space) && r.sequence <= barrier)
+        let covered = |r: &Running| scope.covers(r.wq, r.space) && r.sequence <= barrier;
+        queued || self.taken_up().any(covered)
+    }
+
+    /// What engines run and what they have set aside.
+    fn taken_up(&self) -> impl Iterator<Item = &Running> {
+        self.engines.iter().flat_map(|engine| {
+            engine.running.iter().chain(engine.blocked.iter().map(|blocked| &blocked.running))
+        })
     }
 
     /// Takes a descriptor that was stored to a portal of queue `wq` (a posted write: nobody hears
@@ -311,14 +374,42 @@ impl State {
         }
     }
 
+    /// What `engine` does next: it goes on with what it had set aside, or takes up something new, the
+    /// two in turn if there is both.
+    pub(super) fn next(&mut self, engine: usize, fx: &mut Effects) -> Next {
+        let Some(slot) = self.engines.get(engine).filter(|slot| slot.running.is_none()) else {
+            return Next::Nothing;
+        };
+        if slot.went_on {
+            let new = self.dispatch(engine, fx).map(Next::New);
+            new.or_else(|| self.go_on(engine)).unwrap_or(Next::Nothing)
+        } else {
+            let old = self.go_on(engine);
+            old.or_else(|| self.dispatch(engine, fx).map(Next::New)).unwrap_or(Next::Nothing)
+        }
+    }
+
+    /// What `engine` set aside first of what has an answer.
+    fn go_on(&mut self, engine: usize) -> Option<Next> {
+        let slot = self.engines.get_mut(engine)?;
+        let at = slot.blocked.iter().position(|blocked| blocked.answer().is_some())?;
+        let blocked = slot.blocked.remove(at);
+        slot.went_on = true;
+        slot.running = Some(blocked.running);
+        slot.cancel.store(false, Ordering::Release);
+        self.tally.blocked.subtract(1);
+        Some(Next::GoOn(blocked.running.sequence, blocked.answer()?))
+    }
+
     /// The next descriptor for `engine`: from the queues of its group in turn, each as often as
     /// its priority says.
-    pub(super) fn dispatch(&mut self, engine: usize, fx: &mut Effects) -> Option<Dispatch> {
-        if self.engines.get(engine)?.running.is_some() {
+    fn dispatch(&mut self, engine: usize, fx: &mut Effects) -> Option<Dispatch> {
+        let stuck = sabotage::is(Sabotage::BlockTheQueue);
+        if stuck && self.engines.get(engine).is_some_and(|slot| !slot.blocked.is_empty()) {
             return None;
         }
         let group = self.groups.iter().position(|group| group.has_engine(engine))?;
-        let wq = self.next_queue(group)?;
+        let wq = self.next_queue(group, engine)?;
         let queue = self.wqs.get_mut(wq)?;
         let entry = queue.pop()?;
         let (mode, limits) = (queue.config.mode, queue.config.limits);
@@ -328,25 +419,30 @@ impl State {
         }
         let running = Running { wq, sequence: entry.sequence, space: entry.space };
         let slot = self.engines.get_mut(engine)?;
+        slot.went_on = false;
         slot.running = Some(running);
         slot.cancel.store(false, Ordering::Release);
+        let ats = self.function.ats().is_some_and(|ats| ats.enable());
         let rules = Rules {
             wq: wq as u8,
             mode,
             limits,
             user_interrupts: self.gencfg.user_interrupts(),
             privileged_enable: self.function.pasid().is_some_and(|pasid| pasid.privileged()),
-            ats: self.function.ats().is_some_and(|ats| ats.enable()),
+            ats,
+            page_requests: ats && self.function.pri().is_some_and(|pri| pri.enable()),
         };
         Some(Dispatch { descriptor: entry.descriptor, running, rules })
     }
 
-    /// The queue of `group` whose turn it is.
-    fn next_queue(&mut self, group: usize) -> Option<usize> {
+    /// The queue of `group` whose turn it is, of those that have something for `engine`.
+    fn next_queue(&mut self, group: usize, engine: usize) -> Option<usize> {
         let (last, members) = {
             let group = self.groups.get(group)?;
+            let slot = self.engines.get(engine)?;
             let members = (0..self.wqs.len()).fold(0u32, |bits, wq| {
-                bits | u32::from(group.has_wq(wq) && self.is_ready(wq)) << wq
+                let ready = group.has_wq(wq) && self.is_ready(wq) && !slot.is_full(wq);
+                bits | u32::from(ready) << wq
             });
             (group.last, members)
         };
@@ -368,11 +464,7 @@ impl State {
         let Some(queue) = self.wqs.get(wq) else { return false };
         let Some(drain) = queue.drain_at_head() else { return queue.head().is_some() };
         // In a dedicated queue everything has one PASID.
-        !self
-            .engines
-            .iter()
-            .filter_map(|engine| engine.running.as_ref())
-            .any(|running| running.wq == wq && running.space.pasid == drain.space.pasid)
+        !self.taken_up().any(|running| running.wq == wq && running.space.pasid == drain.space.pasid)
     }
 
     /// `engine` has finished what it ran, all of its writes and interrupts included.
@@ -380,6 +472,16 @@ impl State {
         let Some(slot) = self.engines.get_mut(engine) else { return };
         slot.running = None;
         slot.cancel.store(false, Ordering::Release);
+        self.progress(fx);
+    }
+
+    /// Nobody runs `engine` any more: what it has set aside is abandoned.
+    pub(super) fn engine_gone(&mut self, engine: usize, fx: &mut Effects) {
+        self.abandon_blocked(|at, _| at == engine, fx);
+        if let Some(slot) = self.engines.get_mut(engine) {
+            slot.taken = false;
+            slot.purge = false;
+        }
         self.progress(fx);
     }
 

@@ -1,5 +1,7 @@
 //! The checks that come before any work (section "Descriptor checks").
 
+use alloc::boxed::Box;
+
 use iommu::AddressSpace;
 
 use super::batch::Batch;
@@ -61,7 +63,7 @@ impl Parts {
         }
         match operation {
             Operation::Batch { list, count } => {
-                Batch::new(list, count, rules.limits).map(Work::Batch)
+                Batch::new(list, count, rules.limits).map(Box::new).map(Work::Batch)
             }
             _ => Task::new(&operation, flags, rules.limits).map(Work::One),
         }
