@@ -3,9 +3,11 @@
 mod calls;
 mod container;
 mod device;
+mod fault_file;
 mod group;
 mod memory;
 mod objects;
+mod page_requests;
 mod pasids;
 mod posted;
 mod ring;

@@ -1,7 +1,9 @@
 //! Why a call is refused. It has changed nothing then.
 
 use iommu::nesting::{InvalidateError, MsiError, NestingError};
-use iommu::{AllocPasidError, AttachError, FreePasidError, HostError, ObjectError};
+use iommu::{
+    AllocPasidError, AttachError, FreePasidError, HostError, ObjectError, PageResponseError,
+};
 use mem::{Gpa, LayoutError};
 
 use crate::{ArgumentError, Errno};
@@ -99,6 +101,9 @@ pub enum Refusal {
     /// No page request waits for this response.
     #[error("no page request waits for this response")]
     NoPageRequest,
+    /// The response reached nobody.
+    #[error(transparent)]
+    PageResponse(#[from] PageResponseError),
     /// The container has no group yet.
     #[error("the container has no group")]
     NoGroup,
@@ -180,7 +185,9 @@ impl Refusal {
             Self::Nesting(error) => nesting_errno(error),
             Self::Invalidate(error) => invalidate_errno(error),
             Self::Msi(MsiError::TooMany { .. }) | Self::NoMemory => Errno::ENOMEM,
+            Self::PageResponse(PageResponseError::NotSupported) => Errno::EOPNOTSUPP,
             Self::Msi(_)
+            | Self::PageResponse(_)
             | Self::NotNesting
             | Self::NotSingle { .. }
             | Self::NoPageRequest

@@ -10,6 +10,7 @@ use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
 use super::objects::{Objects, Parents};
+use super::page_requests;
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
 use crate::spec::flags::*;
@@ -114,6 +115,10 @@ impl<V: Vm> Machine<V> {
             (Request::CacheInvalidate, _) => self.invalidate_posted(argument),
             (Request::Completion, _) => self.completion(argument),
             (Request::ReadFault, _) => self.read_fault(argument),
+            (Request::ReadPageRequest, _) => page_requests::read(&self.vm, argument),
+            (Request::RespondPageRequest, _) => page_requests::respond(&self.vm, argument),
+            (Request::Unanswered, _) => page_requests::unanswered(&self.vm, argument),
+            (Request::Tick, _) => page_requests::tick(&self.vm, argument),
             (Request::AttachDevice, _) => self.attach_device(argument),
             (Request::PasidRequest, Revision::Own) => self.granted.own(&self.vm, argument),
             (Request::PasidRequest, _) => self.granted.posted(&self.vm, argument),

@@ -319,7 +319,7 @@ impl<V: Vm> Posted<V> {
         match flags {
             NESTING_BIND | NESTING_UNBIND | NESTING_INVALIDATE => (),
             NESTING_PAGE_RESPONSE if strict => {
-                return decode_response(data, strict).map(|()| Reply::default())
+                return decode_response(data, strict).and(Err(Refusal::NoPageRequest))
             }
             flags => return Err(Refusal::Flags { flags }),
         }

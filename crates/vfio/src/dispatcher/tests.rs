@@ -4,8 +4,8 @@ use std::vec;
 use std::vec::Vec;
 
 use iommu::{
-    AllocPasidError, AttachError, Counters, FreePasidError, HostError, Invalidation, Pasid,
-    PasidUsage, SoftwareHost, SoftwareVm, Ticket, Vm, VmConfig,
+    AllocPasidError, AttachError, Counters, FreePasidError, HostError, Invalidation,
+    PageResponseError, Pasid, PasidUsage, SoftwareHost, SoftwareVm, Ticket, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, HeapMemory, LayoutError};
 use pci::RequesterId;

@@ -11,6 +11,7 @@ use super::*;
 mod device;
 mod iommufd;
 mod nesting;
+mod page_request;
 
 #[test]
 fn what_linux_has_is_as_linux_has_it() {
