@@ -10,6 +10,7 @@ use super::guest::Shared;
 /// All counts of a guest's devices and their sockets.
 pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
     let vm = shared.machine.vm().counters();
+    let requests = shared.machine.vm().page_request_counters();
     let unit = shared.machine.unit_counters();
     let accelerator = shared.accelerator.counters();
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
@@ -54,6 +55,9 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
         ("queue_descriptors", unit.descriptors),
         ("waits", unit.waits),
         ("waits_held", unit.waits_held),
+        ("page_requests", requests.requests),
+        ("page_requests_answered", requests.answered),
+        ("page_requests_outstanding", requests.outstanding),
         ("faults", vm.faults),
         ("faults_lost", vm.faults_lost + unit.faults_lost),
         ("messages_sent", messages),
