@@ -8,9 +8,9 @@ use core::cell::RefCell;
 use mem::{Access, MemError, MemoryMap, Window};
 use pci::RequesterId;
 
-use crate::cache::Caches;
+use crate::cache::{Caches, DeviceTlb};
 use crate::counters::ChannelCounters;
-use crate::engine::{Engine, Refusal, Request, Target};
+use crate::engine::{device_tlb_hit, Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
 use crate::software::{Attachments, GrantCheck};
 use crate::stage_two::{GuestPhysical, HostStageTwo};
@@ -99,18 +99,28 @@ impl ChannelState {
         memory: &MemoryMap,
         request: &Request,
     ) -> Result<Target, Refusal> {
-        let counters = &*self.counters;
-        let physical =
-            GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.stage_two_walks);
-        let outcome = Engine {
+        let (counters, caches) = (&*self.counters, &mut *self.caches.borrow_mut());
+        if request.translation_request {
+            if let Some(target) = device_tlb_hit(caches, request) {
+                counters.translations.add(1);
+                counters.device_tlb_hits.add(1);
+                return Ok(target);
+            }
+        }
+        let physical = GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.tables);
+        let mut engine = Engine {
             memory: &physical,
             contexts: self.contexts.as_deref(),
             attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
-            caches: &mut self.caches.borrow_mut(),
+            caches,
             counters,
-        }
-        .translate(request);
+        };
+        let outcome = if request.translation_request {
+            engine.translate_for_device(request)
+        } else {
+            engine.translate(request).map(|answer| answer.target)
+        };
         if outcome.as_ref().is_err_and(Refusal::is_hosts) {
             counters.stage_two_faults.add(1);
         }
@@ -143,6 +153,8 @@ pub(crate) struct Batch {
     pasids: Vec<Pasid>,
     /// More scopes than `PENDING_LIMIT` were posted.
     everything: bool,
+    /// The device's own TLB ends, until its ATS is on again.
+    end_device_tlb: bool,
     detach: bool,
 }
 
@@ -177,6 +189,11 @@ impl Batch {
         self.everything = true;
     }
 
+    /// Forgets what is in the device's own TLB, whose memory goes: its ATS is off.
+    pub(crate) fn end_device_tlb(&mut self) {
+        self.end_device_tlb = true;
+    }
+
     /// Gives back a map that nobody will adopt any more.
     pub(crate) fn adopt_memory(&mut self, map: MemoryMap) -> Option<MemoryMap> {
         self.memory.replace(map)
@@ -208,6 +225,7 @@ pub(crate) struct Leftover {
     _contexts: [Option<Arc<dyn ContextSource>>; 2],
     _attached: [Option<Attachments>; 2],
     _caches: Option<Caches>,
+    _device_tlb: Option<DeviceTlb>,
 }
 
 impl State for ChannelState {
@@ -217,6 +235,8 @@ impl State for ChannelState {
     fn apply(&mut self, batch: &mut Batch) -> Leftover {
         let mut leftover = Leftover::default();
         if let Some(map) = batch.memory.take() {
+            // What a device has cached of its memory is not for the guest to forget then.
+            self.caches.get_mut().device_tlb.clear();
             // A detached channel stays so.
             leftover._memory[0] = match &mut self.memory {
                 Some(memory) => Some(core::mem::replace(memory, map)),
@@ -232,6 +252,9 @@ impl State for ChannelState {
         let caches = self.caches.get_mut();
         if core::mem::take(&mut batch.everything) {
             caches.forget_all();
+        }
+        if core::mem::take(&mut batch.end_device_tlb) {
+            leftover._device_tlb = Some(caches.close_device_tlb());
         }
         for scope in batch.scopes.drain(..) {
             caches.forget(&scope);

@@ -84,7 +84,8 @@ impl Endpoint {
     }
 
     /// A channel for DMA: one for each of the device's engines that work at the same time. Each
-    /// has its own cache of translations (some 50 KiB), so channels never wait for each other.
+    /// has its own cache of translations (some 50 KiB, and 20 KiB more while the device's ATS is on),
+    /// so channels never wait for each other.
     ///
     /// A channel of a device whose VM is closed refuses every access.
     pub fn channel(&self) -> Channel {
@@ -94,10 +95,25 @@ impl Endpoint {
     }
 
     /// Whether accesses are made with translation requests (the device's ATS is enabled): page
-    /// faults are then the device's business and are not recorded. Off at first.
+    /// faults are then the device's business and are not recorded, and what the requests bring is
+    /// kept in the device's own TLB, which only [`Invalidation::DeviceTlb`](crate::Invalidation)
+    /// and its kin, the host itself and the end of ATS empty. Off at first.
+    ///
+    /// Returns at once, also from inside an access: accesses that begin later find the TLB empty,
+    /// and every ticket that is given later covers those that are in flight.
     pub fn set_ats(&self, enabled: bool) {
-        self.device.ats.store(enabled, Ordering::Relaxed);
         self.guests().for_each(|guest| guest.set_ats(enabled));
+        self.device.vm.set_ats(&self.device, enabled);
+    }
+
+    /// For tests of what is above: has the device not answer invalidations of its own TLB while its
+    /// ATS is on. What it holds is forgotten all the same, but the tickets of those invalidations,
+    /// and of what the guest asks for after them, stay incomplete
+    /// ([`Vm::unanswered`](crate::Vm::unanswered)) until this is called with `false`, the ATS is
+    /// switched off or the device is detached.
+    pub fn withhold_invalidation_answers(&self, withhold: bool) {
+        self.guests().for_each(|guest| guest.withhold_invalidation_answers(withhold));
+        self.device.vm.withhold_invalidation_answers(&self.device, withhold);
     }
 
     /// Sets where answers to the device's page requests go. The endpoint keeps it until it is
@@ -158,6 +174,11 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Device {
+    /// To be called by the VM, which has to know, too.
+    pub(crate) fn switch_ats(&self, on: bool) {
+        self.ats.store(on, Ordering::Relaxed);
+    }
+
     pub(crate) fn ats(&self) -> bool {
         self.ats.load(Ordering::Relaxed)
     }

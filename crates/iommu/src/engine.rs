@@ -5,12 +5,16 @@
 //!             (cached)   (cached)                     └─miss─► walk, stage 2, insert ──┘
 //! ```
 //!
+//! A device whose ATS is on looks into its own TLB first ([`device_tlb`]); what it does not find there
+//! goes this way.
+//!
 //! In a VM with a stage 2 of the host's, every address in the guest's tables goes through that
 //! ([`GuestPhysical`]), and so does what they lead to; what is cached is all of it together.
 //!
 //! Nothing here is shared with another channel, and nothing blocks.
 
 mod attached;
+mod device_tlb;
 mod entry;
 mod smmuv3;
 mod walk;
@@ -28,6 +32,7 @@ use crate::{
     PasidTable, Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
 
+pub(crate) use device_tlb::hit as device_tlb_hit;
 pub(crate) use walk::{allowed, level, reason, request, Walked};
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
@@ -63,6 +68,18 @@ pub(crate) struct Target {
     pub(crate) len_minus_one: u64,
     /// Whether faults are not recorded.
     pub(crate) fault_disable: bool,
+}
+
+/// What a request reaches, and by what mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Answer {
+    pub(crate) target: Target,
+    /// log2 of the mapping's size, and of the size of that by which invalidations find it.
+    pub(crate) size_bits: u8,
+    pub(crate) scope_bits: u8,
+    /// What it allows, and the privilege that the request was taken to have.
+    pub(crate) allowed: Allowed,
+    pub(crate) privileged: bool,
 }
 
 /// Why a request reaches nothing.
@@ -131,13 +148,13 @@ pub(crate) struct Engine<'a, M> {
 
 impl<M: GuestMemory> Engine<'_, M> {
     /// Translates one request.
-    pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
+    pub(crate) fn translate(&mut self, request: &Request) -> Result<Answer, Refusal> {
         self.counters.translations.add(1);
         if self.caches.context.is_none() {
             self.look_up_context(request)?;
         }
         // Matched in place: it is large, and only a part of it is wanted.
-        let target = match self.caches.context {
+        let answer = match self.caches.context {
             None => match self.attached {
                 Some(attached) => self.by_host_table(request, attached)?,
                 None => return self.untranslated(request),
@@ -152,13 +169,13 @@ impl<M: GuestMemory> Engine<'_, M> {
                 let refused = |stop| Refusal::new(stop, fault_disable);
                 check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let cached = self.by_stage_two(request, domain, &table).map_err(refused)?;
-                target(&cached, request.address, fault_disable)
+                answer(&cached, request.address, (false, fault_disable))
             }
             Some(DeviceContext::PasidTable(table)) => self.by_pasid_table(request, &table)?,
             // To an SMMU, an interrupt is a write like any other.
             Some(DeviceContext::Smmuv3(stream)) => return self.by_stream(request, &stream),
         };
-        outside_interrupt_range(target)
+        outside_interrupt_range(answer)
     }
 
     /// Finds the device's context and keeps it. There is none while translation is off, nor for a
@@ -187,7 +204,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     /// A request while translation is off. Nothing is recorded: there is no unit at work.
-    fn untranslated(&mut self, request: &Request) -> Result<Target, Refusal> {
+    fn untranslated(&mut self, request: &Request) -> Result<Answer, Refusal> {
         if request.space.pasid.is_some() {
             return Err(Refusal::new(FaultReason::PasidDisabled, true));
         }
@@ -202,14 +219,16 @@ impl<M: GuestMemory> Engine<'_, M> {
         tag: Tag,
         privileged: bool,
         fault_disable: bool,
-    ) -> Result<Target, Stop> {
+    ) -> Result<Answer, Stop> {
         let Request { address, .. } = *request;
         if !self.memory.has_stage_two() {
+            let Cached { size_bits, scope_bits, allowed, .. } = half_of(address);
             let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
-            return Ok(Target { output, len_minus_one, fault_disable });
+            let target = Target { output, len_minus_one, fault_disable };
+            return Ok(Answer { target, size_bits, scope_bits, allowed, privileged });
         }
         let cached = self.probe(request, tag, privileged, |_| Ok(half_of(address)))?;
-        Ok(target(&cached, address, fault_disable))
+        Ok(answer(&cached, address, (privileged, fault_disable)))
     }
 
     fn by_stage_two(
@@ -225,11 +244,11 @@ impl<M: GuestMemory> Engine<'_, M> {
         })
     }
 
-    fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Target, Refusal> {
+    fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Answer, Refusal> {
         let refused = |reason| Refusal::new(reason, table.fault_disable);
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
-        if let Some(target) = self.hit_by_entry(request, pasid, privileged) {
-            return Ok(target);
+        if let Some(answer) = self.hit_by_entry(request, pasid, privileged) {
+            return Ok(answer);
         }
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
         self.by_entry(request, &state, pasid, privileged, table.caps.address_bits)
@@ -244,7 +263,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         pasid: Pasid,
         privileged: bool,
         address_bits: u8,
-    ) -> Result<Target, Refusal> {
+    ) -> Result<Answer, Refusal> {
         let refused = |stop| Refusal::new(stop, state.fault_disable);
         let privileges =
             |one| entry::check_privilege(one, privileged).map_err(|reason| refused(reason.into()));
@@ -256,8 +275,8 @@ impl<M: GuestMemory> Engine<'_, M> {
                     let reason = FaultReason::AddressWidth { stage: Stage::Two };
                     return Err(refused(reason.into()));
                 }
-                let target = self.identity(request, tag, privileged, state.fault_disable);
-                return target.map_err(refused);
+                let answer = self.identity(request, tag, privileged, state.fault_disable);
+                return answer.map_err(refused);
             }
             Translation::SecondStage(root, format) => {
                 self.probe(request, tag, privileged, |memory| {
@@ -280,7 +299,7 @@ impl<M: GuestMemory> Engine<'_, M> {
                 })
             }
         };
-        Ok(target(&cached.map_err(refused)?, address, state.fault_disable))
+        Ok(answer(&cached.map_err(refused)?, address, (privileged, state.fault_disable)))
     }
 
     /// The cached translation if it will do; else that of `walk`, which is then cached.
@@ -394,20 +413,26 @@ fn check_output(gpa: Gpa) -> Result<(), FaultReason> {
 }
 
 /// Interrupts are not made by mapping a page onto their addresses.
-fn outside_interrupt_range(target: Target) -> Result<Target, Refusal> {
-    let output = target.output.0;
-    if output > INTERRUPT_LAST {
-        return Ok(target);
+fn outside_interrupt_range(mut answer: Answer) -> Result<Answer, Refusal> {
+    let Target { output, len_minus_one, fault_disable } = &mut answer.target;
+    if output.0 > INTERRUPT_LAST {
+        return Ok(answer);
     }
-    match INTERRUPT_START.checked_sub(output) {
-        None | Some(0) => Err(Refusal::new(FaultReason::InterruptAddress, target.fault_disable)),
-        Some(below) => Ok(Target { len_minus_one: target.len_minus_one.min(below - 1), ..target }),
+    match INTERRUPT_START.checked_sub(output.0) {
+        None | Some(0) => Err(Refusal::new(FaultReason::InterruptAddress, *fault_disable)),
+        Some(below) => {
+            *len_minus_one = (*len_minus_one).min(below - 1);
+            Ok(answer)
+        }
     }
 }
 
-fn target(cached: &Cached, address: Iova, fault_disable: bool) -> Target {
+#[inline]
+fn answer(cached: &Cached, address: Iova, (privileged, fault_disable): (bool, bool)) -> Answer {
     let (output, len_minus_one) = cached.translate(address);
-    Target { output, len_minus_one, fault_disable }
+    let Cached { size_bits, scope_bits, allowed, .. } = *cached;
+    let target = Target { output, len_minus_one, fault_disable };
+    Answer { target, size_bits, scope_bits, allowed, privileged }
 }
 
 #[cfg(all(test, not(loom)))]

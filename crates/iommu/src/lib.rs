@@ -62,6 +62,7 @@ mod fault;
 pub mod format;
 mod host;
 mod in_flight;
+mod injection;
 mod invalidation;
 pub mod nesting;
 mod objects;

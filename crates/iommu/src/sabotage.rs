@@ -44,6 +44,8 @@ pub enum Sabotage {
     AnswerTwice = 20,
     /// A page request that is withdrawn is answered by nobody.
     ForgetGroup = 21,
+    /// What a device's own TLB holds survives its invalidation.
+    SkipDeviceTlbInvalidation = 12,
 }
 
 /// Whether `defect` is on.

@@ -2,6 +2,7 @@
 
 mod memory;
 mod objects;
+mod page_requests;
 mod vm;
 
 use alloc::string::String;

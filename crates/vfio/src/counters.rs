@@ -22,6 +22,7 @@ macro_rules! counts {
 }
 
 // Every field by name; a new one goes to the end.
-counts!(15: translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups,
+counts!(20: translations, iotlb_hits, iotlb_misses, walks, pasid_entry_reads, context_lookups,
     invalidations, faults, faults_lost, iotlb_entries, pasid_entries, devices, ungranted,
-    stage_two_walks, stage_two_faults);
+    stage_two_walks, stage_two_faults, device_tlb_hits, device_tlb_misses,
+    device_tlb_invalidations, device_tlb_entries, injected_walk_failures);

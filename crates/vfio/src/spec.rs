@@ -9,6 +9,7 @@ mod device;
 mod iommufd;
 mod nesting;
 mod own;
+mod page_request;
 mod posted;
 
 pub use device::{
@@ -29,6 +30,10 @@ pub use own::{
     AttachDevice, Completion, CountersArgument, CreateVm, OwnCacheInvalidate, OwnPasidRequest,
     ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
 };
+pub use page_request::{
+    HwptPageFault, HwptPageResponse, PageRequestFault, ReadPageFault, ReadPageRequest,
+    RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
+};
 pub use posted::{
     AddressScope, CacheInvalidate, CacheInvalidateInfo, DmaFault, MapDma, PasidRequest, PasidScope,
     UnmapDma,
@@ -40,6 +45,7 @@ pub mod flags {
     pub use super::iommufd::flags::*;
     pub use super::nesting::flags::*;
     pub use super::own::flags::*;
+    pub use super::page_request::flags::*;
     pub use super::posted::flags::*;
 }
 

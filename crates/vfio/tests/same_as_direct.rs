@@ -2,14 +2,16 @@
 //! answer, every fault and every counter is the same.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DomainId, Endpoint,
-    EventQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent, HwptRequest,
-    Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, Pasid, PasidRange,
-    SoftwareHost, StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig,
-    VtdStageOne, VtdStageOneFlags,
+    EventQueueId, FaultQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent,
+    HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, PageRequest,
+    PageResponse, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode, SoftwareHost,
+    StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig, VtdStageOne,
+    VtdStageOneFlags,
 };
 use mem::{Access, Backing, Gpa, GuestMemory, HeapMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
@@ -58,6 +60,23 @@ enum Command {
     Counters,
     Memory,
     Object(ObjectCommand),
+    /// A device asks for a page.
+    Ask {
+        device: usize,
+        pasid: Option<u32>,
+        group: u16,
+        bits: u8,
+    },
+    TakePageRequest,
+    Respond {
+        device: usize,
+        pasid: Option<u32>,
+        group: u16,
+        code: ResponseCode,
+    },
+    Forget(usize),
+    Unanswered(usize),
+    Tick(u64),
     Close,
 }
 
@@ -83,6 +102,29 @@ enum ObjectCommand {
     Replace(usize, Option<u32>, usize),
     Detach(usize, Option<u32>),
     Forget(usize, u64),
+    TakePageFault(usize),
+    RespondPageFault(usize, u32, ResponseCode),
+}
+
+fn code() -> impl Strategy<Value = ResponseCode> {
+    use ResponseCode::{Failure, Invalid, Success};
+    prop_oneof![Just(Success), Just(Invalid), Just(Failure)]
+}
+
+fn page_commands() -> impl Strategy<Value = Command> {
+    let pasid = || prop::option::of(0..3u32);
+    let ask = (0..DEVICES, pasid(), 0..3u16, any::<u8>())
+        .prop_map(|(device, pasid, group, bits)| Command::Ask { device, pasid, group, bits });
+    let respond = (0..DEVICES, pasid(), 0..3u16, code())
+        .prop_map(|(device, pasid, group, code)| Command::Respond { device, pasid, group, code });
+    prop_oneof![
+        4 => ask,
+        4 => Just(Command::TakePageRequest),
+        4 => respond,
+        1 => (0..DEVICES).prop_map(Command::Forget),
+        1 => (0..64usize).prop_map(Command::Unanswered),
+        1 => any::<u64>().prop_map(Command::Tick),
+    ]
 }
 
 fn object_commands() -> impl Strategy<Value = ObjectCommand> {
@@ -112,6 +154,9 @@ fn object_commands() -> impl Strategy<Value = ObjectCommand> {
         2 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
         2 => (0..DEVICES, pasid()).prop_map(|(d, pasid)| C::Detach(d, pasid)),
         2 => (id(), any::<u64>()).prop_map(|(id, address)| C::Forget(id, address)),
+        1 => id().prop_map(C::TakePageFault),
+        1 => (id(), 0..4u32, code())
+            .prop_map(|(id, cookie, code)| C::RespondPageFault(id, cookie, code)),
     ]
 }
 
@@ -156,6 +201,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
         2 => Just(Command::Counters),
         2 => Just(Command::Memory),
         12 => object_commands().prop_map(Command::Object),
+        8 => page_commands(),
         1 => Just(Command::Close),
     ];
     prop::collection::vec(command, 1..80)
@@ -196,6 +242,18 @@ struct World<V> {
     /// Ids of objects, in the order they were given.
     ids: Vec<u32>,
     woken: Arc<AtomicUsize>,
+    /// What devices heard.
+    heard: Arc<Heard>,
+}
+
+/// What the devices of a VM heard.
+#[derive(Default)]
+struct Heard(Mutex<Vec<PageResponse>>);
+
+impl PageResponses for Heard {
+    fn respond(&self, response: PageResponse) {
+        self.0.lock().unwrap().push(response);
+    }
 }
 
 /// An access in flight on a thread of its own.
@@ -247,6 +305,7 @@ impl<V: Vm> World<V> {
             tickets: Vec::new(),
             ids: Vec::new(),
             woken: Arc::default(),
+            heard: Arc::default(),
         }
     }
 
@@ -356,6 +415,12 @@ impl<V: Vm> World<V> {
                 *ticket = result.ok();
                 format!("{result:?}")
             }
+            C::TakePageFault(queue) => {
+                format!("{:?}", vm.take_page_fault(FaultQueueId(id(queue))))
+            }
+            C::RespondPageFault(queue, cookie, code) => {
+                format!("{:?}", vm.respond_page_fault(FaultQueueId(id(queue)), cookie, code))
+            }
         };
         self.ids.extend(new);
         answer
@@ -400,6 +465,7 @@ impl<V: Vm> World<V> {
             }
             Command::Attach(device) => match self.vm.attach(requester(device)) {
                 Ok(endpoint) => {
+                    endpoint.set_page_responses(Some(self.heard.clone()));
                     let channel = Arc::new(endpoint.channel());
                     self.devices[device] = Some((endpoint, channel));
                     String::new()
@@ -430,6 +496,30 @@ impl<V: Vm> World<V> {
             Command::Counters => format!("{:?}", self.vm.counters()),
             Command::Memory => self.memory(),
             Command::Object(ref command) => self.object(command, &mut ticket),
+            Command::Ask { device, pasid, group, bits } => {
+                if let Some((endpoint, _)) = &self.devices[device] {
+                    endpoint.send_page_request(page_request(pasid, group, bits));
+                }
+                String::new()
+            }
+            Command::TakePageRequest => format!("{:?}", self.vm.take_page_request()),
+            Command::Respond { device, pasid, group, code } => {
+                let group = PrgIndex::from_field(group.into());
+                let (requester, pasid) = (requester(device), pasid.map(Pasid::from_field));
+                let response = PageResponse { requester, pasid, group, code };
+                format!("{:?}", self.vm.respond_page_request(response))
+            }
+            Command::Forget(device) => {
+                if let Some((endpoint, _)) = &self.devices[device] {
+                    endpoint.forget_page_requests();
+                }
+                String::new()
+            }
+            Command::Unanswered(which) => {
+                let which = which.checked_rem(self.tickets.len());
+                format!("{:?}", which.map(|which| self.vm.unanswered(self.tickets[which])))
+            }
+            Command::Tick(now) => format!("{:?}", self.vm.tick(Duration::from_nanos(now))),
             Command::Close => {
                 ticket = Some(self.vm.close());
                 String::new()
@@ -437,13 +527,31 @@ impl<V: Vm> World<V> {
         };
         self.tickets.extend(ticket);
         let woken = self.woken.load(Ordering::Relaxed);
-        format!("{seen} {ticket:?}, woken {woken}")
+        let heard = std::mem::take(&mut *self.heard.0.lock().unwrap());
+        format!("{seen} {ticket:?}, woken {woken}, heard {heard:?}")
     }
 
     fn end(&mut self) {
         for lingering in self.lingering.iter_mut().filter_map(Option::take) {
             lingering.end();
         }
+    }
+}
+
+fn page_request(pasid: Option<u32>, group: u16, bits: u8) -> PageRequest {
+    let bit = |n: u32| bits >> n & 1 != 0;
+    PageRequest {
+        // Not what counts.
+        requester: RequesterId::from_bits(0),
+        pasid: pasid.map(Pasid::from_field),
+        privileged: bit(0),
+        execute: bit(1),
+        read: bit(2),
+        write: bit(3),
+        address: Iova(u64::from(bits) << 12),
+        group: PrgIndex::from_field(group.into()),
+        last: bit(4) || bit(5),
+        private_data: bit(6).then_some([1, 2]),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use mem::{Gpa, GuestMemory};
 
-use super::{check_interrupt_range, target, Engine, Refusal, Request, Stop, Target};
+use super::{answer, check_interrupt_range, Answer, Engine, Refusal, Request, Stop};
 use crate::cache::{PasidState, Tag};
 use crate::format::vtd::{exceeds, DirectoryEntry, EntryError, PasidEntry, StageOne, Translation};
 use crate::sabotage::{self, Sabotage};
@@ -44,7 +44,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         request: &Request,
         pasid: Pasid,
         privileged: bool,
-    ) -> Option<Target> {
+    ) -> Option<Answer> {
         let requested = request.space.pasid.is_some();
         let state = self.caches.pasids.get(pasid)?;
         let permitted = match &state.translation {
@@ -63,7 +63,7 @@ impl<M: GuestMemory> Engine<'_, M> {
             return None;
         }
         self.counters.iotlb_hits.add(1);
-        Some(target(cached, request.address, state.fault_disable))
+        Some(answer(cached, request.address, (privileged, state.fault_disable)))
     }
 
     /// The entry of `pasid`, from the cache or from the table; `requested` if the request named

@@ -10,6 +10,8 @@ use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
 use super::objects::{Objects, Parents};
+use super::page_faults::PageFaults;
+use super::page_requests;
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
 use crate::spec::flags::*;
@@ -25,6 +27,8 @@ pub(super) struct Machine<V> {
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
     parents: Parents,
+    /// Of its domains.
+    pub(super) page_faults: PageFaults<V>,
     /// Whether its PASIDs are the host's own numbers.
     pub(super) system_wide: bool,
     /// Whether it came with the container's first group, and goes with the last.
@@ -80,8 +84,8 @@ fn saturate(limit: usize) -> u32 {
 
 impl<V: Vm> Machine<V> {
     pub(super) fn new(vm: V, system_wide: bool) -> Self {
-        let (memory, granted, parents) = Default::default();
-        Self { vm, memory, granted, parents, system_wide, with_groups: false }
+        let (memory, granted, parents, page_faults) = Default::default();
+        Self { vm, memory, granted, parents, page_faults, system_wide, with_groups: false }
     }
 
     /// A VM that came with the first group of a container.
@@ -114,6 +118,10 @@ impl<V: Vm> Machine<V> {
             (Request::CacheInvalidate, _) => self.invalidate_posted(argument),
             (Request::Completion, _) => self.completion(argument),
             (Request::ReadFault, _) => self.read_fault(argument),
+            (Request::ReadPageRequest, _) => page_requests::read(&self.vm, argument),
+            (Request::RespondPageRequest, _) => page_requests::respond(&self.vm, argument),
+            (Request::Unanswered, _) => page_requests::unanswered(&self.vm, argument),
+            (Request::Tick, _) => page_requests::tick(&self.vm, argument),
             (Request::AttachDevice, _) => self.attach_device(argument),
             (Request::PasidRequest, Revision::Own) => self.granted.own(&self.vm, argument),
             (Request::PasidRequest, _) => self.granted.posted(&self.vm, argument),

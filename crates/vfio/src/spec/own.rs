@@ -298,7 +298,8 @@ pub struct CountersArgument {
     /// Translations, IOTLB hits and misses, walks, PASID-table entries read, contexts looked up,
     /// invalidations, faults recorded, faults lost; translations, PASID-table entries and devices
     /// there are now; requests refused because their PASID was not granted; walks of the host's
-    /// stage 2, requests refused by it.
+    /// stage 2, requests refused by it; hits and misses in devices' own TLBs, invalidations of these,
+    /// translations in them now; words of tables that failed on request.
     pub counts: [u64; COUNTS],
 }
 

@@ -11,6 +11,7 @@ use super::*;
 mod device;
 mod iommufd;
 mod nesting;
+mod page_request;
 
 #[test]
 fn what_linux_has_is_as_linux_has_it() {
@@ -205,7 +206,7 @@ fn the_rest_of_our_own() {
     assert_eq!(completion.as_bytes(), golden);
     let attach = AttachDevice { argsz: 16, flags: 0, requester: 0x80, reserved: 0, limit: 256 };
     assert_eq!(attach.as_bytes(), [16, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0]);
-    let counters = CountersArgument { argsz: 128, flags: 0, counts: [7; 15] };
+    let counters = CountersArgument { argsz: 168, flags: 0, counts: [7; 20] };
     let golden = [&[128, 0, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0].repeat(15)].concat();
     assert_eq!(counters.as_bytes(), golden);
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::super::scenario::{select, Wishes};
 use super::super::server::{EncodedCalls, GuestDevices, PasidRecord, PasidSpace};
 use super::*;
-use crate::server::{GuestConfig, PasidTable};
+use crate::server::{GuestConfig, Injection, PasidTable};
 
 /// What a pretended guest does next.
 enum Step {
@@ -152,6 +152,14 @@ impl LabServer for FakeServer {
 
     fn encoded_calls(&self) -> Option<EncodedCalls> {
         None
+    }
+
+    fn inject(&mut self, _: GuestId, injection: Injection) -> Result<(), ServerError> {
+        Err(ServerError::CannotInject(injection))
+    }
+
+    fn clear_injections(&mut self, _: GuestId) -> Result<(), ServerError> {
+        Ok(())
     }
 
     fn sync(

@@ -24,14 +24,15 @@ use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
 use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
+use super::injection::{CannotInject, Injection};
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
 use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
-use super::settled::{settle_all, Settled};
+use super::settled::{settle_reset, wait_until, Overdue, Settled, Wait};
 use super::way::make_way;
-use super::{GuestVm, ServeError};
+use super::{clock, GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
 
 /// Device number of the accelerator on the guest's root bus.
@@ -42,8 +43,12 @@ const CARRIER_DEVICE: u8 = 0x11;
 const HOST_ADDRESS_WIDTH: u8 = 48;
 /// Descriptors' worth of work between two looks at whether the thread is to stop.
 const ENGINE_BUDGET: usize = 16;
+/// Longest wait for the end of a place's threads, each of which does bounded pieces of work.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker sleeps at most; it is woken when there is work.
 const NAP: Duration = Duration::from_secs(1);
+/// How long it sleeps while a device owes the answer to an invalidation.
+const OWED: Duration = Duration::from_millis(1);
 /// How long the unit's thread sleeps while accesses of before an invalidation are in flight.
 const SETTLING: Duration = Duration::from_micros(20);
 
@@ -111,10 +116,12 @@ impl GuestPlace {
             let reclaimed = shared.reclaims.reset(shared.machine.vm(), || carrier.reset());
             shared.say_reclaimed(reclaimed);
         });
-        let vm = place.shared.machine.vm().clone();
+        let shared = place.shared.clone();
         let accelerator = Settled::new(place.shared.accelerator.clone(), move |accelerator| {
             accelerator.reset();
-            settle_all(&vm);
+            if let Err(overdue) = settle_reset(shared.machine.vm()) {
+                shared.notices.say(overdue);
+            }
         });
         let socket = |function: &str| dir.join(format!("{name}-{function}.sock"));
         place.serve(ACCELERATOR_DEVICE, &socket("dsa"), Arc::new(accelerator))?;
@@ -240,6 +247,17 @@ impl GuestPlace {
         self.shared.machine.vm().counters()
     }
 
+    /// Lets something go wrong for the guest from now on; what went wrong of the same kind is put right.
+    ///
+    /// # Errors
+    /// [`CannotInject`].
+    pub fn inject(&self, injection: Injection) -> Result<(), CannotInject> {
+        Err(CannotInject(injection))
+    }
+
+    /// Puts right what [`inject`](Self::inject) let go wrong.
+    pub fn clear_injections(&self) {}
+
     /// Says something about this guest, within its share of lines.
     pub fn say(&self, what: impl fmt::Display) {
         self.shared.notices.say(what);
@@ -262,7 +280,9 @@ impl Drop for GuestPlace {
         for socket in &self.sockets {
             socket.stop();
         }
-        self.workers.stop();
+        if let Err(overdue) = self.workers.stop() {
+            self.shared.notices.say(overdue);
+        }
         let _ticket = self.shared.machine.close();
         for table in &self.devices.acpi_tables {
             // It may be gone with its directory.
@@ -396,15 +416,22 @@ impl Workers {
         Ok(())
     }
 
-    /// Ends the threads and waits for their end.
-    fn stop(&mut self) {
+    /// Ends the threads and waits for their end; one that does not come to it is left behind.
+    ///
+    /// # Errors
+    /// [`Overdue`].
+    fn stop(&mut self) -> Result<(), Overdue> {
         self.stopping.store(true, Ordering::SeqCst);
         self.unit_bell.ring();
         self.engine_bells.iter().for_each(|bell| bell.ring());
-        for thread in self.threads.drain(..) {
+        let ended = || self.threads.iter().all(JoinHandle::is_finished);
+        let pause = || thread::sleep(SETTLING);
+        let outcome = wait_until(ended, Wait::Threads, STOP_LIMIT, pause);
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
             // A panic there has been shown already.
             let _ = thread.join();
         }
+        outcome
     }
 }
 
@@ -418,17 +445,19 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
     }
 }
 
-/// Drives the IOMMU: faults, and the invalidation queue.
+/// Drives the IOMMU: faults, page requests, the invalidation queue, and what is due.
 fn drive(machine: &Machine<GuestVm>, bell: &Bell, stopping: &AtomicBool) {
     while !stopping.load(Ordering::SeqCst) {
-        match machine.poll() {
-            Progress::More => {}
-            Progress::Waiting(ticket) => {
-                if !machine.vm().is_complete(ticket) {
-                    bell.wait(SETTLING);
-                }
-            }
-            Progress::Idle => bell.wait(NAP),
-        }
+        let progress = machine.poll();
+        let deadline = machine.tick(clock());
+        let longest = match progress {
+            Progress::More => continue,
+            Progress::Waiting(ticket) if machine.vm().is_complete(ticket) => continue,
+            Progress::Waiting(ticket) if machine.vm().unanswered(ticket).is_some() => OWED,
+            Progress::Waiting(_) => SETTLING,
+            Progress::Idle => NAP,
+        };
+        let due = deadline.map_or(longest, |deadline| deadline.saturating_sub(clock()));
+        bell.wait(longest.min(due));
     }
 }

@@ -14,6 +14,7 @@ mod bell;
 mod config;
 mod counters;
 mod guest;
+mod injection;
 mod inspector;
 mod lab;
 mod life;
@@ -44,6 +45,9 @@ pub use config::{
 };
 pub use guest::GuestPlace;
 use guest::Settings;
+pub use injection::{
+    check_injections, CannotInject, Injection, InjectionError, InjectionKind, InjectionsCollide,
+};
 pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
 pub use life::End;
@@ -184,7 +188,7 @@ fn own_seed(seed: u64, name: &str) -> u64 {
     name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
-/// The time since this was first asked, for the ages of PASIDs.
+/// The time since this was first asked: for ages, and for what is due.
 fn clock() -> Duration {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     EPOCH.get_or_init(Instant::now).elapsed()
