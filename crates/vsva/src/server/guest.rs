@@ -337,6 +337,7 @@ impl Shared {
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: commands != Commands::Off,
             stage_two: below(stage_two, seed),
+            ..VmConfig::default()
         })?;
         let caps = Caps::new(unit_options(config))?;
         let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
