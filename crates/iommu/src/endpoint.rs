@@ -102,8 +102,8 @@ impl Endpoint {
     /// Returns at once, also from inside an access: accesses that begin later find the TLB empty,
     /// and every ticket that is given later covers those that are in flight.
     pub fn set_ats(&self, enabled: bool) {
-        self.device.vm.set_ats(&self.device, enabled);
         self.guests().for_each(|guest| guest.set_ats(enabled));
+        self.device.vm.set_ats(&self.device, enabled);
     }
 
     /// For tests of what is above: has the device not answer invalidations of its own TLB while its
@@ -112,8 +112,8 @@ impl Endpoint {
     /// ([`Vm::unanswered`](crate::Vm::unanswered)) until this is called with `false`, the ATS is
     /// switched off or the device is detached.
     pub fn withhold_invalidation_answers(&self, withhold: bool) {
-        self.device.vm.withhold_invalidation_answers(&self.device, withhold);
         self.guests().for_each(|guest| guest.withhold_invalidation_answers(withhold));
+        self.device.vm.withhold_invalidation_answers(&self.device, withhold);
     }
 
     /// Sets where answers to the device's page requests go. The endpoint keeps it until it is
