@@ -192,7 +192,7 @@ fn each_has_its_number() {
 
 #[test]
 fn results_go_no_further_than_the_caller_knows() {
-    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 15] };
+    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 20] };
     let mut bytes = zeroes(24, 128);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..24], [0xff; 16]);
@@ -201,9 +201,9 @@ fn results_go_no_further_than_the_caller_knows() {
     let mut bytes = zeroes(24, 10);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..], [0xff; 2]);
-    let mut bytes = zeroes(136, 136);
+    let mut bytes = zeroes(176, 176);
     copy_out(&value, &mut bytes);
-    assert_eq!(bytes[128..], [0; 8]);
+    assert_eq!(bytes[168..], [0; 8]);
     copy_out(&value, &mut []);
 }
 
