@@ -5,21 +5,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use iommu::{FaultQueueId, Hardware, PageFault, PageRequest, Pasid, PrgIndex, TableCaps};
-use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap, Segment};
+use mem::Iova;
 use pci::RequesterId;
 use vfio::{
     Container, DeviceFile, Dispatcher, Errno, File, Group, GroupDevice, Handle, Request, Revision,
 };
 
+mod rings;
 #[allow(dead_code)]
 mod scripted;
+use rings::{header, respond, response, words, FAILURE, FAULTS, INVALID, SUCCESS};
 use scripted::{Scripted, ScriptedVm};
 
 const A: RequesterId = RequesterId::from_bits(0x80);
 const B: RequesterId = RequesterId::from_bits(0x88);
-const FAULTS: u64 = 9 << 40;
-const RESPONSES: u64 = 10 << 40;
-
 const VTD: TableCaps = TableCaps {
     address_bits: 46,
     first_stage: true,
@@ -34,10 +33,6 @@ const VTD: TableCaps = TableCaps {
     supervisor: true,
     page_walk_snoop: true,
 };
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
 
 /// A container with a group of two devices, for nested translation.
 struct Rig {
@@ -109,39 +104,6 @@ fn fault(device: RequesterId, cookie: u32, group: u16, pasid: Option<u32>) -> Pa
             private_data: Some([1, 2]),
         },
     }
-}
-
-/// The numbers of a ring: client's index and host's.
-fn header(device: &Arc<dyn DeviceFile>, region: u64) -> (u32, u32) {
-    let mut bytes = [0; 20];
-    device.read(region, &mut bytes).unwrap();
-    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
-    (word(0), word(16))
-}
-
-/// Puts answers into the ring of a device: words of entries.
-fn respond(device: &Arc<dyn DeviceFile>, entries: &[[u32; 6]]) {
-    let len = 512 * 24;
-    let (backing, _) = device.map(RESPONSES + 4096, len).unwrap();
-    let range = mem::Range::<Gpa>::new(Gpa(0), len as u64).unwrap();
-    let segment = Segment { range, backing, offset: 0, access: Access::Write };
-    let ring = MemoryMap::new(vec![segment]).unwrap();
-    let (mut index, _) = header(device, RESPONSES);
-    for entry in entries {
-        ring.write(Gpa(u64::from(index) * 24), &words(entry)).unwrap();
-        index = (index + 1) % 512;
-    }
-    device.write(RESPONSES, &index.to_ne_bytes()).unwrap();
-    assert_eq!(header(device, RESPONSES), (index, index));
-}
-
-const SUCCESS: u32 = 0;
-const INVALID: u32 = 1;
-const FAILURE: u32 = 2;
-
-/// `struct iommu_page_response`.
-fn response(group: u32, pasid: Option<u32>, code: u32) -> [u32; 6] {
-    [24, 1, pasid.is_some().into(), pasid.unwrap_or(0), group, code]
 }
 
 #[test]
