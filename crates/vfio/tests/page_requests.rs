@@ -1,12 +1,14 @@
 //! Page requests in the rings of the posted generation, and their answers: the rules of
 //! `iommu_report_device_fault` and `iommu_page_response`, over a host that does as it is told.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use iommu::{FaultQueueId, Hardware, PageFault, PageRequest, Pasid, PrgIndex, TableCaps};
-use mem::Iova;
+use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
+use proptest::prelude::*;
 use vfio::{
     Container, DeviceFile, Dispatcher, Errno, File, Group, GroupDevice, Handle, Request, Revision,
 };
@@ -14,7 +16,7 @@ use vfio::{
 mod rings;
 #[allow(dead_code)]
 mod scripted;
-use rings::{header, respond, response, words, FAILURE, FAULTS, INVALID, SUCCESS};
+use rings::{header, respond, response, words, FAILURE, FAULTS, INVALID, RESPONSES, SUCCESS};
 use scripted::{Scripted, ScriptedVm};
 
 const A: RequesterId = RequesterId::from_bits(0x80);
@@ -346,4 +348,118 @@ fn every_table_of_a_guest_names_the_queue() {
     assert!(table.contains("fault: Some(FaultQueueId(1))"), "{table}");
     assert!(table.contains("FAULT_ID_VALID"), "{table}");
     assert!(calls.iter().any(|call| call.starts_with("attach") && call.contains("Some")));
+}
+
+/// Which group an answer is to.
+fn cookie_of(answer: &str) -> u32 {
+    let number = answer.strip_prefix("0x").and_then(|rest| rest.split(' ').next());
+    u32::from_str_radix(number.unwrap(), 16).unwrap()
+}
+
+/// What devices, clients and whoever writes nonsense do.
+#[derive(Debug, Clone)]
+enum Step {
+    Ask { device: bool, group: u16, pasid: Option<u32>, last: bool },
+    Look(bool),
+    Take(bool, u32),
+    Respond { device: bool, group: u32, pasid: Option<u32>, code: u32 },
+    Index(bool, u32),
+    Entry { device: bool, at: u64, bytes: Vec<u8> },
+    NestingOp { group: u32, pasid: Option<u32>, code: u32, spoil: Option<(usize, u8)> },
+    Reopen(bool),
+    Rebind,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let pasid = || prop::option::of(5..7u32);
+    let index = || prop_oneof![3 => 0..4u32, 1 => 0..512u32, 1 => any::<u32>()];
+    let code = || prop_oneof![4 => 0..3u32, 1 => any::<u32>()];
+    let spoil = prop::option::of((0..32usize, any::<u8>()));
+    let step = prop_oneof![
+        6 => (any::<bool>(), 0..4u16, pasid(), prop::bool::weighted(0.8))
+            .prop_map(|(device, group, pasid, last)| Step::Ask { device, group, pasid, last }),
+        4 => any::<bool>().prop_map(Step::Look),
+        1 => (any::<bool>(), index()).prop_map(|(device, index)| Step::Take(device, index)),
+        6 => (any::<bool>(), 0..4u32, pasid(), code())
+            .prop_map(|(device, group, pasid, code)| Step::Respond { device, group, pasid, code }),
+        1 => (any::<bool>(), index()).prop_map(|(device, index)| Step::Index(device, index)),
+        1 => (any::<bool>(), 0..12_300u64, prop::collection::vec(any::<u8>(), 0..30))
+            .prop_map(|(device, at, bytes)| Step::Entry { device, at, bytes }),
+        2 => (0..4u32, pasid(), code(), spoil)
+            .prop_map(|(group, pasid, code, spoil)| Step::NestingOp { group, pasid, code, spoil }),
+        1 => any::<bool>().prop_map(Step::Reopen),
+        1 => Just(Step::Rebind),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Whatever a client does, and whenever it goes: one answer to each group that was asked for,
+    /// and none to any other.
+    #[test]
+    fn one_answer_each(steps in steps()) {
+        let rig = Rig::new(Revision::Own);
+        let mut files = [A, B].map(|device| rig.open(device));
+        // Groups that are out, by cookie: a device does not use an index twice.
+        let mut out = BTreeMap::new();
+        for (cookie, step) in (1..).zip(steps) {
+            let of = usize::from;
+            match step {
+                Step::Ask { device, group, .. } if out.values().any(|at| *at == (device, group)) => {}
+                Step::Ask { device, group, pasid, last } => {
+                    let mut fault = fault([A, B][of(device)], cookie, group, pasid);
+                    fault.request.last = last;
+                    rig.asks(fault);
+                    out.extend(last.then_some((cookie, (device, group))));
+                }
+                Step::Look(device) => drop(header(&files[of(device)], FAULTS)),
+                Step::Take(device, index) => {
+                    let _ = files[of(device)].write(FAULTS, &index.to_ne_bytes());
+                }
+                Step::Respond { device, group, pasid, code } => {
+                    respond(&files[of(device)], &[response(group, pasid, code)]);
+                }
+                Step::Index(device, index) => {
+                    let _ = files[of(device)].write(RESPONSES, &index.to_ne_bytes());
+                }
+                Step::Entry { device, at, bytes } => {
+                    let (backing, _) = files[of(device)].map(RESPONSES + 4096, 512 * 24).unwrap();
+                    let len = 512 * 24;
+                    let range = Range::<Gpa>::new(Gpa(0), len).unwrap();
+                    let segment = Segment { range, backing, offset: 0, access: Access::Write };
+                    let ring = MemoryMap::new(vec![segment]).unwrap();
+                    let _ = ring.write(Gpa(at), &bytes);
+                }
+                Step::NestingOp { group, pasid, code, spoil } => {
+                    let entry = response(group, pasid, code);
+                    let mut argument = [words(&[32, 3]), words(&entry)].concat();
+                    if let Some((at, byte)) = spoil {
+                        argument[at] = byte;
+                    }
+                    let _ = rig.call(Request::NestingOp, &argument);
+                }
+                Step::Reopen(device) => {
+                    let name = [A, B][of(device)];
+                    // Its last file closes first, or its rings would stay.
+                    files[of(device)] = files[1 - of(device)].clone();
+                    files[of(device)] = rig.open(name);
+                }
+                Step::Rebind => {
+                    let _ = rig.call(Request::NestingOp, &bind(0));
+                    let _ = rig.call(Request::NestingOp, &bind(1));
+                }
+            }
+            for answer in rig.answers() {
+                prop_assert!(out.remove(&cookie_of(&answer)).is_some(), "{}", answer);
+            }
+        }
+        // What is in no ring yet comes, and everybody goes.
+        header(&files[0], FAULTS);
+        drop(files);
+        for answer in rig.answers() {
+            prop_assert!(out.remove(&cookie_of(&answer)).is_some(), "{}", answer);
+        }
+        prop_assert!(out.is_empty(), "{:?}", out);
+    }
 }
