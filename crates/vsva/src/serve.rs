@@ -253,7 +253,7 @@ fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
 
 /// What a guest has of the host, a line for each thing that is not as usual.
 fn share(name: &str, config: GuestConfig) -> String {
-    let GuestConfig { quota, numbering, commands, pasid_table, stage_two } = config;
+    let GuestConfig { quota, numbering, commands, pasid_table, stage_two, .. } = config;
     let numbers = match numbering {
         Numbering::Identity => "numbered as the host's",
         Numbering::Private => "with numbers of its own",

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
-use iommu::{Numbering, DEFAULT_QUOTA};
+use iommu::{Numbering, DEFAULT_QUOTA, PAGE_REQUEST_TIMEOUT};
+use vtd::model::INVALIDATION_TIMEOUT;
 use vtd::spec::VcmdLayout;
 
 /// What a guest may have of the host, and how its unit offers it.
@@ -20,6 +22,10 @@ pub struct GuestConfig {
     pub pasid_table: PasidTable,
     /// The host's second stage, below all that the guest calls physical.
     pub stage_two: StageTwo,
+    /// How long it may leave a page request unanswered before the host answers in its place.
+    pub page_request_timeout: Duration,
+    /// How long its devices may owe an answer to an invalidation before its unit reports them.
+    pub invalidation_timeout: Duration,
 }
 
 impl Default for GuestConfig {
@@ -36,6 +42,8 @@ impl GuestConfig {
         commands: Commands::Off,
         pasid_table: PasidTable::Guest,
         stage_two: StageTwo::None,
+        page_request_timeout: PAGE_REQUEST_TIMEOUT,
+        invalidation_timeout: INVALIDATION_TIMEOUT,
     };
 
     /// Whether the guest puts PASIDs into the host's table that it has not asked for, but numbers

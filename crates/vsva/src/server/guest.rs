@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
 use iommu::{
-    DomainId, Host as _, Layout, Pasid, SecondStageLevels, SoftwareHost, StageTwoConfig,
-    StageTwoFormat, Vm as _, VmConfig,
+    DomainId, Host as _, Layout, PageRequestPolicy, Pasid, SecondStageLevels, SoftwareHost,
+    StageTwoConfig, StageTwoFormat, Vm as _, VmConfig,
 };
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
@@ -306,7 +306,11 @@ fn unit_options(config: GuestConfig) -> vtd::model::Options {
         PasidTable::Guest => vtd::model::Options::default(),
         PasidTable::Host => vtd::model::Options::host_owned(),
     };
-    vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
+    vtd::model::Options {
+        virtual_commands: config.commands.layout(),
+        invalidation_timeout: config.invalidation_timeout,
+        ..options
+    }
 }
 
 /// The host's second stage: deep enough for all that the guest's IOMMU translates to.
@@ -329,7 +333,9 @@ impl Shared {
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
         let Settings { config, policy, seed } = settings;
-        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two } = config;
+        let GuestConfig { quota, numbering, commands, stage_two, page_request_timeout, .. } =
+            config;
+        let timeout = Some(page_request_timeout);
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
@@ -337,7 +343,7 @@ impl Shared {
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: commands != Commands::Off,
             stage_two: below(stage_two, seed),
-            page_requests: iommu::PageRequestPolicy::default(),
+            page_requests: PageRequestPolicy { timeout, ..PageRequestPolicy::default() },
         })?;
         let caps = Caps::new(unit_options(config))?;
         let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
