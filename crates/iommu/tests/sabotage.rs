@@ -3,13 +3,14 @@
 
 mod common;
 
+use common::request_model;
 use common::scenarios::{self, Verdict};
 use common::smmu_scenarios;
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 27] = [
+const CASES: [(Sabotage, &str, Scenario); 29] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -37,6 +38,8 @@ const CASES: [(Sabotage, &str, Scenario); 27] = [
     (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
     (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
     (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
+    (Sabotage::AnswerTwice, "page_requests", request_model::page_requests),
+    (Sabotage::ForgetGroup, "page_requests", request_model::page_requests),
 ];
 
 /// One test, since a defect is on for the whole process.

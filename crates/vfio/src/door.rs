@@ -199,6 +199,10 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
         either!(self, vm => vm.respond_page_request(response))
     }
 
+    fn page_request_counters(&self) -> PageRequestCounters {
+        either!(self, vm => vm.page_request_counters())
+    }
+
     fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
         either!(self, vm => vm.take_page_fault(queue))
     }

@@ -51,6 +51,7 @@ mod registers;
 pub mod sabotage;
 #[cfg(not(feature = "sabotage"))]
 mod sabotage;
+mod schedule;
 mod state;
 
 pub use caps::{Config, ConfigError, MAX_ENGINES, MAX_ENTRIES, MAX_GROUPS, MAX_QUEUES};

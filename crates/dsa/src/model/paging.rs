@@ -20,7 +20,8 @@ use super::effects::Effects;
 use super::function::PRI_CAPACITY;
 use super::queue::Sequence;
 use super::sabotage::{self, Sabotage};
-use super::state::{Running, State};
+use super::schedule::Running;
+use super::state::State;
 
 /// Descriptors of one queue that one engine sets aside at most while they wait for pages. At that
 /// many it takes no more from this queue, and goes on with the others.
@@ -29,7 +30,7 @@ pub const SET_ASIDE: usize = 8;
 /// counts as a page that cannot be had. It comes to that where the answers are the IOMMU's own
 /// (its queue has overflowed) for longer than that many walks take; a guest that answers itself
 /// does not lie that often.
-pub const RETRY_LIMIT: u32 = 1 << 16;
+pub const RETRY_LIMIT: u32 = 1 << 19;
 /// Messages that wait to be sent at most: as many requests as can be out, and as many stop markers.
 const OUTBOX_LIMIT: usize = 2 * PRI_CAPACITY as usize;
 

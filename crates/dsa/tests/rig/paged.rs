@@ -252,3 +252,17 @@ pub fn recorded(operation: Operation, index: u64) -> Descriptor {
         .with_record(Rig::record_at(index))
         .with_flags(Flags::REQUEST_RECORD | Flags::BLOCK_ON_FAULT)
 }
+
+/// Where the copies of these tests begin.
+pub const SOURCE: u64 = FLAT;
+/// … and where they go.
+pub const DESTINATION: u64 = FLAT + 0x10_0000;
+
+pub fn copy(len: u32) -> Operation {
+    memory_move(SOURCE, DESTINATION, len)
+}
+
+/// The status of record `index`, 0 if it is not written.
+pub fn status(paged: &Paged, index: u64) -> u8 {
+    paged.rig.record(index).status.into_bits()
+}

@@ -4,6 +4,7 @@
 
 pub mod hosted;
 pub mod hosted_model;
+pub mod request_model;
 pub mod requests;
 pub mod scenarios;
 pub mod smmu;

@@ -199,8 +199,11 @@ impl Unit {
         self.queue(rig, &what, PAGE_REQUEST_DRAIN)
     }
 
-    /// After the pages from `at` were taken out of a table: `1 << order` of them, aligned.
-    pub fn flush_pages(&self, rig: &Rig, space: &Space, at: u64, order: u32) -> Verdict {
+    /// After `count` pages from `at` were taken out of a table: the smallest aligned block with all of them goes.
+    pub fn flush_pages(&self, rig: &Rig, space: &Space, at: u64, count: u64) -> Verdict {
+        let (first, last) = (at / PAGE, at / PAGE + count - 1);
+        let order = u64::BITS - (first ^ last).leading_zeros();
+        let at = (first >> order << order) * PAGE;
         // The device TLB's form says the size by the lowest clear bit of the page number.
         let size = (1u64 << order >> 1).saturating_sub(1) << 12;
         let large = u64::from(order != 0) << 11;

@@ -8,7 +8,7 @@ use super::complete::{Completion, Conclusion};
 use super::unit::{wanted, Turn, Unit};
 use super::{Parts, Work};
 use crate::model::ops::{Outcome, Scratch, Step};
-use crate::model::state::Dispatch;
+use crate::model::schedule::Dispatch;
 use crate::spec::{Descriptor, Flags, Status, StatusByte, WqLimits};
 
 /// A batch under way. Members run in order, so a fence has nothing to wait for.

@@ -8,7 +8,7 @@ use super::batch::Batch;
 use super::{Parts, Work};
 use crate::model::caps::Caps;
 use crate::model::ops::{Outcome, Task};
-use crate::model::state::Rules;
+use crate::model::schedule::Rules;
 use crate::spec::{CompletionRecord, Descriptor, Flags, Opcode, Operation, Status};
 
 /// Where a descriptor comes from.

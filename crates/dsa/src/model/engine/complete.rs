@@ -9,7 +9,7 @@ use super::{Parts, Stop};
 use crate::model::counters::Tally;
 use crate::model::ops::Outcome;
 use crate::model::sabotage::{self, Sabotage};
-use crate::model::state::Dispatch;
+use crate::model::schedule::Dispatch;
 use crate::spec::{Descriptor, Flags, Status, SwError, SwErrorHead};
 
 /// What became of a completion.

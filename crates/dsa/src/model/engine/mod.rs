@@ -20,7 +20,7 @@ use super::device::Shared;
 use super::ops::{Scratch, Task};
 use super::paging::{Blocking, RETRY_LIMIT};
 use super::queue::Sequence;
-use super::state::{Dispatch, Next, Rules};
+use super::schedule::{Dispatch, Next, Rules};
 use batch::Batch;
 use complete::Completion;
 pub(in crate::model) use dma::{Dma, Short, Stop};

@@ -7,7 +7,7 @@ use mem::Iova;
 use super::complete::{Completion, Conclusion};
 use super::Parts;
 use crate::model::ops::{Outcome, Scratch, Step, Task};
-use crate::model::state::{Dispatch, Rules};
+use crate::model::schedule::{Dispatch, Rules};
 use crate::spec::{Descriptor, Flags, Status, StatusByte};
 
 /// What a turn of something led to.
