@@ -4,12 +4,12 @@
 mod common;
 
 use common::scenarios::{self, Verdict};
-use common::smmu_scenarios;
+use common::{device_tlb_scenarios, smmu_scenarios};
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 27] = [
+const CASES: [(Sabotage, &str, Scenario); 30] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -37,6 +37,9 @@ const CASES: [(Sabotage, &str, Scenario); 27] = [
     (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
     (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
     (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: remap", device_tlb_scenarios::remap),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: storm", device_tlb_scenarios::storm),
+    (Sabotage::SkipDeviceTlbInvalidation, "hosted_model", scenarios::hosted_model),
 ];
 
 /// One test, since a defect is on for the whole process.
