@@ -88,6 +88,11 @@ impl ChannelState {
         self.caches.borrow().domain_of(pasid)
     }
 
+    /// Counts a request whose PASID is granted to nobody.
+    pub(crate) fn count_ungranted(&self) {
+        self.counters.ungranted.add(1);
+    }
+
     /// Translates `request` over `memory`, which is this channel's.
     pub(crate) fn translate(
         &self,

@@ -1,7 +1,11 @@
 //! Faults as semantic values. Each IOMMU model encodes one once, at its edge.
 
+mod record;
+
 use mem::{Access, Gpa, Iova};
 use pci::RequesterId;
+
+pub use record::{FaultEvent, FaultRecord};
 
 use crate::Pasid;
 

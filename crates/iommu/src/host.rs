@@ -10,9 +10,9 @@ use pci::RequesterId;
 use crate::{
     AllocPasidError, ContextSource, EventQueueId, Fault, FaultQueueId, FreePasidError, GuestPasid,
     Hardware, HwptId, HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId,
-    PageFault, PageRequest, PageResponse, PageResponseError, PasidRange, PasidUsage, ResponseCode,
-    StageOneInvalidation, StageTwoConfig, Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind,
-    VmEvent, DEFAULT_QUOTA,
+    PageFault, PageRequest, PageRequestCounters, PageRequestPolicy, PageResponse,
+    PageResponseError, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, StageTwoConfig,
+    Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind, VmEvent, DEFAULT_QUOTA,
 };
 
 /// What a VM is created with.
@@ -30,6 +30,8 @@ pub struct VmConfig {
     pub enforce_grants: bool,
     /// The host's stage 2 for it. Without, its guest physical addresses are not translated.
     pub stage_two: Option<StageTwoConfig>,
+    /// What its devices may ask for, and how long its guest may take to answer.
+    pub page_requests: PageRequestPolicy,
 }
 
 impl Default for VmConfig {
@@ -40,6 +42,7 @@ impl Default for VmConfig {
             numbering: Numbering::default(),
             enforce_grants: false,
             stage_two: None,
+            page_requests: PageRequestPolicy::default(),
         }
     }
 }
@@ -224,6 +227,11 @@ pub trait Vm: Clone + Send + Sync + 'static {
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
         let _ = response;
         Err(PageResponseError::NotSupported)
+    }
+
+    /// Counts of page requests since creation.
+    fn page_request_counters(&self) -> PageRequestCounters {
+        PageRequestCounters::default()
     }
 
     /// Takes the oldest request of a queue: of what is attached by the tables that name it.

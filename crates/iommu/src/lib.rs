@@ -83,9 +83,9 @@ pub use context::{
     Vmid,
 };
 pub use dma::{AddressSpace, DmaError};
-pub use endpoint::{Channel, Endpoint};
+pub use endpoint::{Channel, Endpoint, ShareError, SHARED_VMS};
 pub use engine::MAX_TABLE_ACCESSES;
-pub use fault::{Fault, FaultReason, Stage, StageTwoFault, StageTwoOwner};
+pub use fault::{Fault, FaultEvent, FaultReason, FaultRecord, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
 pub use in_flight::{InFlight, IoSlice, UPDATE_ATTEMPTS, WINDOW_LIMIT};
 pub use invalidation::{Invalidation, PageRange, SmmuInvalidation, Ticket};
@@ -95,17 +95,19 @@ pub use objects::{
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 pub use page_request::{
-    PageFault, PageRequest, PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode,
-    Unanswered,
+    Answered, Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters,
+    PageRequestInterface, PageRequestPolicy, PageRequestRefused, PageResponse, PageResponseError,
+    PageResponses, PrgIndex, ResponseCode, ResponseInjection, Unanswered, WantedPage,
+    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,
     PasidUsage, DEFAULT_QUOTA,
 };
 pub use software::{
-    HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription, SoftwareHost,
-    SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS, MAX_OBJECTS,
-    MAX_VMS, PAGE_REQUEST_LIMIT, STAGE_TWO_LOG_LIMIT,
+    FaultReader, HostConfig, PasidEvent, PasidHold, PasidSubscriber, PasidSubscription,
+    SoftwareHost, SoftwareVm, EVENT_QUEUE_LIMIT, FAULT_QUEUE_LIMIT, MAX_DEVICES, MAX_DOMAINS,
+    MAX_OBJECTS, MAX_VMS, STAGE_TWO_LOG_LIMIT,
 };
 pub use stage_two::{
     ArmFlags, ArmStageTwo, Granule, Layout, SecondStageLevels, StageTwoConfig, StageTwoError,

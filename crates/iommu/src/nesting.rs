@@ -19,6 +19,7 @@
 //! | `bind_pasid_table`, `unbind_pasid_table` of 2017 | [`Domain::bind_pasid_table`], [`Domain::unbind_pasid_table`] |
 //! | `iommu_sva_bind_gpasid`, `iommu_sva_unbind_gpasid` | [`Domain::bind_gpasid`], [`Domain::unbind_gpasid`] |
 //! | `iommu_cache_invalidate` | [`Domain::cache_invalidate`] |
+//! | `iommu_register_device_fault_handler`, `iommu_report_device_fault`, `iommu_page_response` | [`DeviceFaults`] |
 //! | `iommu_bind_guest_msi`, `iommu_unbind_guest_msi` | [`MsiBindings`] |
 //!
 //! The calls take decoded values: bytes, versions and sizes are the door's business. Unlike the
@@ -58,6 +59,7 @@
 mod bindings;
 mod domain;
 mod error;
+mod faults;
 mod invalidate;
 mod msi;
 mod stream;
@@ -69,6 +71,10 @@ pub use domain::{
     MAX_RETIRED,
 };
 pub use error::NestingError;
+pub use faults::{
+    DeviceFault, DeviceFaultError, DeviceFaults, FaultHandler, GroupAnswer, GroupResponse,
+    NotHandled,
+};
 pub use invalidate::{CacheInvalidate, Caches, Granularity, InvalidateError, MAX_ADDRESS_COMMANDS};
 pub use msi::{MsiBinding, MsiBindings, MsiError, MAX_MSI_BINDINGS};
 pub use table::{PasidTableConfig, PasidTableFormat, PasidTableInfo, TableMode, TableModel};

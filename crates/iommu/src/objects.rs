@@ -120,6 +120,16 @@ bitflags::bitflags! {
     }
 }
 
+impl HwptFlags {
+    /// What a table needs to have for `queue`, if there is one.
+    pub(crate) fn for_fault_queue(queue: Option<FaultQueueId>) -> Self {
+        match queue {
+            Some(_) => Self::FAULT_ID_VALID,
+            None => Self::empty(),
+        }
+    }
+}
+
 /// On what a page table is allocated (`pt_id`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HwptParent {

@@ -8,10 +8,20 @@
 //!
 //! A device that was told Success asks for the translation again.
 
+mod host;
+
+pub use host::{
+    Answerer, OutstandingGroup, PageRequestCounters, PageRequestPolicy, ResponseInjection,
+    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
+};
 use mem::Iova;
 use pci::RequesterId;
 
 use crate::{Pasid, Ticket};
+
+mod interface;
+
+pub use interface::{Answered, PageRequestInterface, PageRequestRefused, WantedPage};
 
 /// Index of a page request group of a device: nine bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

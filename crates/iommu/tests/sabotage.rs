@@ -4,12 +4,12 @@
 mod common;
 
 use common::scenarios::{self, Verdict};
-use common::{device_tlb_scenarios, smmu_scenarios};
+use common::{device_tlb_scenarios, request_model, smmu_scenarios};
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 30] = [
+const CASES: [(Sabotage, &str, Scenario); 32] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -40,6 +40,8 @@ const CASES: [(Sabotage, &str, Scenario); 30] = [
     (Sabotage::SkipDeviceTlbInvalidation, "device TLB: remap", device_tlb_scenarios::remap),
     (Sabotage::SkipDeviceTlbInvalidation, "device TLB: storm", device_tlb_scenarios::storm),
     (Sabotage::SkipDeviceTlbInvalidation, "hosted_model", scenarios::hosted_model),
+    (Sabotage::AnswerTwice, "page_requests", request_model::page_requests),
+    (Sabotage::ForgetGroup, "page_requests", request_model::page_requests),
 ];
 
 /// One test, since a defect is on for the whole process.

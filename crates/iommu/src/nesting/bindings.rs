@@ -12,8 +12,8 @@ use pci::RequesterId;
 use tables::Tables;
 
 use crate::{
-    GuestPasid, HwptId, Invalidation, ObjectError, ObjectId, Pasid, StageOneInvalidation, Ticket,
-    Vm, VtdStageOne,
+    FaultQueueId, GuestPasid, HwptId, Invalidation, ObjectError, ObjectId, Pasid,
+    StageOneInvalidation, Ticket, Vm, VtdStageOne,
 };
 
 /// Entries that one [`Bindings`] holds at most, over all devices, and nested tables.
@@ -115,6 +115,12 @@ impl<V: Vm> Bindings<V> {
     /// ([`IDLE_PASIDS`]).
     pub fn numbered_by_guest(vm: V, parent: HwptId) -> Self {
         Self { numbers: Numbers::Guest(Held::default()), ..Self::new(vm, parent) }
+    }
+
+    /// The same, with `queue` for the page requests of what is bound: nothing is bound yet.
+    #[must_use]
+    pub fn with_fault_queue(self, queue: Option<FaultQueueId>) -> Self {
+        Self { tables: self.tables.with_fault_queue(queue), ..self }
     }
 
     /// Has a device's requests with `pasid` (`None`: those without one) translated by the guest's

@@ -14,7 +14,8 @@ pub use set::{replace_pasid_table, set_pasid_table, unset_pasid_table};
 
 use super::{Bindings, NestingError, PasidTableConfig};
 use crate::{
-    GuestPasid, Hardware, HwptId, HwptParent, ObjectError, ObjectId, Ticket, ViommuId, Vm,
+    FaultQueueId, GuestPasid, Hardware, HwptId, HwptParent, ObjectError, ObjectId, Ticket,
+    ViommuId, Vm,
 };
 
 /// Objects that a domain is rid of, but the host still uses, before it takes no more changes.
@@ -95,6 +96,8 @@ pub struct Domain<V> {
     /// Bindings of a PASID of a device beyond its first.
     more_users: BTreeMap<(RequesterId, GuestPasid), usize>,
     retired: Vec<ObjectId>,
+    /// Where page requests go of what a guest's tables translate.
+    fault: Option<FaultQueueId>,
 }
 
 /// The objects under a domain.
@@ -145,6 +148,7 @@ impl<V: Vm> Domain<V> {
             auxiliary: false,
             more_users: BTreeMap::new(),
             retired: Vec::new(),
+            fault: None,
         }
     }
 
@@ -152,6 +156,12 @@ impl<V: Vm> Domain<V> {
     /// `bind_gpasid` of what is bound counts a user, and is not an error.
     pub fn with_auxiliary_domains(self) -> Self {
         Self { auxiliary: true, ..self }
+    }
+
+    /// The same, with `queue` for the page requests that a guest's tables cause, of whole devices
+    /// and of PASIDs: without one, the host answers those with Invalid.
+    pub fn with_fault_queue(self, queue: FaultQueueId) -> Self {
+        Self { fault: Some(queue), ..self }
     }
 
     /// What is configured.

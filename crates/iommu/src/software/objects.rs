@@ -11,6 +11,7 @@ mod compose;
 mod devices;
 mod events;
 mod invalidate;
+mod page_faults;
 
 use alloc::collections::BTreeMap;
 

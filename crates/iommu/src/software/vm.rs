@@ -6,15 +6,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use ioasid::Holder;
+use ioasid::{Holder, Priority};
 use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::attached::Attachments;
+use super::bindings::{subscription, Adapter};
 use super::control::Control;
 use super::device_tlbs::DeviceTlbs;
+use super::fault_log::{FaultLog, FaultReader};
 use super::faults::FaultQueue;
-use super::grants::{Grants, GrantsReport};
+use super::grants::{GrantCheck, Grants, GrantsReport};
 use super::objects::{Events, Objects};
 use super::page_requests::PageRequests;
 use super::pasids::{HostPasids, ParkedAges};
@@ -25,15 +27,17 @@ use crate::channel::{Batch, ChannelShared, ChannelState};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
 use crate::injection::WalkFailure;
+use crate::pasid::translation::{PasidTranslation, TranslationConfig, TranslationError};
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
 use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
-    FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, PageRequest, PageResponse, PageResponseError,
-    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, Unanswered, VdeviceId, ViommuId,
+    FaultEvent, FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
+    Invalidation, IoasId, ObjectError, ObjectId, OutstandingGroup, PageFault, PageRequest,
+    PageRequestCounters, PageResponse, PageResponseError, Pasid, PasidRange, PasidUsage,
+    ResponseCode, ResponseInjection, StageOneInvalidation, Ticket, Unanswered, VdeviceId, ViommuId,
     ViommuKind, Vm, VmConfig, VmEvent,
 };
 
@@ -53,6 +57,7 @@ pub(crate) struct VmShared {
     pub(crate) faults: FaultQueue,
     pub(super) events: Events,
     pub(crate) page_requests: PageRequests,
+    pub(crate) fault_log: Arc<FaultLog>,
     /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
     pub(super) stage_two: Option<VmStageTwo>,
     pub(super) walk_failure: Arc<WalkFailure>,
@@ -73,13 +78,16 @@ impl SoftwareVm {
         let stage_two = stage_two.map(|config| VmStageTwo::new(config, tables)).transpose()?;
         let grants = Grants::new(host, &config.name, config.quota, config.numbering)?;
         let control = Control { place: Some(place), grants, ..Control::default() };
+        let fault_log = Arc::<FaultLog>::default();
+        let page_requests = PageRequests::new(config.page_requests, fault_log.clone());
         Ok(Self(Arc::new(VmShared {
             config,
             platform: platform.clone(),
             pasids: Some(host.clone()),
             faults: FaultQueue::default(),
             events: Events::default(),
-            page_requests: PageRequests::default(),
+            page_requests,
+            fault_log,
             stage_two,
             walk_failure: Arc::default(),
             control: Mutex::new(control),
@@ -95,6 +103,31 @@ impl SoftwareVm {
         &self.0.config.name
     }
 
+    /// Makes the table by which this VM's processors translate PASIDs when they submit to shared
+    /// queues. What is bound from now on is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationError`]. Nothing has changed.
+    pub fn translate_pasids(
+        &self,
+        config: TranslationConfig,
+    ) -> Result<PasidTranslation, TranslationError> {
+        let set = {
+            let control = self.0.control.lock();
+            if control.closed {
+                return Err(TranslationError::Closed);
+            }
+            control.grants.set().map(|(host, set)| (host.clone(), set.clone()))
+        };
+        PasidTranslation::new(config, |table| {
+            // Without a quota there are no PASIDs, so nothing to be told.
+            let Some((host, set)) = set else { return Ok(None) };
+            let adapter = Arc::new(Adapter(table));
+            subscription(set.subscribe(host.cpu(), Priority::Cpu, adapter)).map(Some)
+        })
+    }
+
     /// The domains under which something is cached now, in channels that no access is using.
     pub fn cached_domains(&self) -> BTreeSet<DomainId> {
         let mut domains = BTreeSet::new();
@@ -108,6 +141,23 @@ impl SoftwareVm {
         let mut pasids = BTreeMap::new();
         self.peek(|state| state.add_pasids(&mut pasids));
         pasids
+    }
+
+    /// Reads what happens to the requests of its devices from now on; of each device up to
+    /// `per_device` records wait to be read.
+    pub fn fault_reader(&self, per_device: usize) -> FaultReader {
+        let grants = self.0.control.lock().grants.check();
+        self.0.fault_log.reader(per_device, grants)
+    }
+
+    /// The page request groups that nobody has answered, the oldest first.
+    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
+        self.0.page_requests.outstanding()
+    }
+
+    /// From now on, this goes wrong with the guest's answers to page requests; `None`: nothing.
+    pub fn inject_responses(&self, what: Option<ResponseInjection>) {
+        self.0.page_requests.inject(what);
     }
 
     /// For tests of what is above: has the `n`-th word of the guest's tables that a translation
@@ -225,6 +275,9 @@ impl Vm for SoftwareVm {
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
         control.grants.park(revoked, drained);
         control.condemn(|of| of == pasid, drained);
+        self.0.page_requests.withdraw_pasid(Some(pasid.0));
+        drop(control);
+        self.0.tell_withdrawn();
         Ok(())
     }
 
@@ -235,6 +288,9 @@ impl Vm for SoftwareVm {
         control.grants.park(revoked, drained);
         control.condemn(|_| true, drained);
         control.attached.insist(drained);
+        self.0.page_requests.withdraw_pasid(None);
+        drop(control);
+        self.0.tell_withdrawn();
         drained
     }
 
@@ -303,7 +359,26 @@ impl Vm for SoftwareVm {
     }
 
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
-        self.0.page_requests.respond(response)
+        self.0.page_requests.respond(response)?;
+        self.0.answered();
+        Ok(())
+    }
+
+    fn page_request_counters(&self) -> PageRequestCounters {
+        self.0.page_requests.counters()
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        self.0.take_page_fault(queue)
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        self.0.respond_page_fault(queue, cookie, code)
     }
 
     fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
@@ -311,7 +386,9 @@ impl Vm for SoftwareVm {
     }
 
     fn tick(&self, now: Duration) -> Option<Duration> {
-        self.0.control.lock().device_tlbs.tick(now)
+        let answers = self.0.control.lock().device_tlbs.tick(now);
+        let requests = self.0.page_requests.tick(now);
+        [answers, requests].into_iter().flatten().min()
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
@@ -387,11 +464,13 @@ impl Vm for SoftwareVm {
             control.objects = Objects::default();
             let tables = editor.as_mut().map(|editor| (ticket, editor.close()));
             control.retired.extend(tables);
+            self.0.page_requests.close();
             (ticket, (old, attached, control.grants.close()))
         };
         if let Some(set) = set {
             set.close();
         }
+        self.0.tell_withdrawn();
         self.0.faults.close();
         self.0.events.close();
         ticket
@@ -406,6 +485,8 @@ impl VmShared {
             self.events.record(&fault);
         }
         self.faults.record(fault);
+        self.fault_log.record(FaultEvent::Unrecoverable(fault));
+        self.fault_log.notify();
     }
 
     /// Does some of the work that PASIDs cause when they are given back, if there is any. To be
@@ -428,13 +509,17 @@ impl VmShared {
     ) -> (Arc<Self>, u64) {
         let devices = BTreeMap::from([(requester, 1)]);
         let control = Control { memory, devices, attachments: 1, ..Control::default() };
+        let fault_log = Arc::<FaultLog>::default();
+        let config = VmConfig::named("identity");
+        let page_requests = PageRequests::new(config.page_requests, fault_log.clone());
         let shared = Self {
-            config: VmConfig::named("identity"),
+            config,
             platform: Arc::default(),
             pasids: None,
             faults: FaultQueue::default(),
             events: Events::default(),
-            page_requests: PageRequests::default(),
+            page_requests,
+            fault_log,
             stage_two: None,
             walk_failure: Arc::default(),
             control: Mutex::new(control),
@@ -466,6 +551,11 @@ impl VmShared {
         let VmConfig { name, numbering, enforce_grants: enforced, .. } = self.config.clone();
         let GrantsReport { closed, usage, .. } = grants;
         Some(VmPasids { name, numbering, enforced, closed, usage, entries })
+    }
+
+    /// What tells which of the host's PASIDs are this VM's.
+    pub(crate) fn grant_check(&self) -> GrantCheck {
+        self.control.lock().grants.check()
     }
 
     pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {
@@ -511,13 +601,6 @@ impl VmShared {
         }
     }
 
-    /// Takes a page request of a device.
-    pub(crate) fn send_page_request(&self, request: PageRequest) {
-        if self.page_requests.send(request) {
-            self.faults.wake();
-        }
-    }
-
     pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {
         let _removed = {
             let mut control = self.control.lock();
@@ -529,6 +612,8 @@ impl VmShared {
 
     /// Detaches `device`, if it is attached still.
     pub(crate) fn detach(&self, device: &Device) -> Ticket {
+        // Also of a VM that is closed. Nobody is left to be told, and nobody to ask more.
+        self.page_requests.remove(device.requester, device.attachment);
         let (ticket, _attached) = {
             let mut control = self.control.lock();
             if control.devices.get(&device.requester) != Some(&device.attachment) {

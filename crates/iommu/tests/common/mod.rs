@@ -5,6 +5,8 @@
 pub mod device_tlb_scenarios;
 pub mod hosted;
 pub mod hosted_model;
+pub mod request_model;
+pub mod requests;
 pub mod scenarios;
 pub mod smmu;
 pub mod smmu_hosted;

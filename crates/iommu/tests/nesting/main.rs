@@ -6,6 +6,7 @@ mod bindings;
 #[path = "../common/mod.rs"]
 mod common;
 mod domain;
+mod faults;
 mod gpasid;
 mod invalidate;
 #[path = "../common/mock.rs"]

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use pci::RequesterId;
 
 use crate::{
-    HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, ObjectId, StageOneTable, Vm,
-    VtdStageOne,
+    FaultQueueId, HwptFlags, HwptId, HwptParent, HwptRequest, ObjectError, ObjectId, StageOneTable,
+    Vm, VtdStageOne,
 };
 
 /// What two entries have in common if one nested table serves both: root, width, flags.
@@ -27,6 +27,8 @@ struct Table {
 #[derive(Debug)]
 pub(super) struct Tables {
     parent: HwptId,
+    /// Where page requests go of what they are attached to.
+    fault: Option<FaultQueueId>,
     tables: BTreeMap<Key, Table>,
     /// Not used here any more, but not gone yet.
     retired: Vec<HwptId>,
@@ -34,7 +36,12 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(parent: HwptId) -> Self {
-        Self { parent, tables: BTreeMap::new(), retired: Vec::new() }
+        Self { parent, fault: None, tables: BTreeMap::new(), retired: Vec::new() }
+    }
+
+    /// The same, with a queue for page requests.
+    pub(super) fn with_fault_queue(self, queue: Option<FaultQueueId>) -> Self {
+        Self { fault: queue, ..self }
     }
 
     /// The table that everything nested stands on.
@@ -57,13 +64,14 @@ impl Tables {
             existing.users += 1;
             return Ok(existing.hwpt);
         }
+        // Also of a table for requests without PASID: all of a device must say so.
+        let flags = HwptFlags::PASID | HwptFlags::for_fault_queue(self.fault);
         let hwpt = vm.alloc_hwpt(&HwptRequest {
             device,
             parent: HwptParent::Hwpt(self.parent),
-            // Also of a table for requests without PASID: all of a device must say so.
-            flags: HwptFlags::PASID,
+            flags,
             data: Some(StageOneTable::Vtd(*table)),
-            fault: None,
+            fault: self.fault,
         })?;
         self.tables.insert(key(table), Table { hwpt, users: 1 });
         Ok(hwpt)

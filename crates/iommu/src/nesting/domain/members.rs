@@ -54,7 +54,7 @@ impl<V: Vm> Domain<V> {
                 Some(viommu.inspect_err(|_| self.abandon_object(parent.into()))?)
             }
         };
-        let pasids = Bindings::new(self.vm.clone(), parent);
+        let pasids = Bindings::new(self.vm.clone(), parent).with_fault_queue(self.fault);
         Ok(Base { hardware, parent, viommu, pasids })
     }
 

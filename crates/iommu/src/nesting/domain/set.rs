@@ -155,8 +155,9 @@ impl<V: Vm> Domain<V> {
             return Err(ObjectError::Busy.into());
         }
         let base = self.base.as_ref().ok_or(NestingError::NoDevices)?;
-        let (parent, flags) = (base.nest_on(), HwptFlags::empty());
-        let request = HwptRequest { device, parent, flags, data: Some(data), fault: None };
+        let (parent, fault) = (base.nest_on(), self.fault);
+        let flags = HwptFlags::for_fault_queue(fault);
+        let request = HwptRequest { device, parent, flags, data: Some(data), fault };
         Ok(self.vm.alloc_hwpt(&request)?)
     }
 

@@ -150,7 +150,18 @@ impl VmShared {
         pasid: Option<GuestPasid>,
         hwpt: HwptId,
     ) -> Result<Ticket, ObjectError> {
-        let mut control = self.control.lock();
+        let ticket = self.replace_locked(&mut self.control.lock(), device, pasid, hwpt)?;
+        self.tell_withdrawn();
+        Ok(ticket)
+    }
+
+    fn replace_locked(
+        &self,
+        control: &mut Control,
+        device: RequesterId,
+        pasid: Option<GuestPasid>,
+        hwpt: HwptId,
+    ) -> Result<Ticket, ObjectError> {
         control.check_device(device)?;
         let new = *control.objects.hwpt(hwpt)?;
         let state = control.attached.get(device).ok_or(ObjectError::NotAttached)?;
@@ -158,10 +169,10 @@ impl VmShared {
         if !matches!(place.state, State::Open(_)) {
             return Err(ObjectError::Busy);
         }
-        compatible(&control, state, pasid, &new)?;
+        compatible(control, state, pasid, &new)?;
         let (old, host, attached) = (place.hwpt, place.host, state.attached.clone());
         let domain = state.domain.id();
-        match self.compose(&control, device, &new, domain)? {
+        match self.compose(control, device, &new, domain)? {
             Program::Entry(entry) => {
                 // There may be none if the device was translated by one context from the start.
                 if attached.replace(host, &entry).is_none() {
@@ -174,7 +185,7 @@ impl VmShared {
             // An entry stays: an access that has just found no context still looks for it.
             Program::Whole(context) => attached.set_whole(Some(context)),
         }
-        let whole = self.is_whole(&control, old) || self.is_whole(&control, hwpt);
+        let whole = self.is_whole(control, old) || self.is_whole(control, hwpt);
         control.objects.add_use(hwpt.into());
         control.objects.drop_use(old.into());
         if let Some(device) = control.attached.get_mut(device) {
@@ -182,6 +193,8 @@ impl VmShared {
                 place.hwpt = hwpt;
             }
         }
+        // What was asked through the old one is for whoever asks again.
+        self.page_requests.withdraw_place(device, pasid.map(|pasid| pasid.0));
         Ok(control.forget_place(device, pasid, (domain, whole)))
     }
 
@@ -210,6 +223,7 @@ impl VmShared {
         // The processors' tables close before the entry goes.
         held.unbind();
         let (ticket, _left) = self.vacate(key, Some(held));
+        self.tell_withdrawn();
         Ok(ticket)
     }
 
@@ -234,6 +248,8 @@ impl VmShared {
                     attached.set_whole(None);
                 }
                 ticket = control.forget_place(key.device, key.pasid, (domain, whole));
+                let place_of = key.pasid.map(|pasid| pasid.0);
+                self.page_requests.withdraw_place(key.device, place_of);
                 let entry = Cleared { device: key.device, attached, host: place.host };
                 control.attached.wipe_at(entry, ticket);
             }

@@ -70,7 +70,9 @@ impl VmShared {
     pub(in crate::software) fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
         let mut control = self.control.lock();
         control.check_open()?;
-        control.objects.alloc_fault_queue()
+        let queue = control.objects.alloc_fault_queue()?;
+        self.page_requests.add_queue(queue);
+        Ok(queue)
     }
 
     pub(in crate::software) fn alloc_event_queue(
@@ -106,8 +108,11 @@ impl VmShared {
                 self.events.remove(EventQueueId(object.0));
             }
             Kind::Vdevice(_) => self.events.set_routes(control.objects.routes()),
-            Kind::Hwpt(_) | Kind::Viommu(_) | Kind::FaultQueue => {}
+            Kind::FaultQueue => self.page_requests.remove_queue(FaultQueueId(object.0)),
+            Kind::Hwpt(_) | Kind::Viommu(_) => {}
         }
+        drop(control);
+        self.tell_withdrawn();
         Ok(())
     }
 

@@ -1,0 +1,157 @@
+//! What the record has of one device.
+
+use alloc::collections::btree_map::Entry;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::route::Route;
+use crate::{PageRequest, PageResponse, PageResponses, Pasid, PrgIndex, ResponseCode};
+
+pub(super) struct Device {
+    pub(super) attachment: u64,
+    pub(super) sink: Option<Arc<dyn PageResponses>>,
+    /// Groups that are not answered. Their requests, and the stop markers that wait, are `held`.
+    pub(super) groups: BTreeMap<PrgIndex, Group>,
+    /// Requests that wait for the model, in the order in which they came.
+    pub(super) for_model: VecDeque<PageRequest>,
+    /// Whether it is in the line of devices with such.
+    pub(super) in_turn: bool,
+    pub(super) held: u32,
+    /// Answers that it has not heard.
+    pub(super) answers: VecDeque<PageResponse>,
+    /// Whether somebody is telling it one.
+    pub(super) delivering: bool,
+}
+
+/// A group that is not answered.
+pub(super) struct Group {
+    pub(super) pasid: Option<Pasid>,
+    /// Requests of it that were taken into the record.
+    requests: u32,
+    /// Those of them that are in `for_model`.
+    pub(super) untaken: u32,
+    /// Those that are to go to a queue and have not been taken from there.
+    pub(super) pages: Vec<PageRequest>,
+    pub(super) stage: Stage,
+}
+
+/// How far a group is.
+pub(super) enum Stage {
+    /// Its last request is missing: there is nothing to answer yet.
+    Partial,
+    Whole {
+        order: u64,
+        /// The time of the first tick after.
+        since: Option<Duration>,
+        route: Route,
+        /// The answer, if that is held back.
+        answer: Option<ResponseCode>,
+    },
+}
+
+impl Group {
+    pub(super) fn route(&self) -> Option<&Route> {
+        match &self.stage {
+            Stage::Partial => None,
+            Stage::Whole { route, .. } => Some(route),
+        }
+    }
+
+    /// Whether it has an answer that is held back.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Whole { answer: Some(_), .. })
+    }
+}
+
+impl Device {
+    pub(super) fn new(attachment: u64) -> Self {
+        Self {
+            attachment,
+            sink: None,
+            groups: BTreeMap::new(),
+            for_model: VecDeque::new(),
+            in_turn: false,
+            held: 0,
+            answers: VecDeque::new(),
+            delivering: false,
+        }
+    }
+
+    /// The group that a request belongs to, if there is one. A group without its last request that
+    /// has another PASID was given up by the device: it goes.
+    pub(super) fn group_for(&mut self, request: &PageRequest) -> Option<&Group> {
+        let index = request.group;
+        let group = self.groups.get(&index)?;
+        if matches!(group.stage, Stage::Partial) && group.pasid != request.pasid {
+            self.drop_group(index);
+        }
+        self.groups.get(&index)
+    }
+
+    /// The same to add the request to, made if there is none.
+    pub(super) fn group_mut(&mut self, request: &PageRequest) -> &mut Group {
+        let group = match self.groups.entry(request.group) {
+            Entry::Occupied(group) => group.into_mut(),
+            Entry::Vacant(none) => none.insert(Group {
+                pasid: request.pasid,
+                requests: 0,
+                untaken: 0,
+                pages: Vec::new(),
+                stage: Stage::Partial,
+            }),
+        };
+        group.requests += 1;
+        self.held += 1;
+        group
+    }
+
+    /// Takes the next request for the model.
+    pub(super) fn take(&mut self) -> Option<PageRequest> {
+        let request = self.for_model.pop_front()?;
+        if request.is_stop_marker() {
+            self.held = self.held.saturating_sub(1);
+        } else if let Some(group) = self.groups.get_mut(&request.group) {
+            group.untaken = group.untaken.saturating_sub(1);
+        }
+        Some(request)
+    }
+
+    /// Takes a group out, with what waits of it.
+    pub(super) fn drop_group(&mut self, index: PrgIndex) -> Option<Group> {
+        let group = self.groups.remove(&index)?;
+        self.held = self.held.saturating_sub(group.requests);
+        if group.untaken > 0 {
+            self.for_model.retain(|request| request.group != index || request.is_stop_marker());
+        }
+        Some(group)
+    }
+
+    /// Drops what waits for the model. There must be no group left, and the device in no line.
+    pub(super) fn hush(&mut self) {
+        self.for_model.clear();
+        self.in_turn = false;
+        self.held = 0;
+    }
+
+    /// Puts an answer into its line.
+    pub(super) fn answer(&mut self, response: PageResponse) {
+        self.answers.push_back(response);
+    }
+
+    /// The answer that it is to be told next, unless somebody is at it.
+    pub(super) fn next_answer(&mut self) -> Option<(u64, Arc<dyn PageResponses>, PageResponse)> {
+        if self.delivering {
+            return None;
+        }
+        let Some(sink) = self.sink.clone() else {
+            // Nobody is there to be told, now or later.
+            self.answers.clear();
+            return None;
+        };
+        let response = self.answers.pop_front()?;
+        self.delivering = true;
+        Some((self.attachment, sink, response))
+    }
+}
