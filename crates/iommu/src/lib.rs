@@ -83,7 +83,7 @@ pub use context::{
     Vmid,
 };
 pub use dma::{AddressSpace, DmaError};
-pub use endpoint::{Channel, Endpoint};
+pub use endpoint::{Channel, Endpoint, ShareError, SHARED_VMS};
 pub use engine::MAX_TABLE_ACCESSES;
 pub use fault::{Fault, FaultEvent, FaultReason, FaultRecord, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};

@@ -16,7 +16,7 @@ pub(crate) use cache::decode_cache;
 pub(crate) use config::decode_config;
 pub(crate) use gpasid::decode_gpasid;
 pub(crate) use info::nesting_info;
-pub(crate) use response::{decode_response, Response};
+pub(crate) use response::decode_response;
 
 use crate::ArgumentError;
 

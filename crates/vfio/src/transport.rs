@@ -1,6 +1,6 @@
 //! Between a client and a host end: bytes and handles there, bytes and handles back.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
@@ -95,6 +95,10 @@ pub trait DeviceFile: File + fmt::Debug {
 
     /// For the device's DMA, which passes no door. `None` if the device has left its container.
     fn channel(&self) -> Option<Channel>;
+
+    /// For the device itself, whose page requests pass no door either. It is attached as long as
+    /// it is in its container: take it for as long as a call on it lasts.
+    fn endpoint(&self) -> Weak<Endpoint>;
 
     /// For whoever looks: what happened to entries that are in neither ring.
     fn ring_counts(&self) -> RingCounts;

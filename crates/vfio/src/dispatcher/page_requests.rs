@@ -3,17 +3,19 @@
 use core::mem::offset_of;
 use core::time::Duration;
 
+use iommu::nesting::GroupResponse;
 use iommu::{FaultQueueId, PageResponse, PageResponseError, Ticket, Vm};
 use pci::RequesterId;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::objects::{copy, finish, Objects};
 use crate::argument::{copy_in, copy_out};
-use crate::nesting::{decode_response, Response};
+use crate::counters::page_requests::to_wire;
+use crate::nesting::decode_response;
 use crate::spec::flags::*;
 use crate::spec::{
-    HwptPageFault, ReadPageFault, ReadPageRequest, RespondPageFault, RespondPageRequest,
-    TickArgument, UnansweredArgument,
+    HwptPageFault, PageRequestCountersArgument, ReadPageFault, ReadPageRequest, RespondPageFault,
+    RespondPageRequest, TickArgument, UnansweredArgument,
 };
 use crate::{page_request, Refusal, Reply};
 
@@ -33,7 +35,7 @@ pub(super) fn read<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal>
 pub(super) fn respond<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal> {
     let mut request: RespondPageRequest = copy_in(argument)?;
     let requester = RequesterId::from_bits(request.requester);
-    let Response { pasid, group, code } = decode_response(request.response.as_bytes(), true)?;
+    let GroupResponse { pasid, group, code } = decode_response(request.response.as_bytes(), true)?;
     let answered = vm.respond_page_request(PageResponse { requester, pasid, group, code });
     request.failure = answered.as_ref().err().map_or(0, page_request::failure);
     copy_out(&request, argument);
@@ -47,6 +49,14 @@ pub(super) fn unanswered<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Re
     request.present = unanswered.is_some().into();
     request.requester = unanswered.map_or(0, |who| who.requester.bits());
     request.up_to = unanswered.map_or(0, |who| who.ticket.sequence());
+    copy_out(&request, argument);
+    Ok(Reply::default())
+}
+
+/// Reads the counters.
+pub(super) fn counters<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal> {
+    let mut request: PageRequestCountersArgument = copy_in(argument)?;
+    request.counts = to_wire(&vm.page_request_counters());
     copy_out(&request, argument);
     Ok(Reply::default())
 }

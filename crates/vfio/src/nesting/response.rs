@@ -2,23 +2,16 @@
 
 use core::mem::offset_of;
 
-use iommu::{Pasid, PrgIndex, ResponseCode};
+use iommu::nesting::GroupResponse;
+use iommu::{Pasid, PrgIndex};
 
 use super::copy_sized;
 use crate::spec::flags::*;
 use crate::spec::PageResponse;
 use crate::{page_request, ArgumentError, Refusal};
 
-/// An answer, of which the structure does not say the device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Response {
-    pub(crate) pasid: Option<Pasid>,
-    pub(crate) group: PrgIndex,
-    pub(crate) code: ResponseCode,
-}
-
-/// Reads an answer.
-pub(crate) fn decode_response(bytes: &[u8], strict: bool) -> Result<Response, Refusal> {
+/// Reads an answer, of which the structure does not say the device.
+pub(crate) fn decode_response(bytes: &[u8], strict: bool) -> Result<GroupResponse, Refusal> {
     let (response, _) = copy_sized::<PageResponse>(bytes, size_of::<PageResponse>(), strict)?;
     let value = |offset| Refusal::Value { offset };
     if response.version != PAGE_RESPONSE_VERSION {
@@ -36,5 +29,5 @@ pub(crate) fn decode_response(bytes: &[u8], strict: bool) -> Result<Response, Re
     let code = code.ok_or(value(offset_of!(PageResponse, code)))?;
     // No device has a group of more bits.
     let group = u16::try_from(response.grpid).ok().and_then(PrgIndex::new);
-    Ok(Response { pasid, group: group.ok_or(Refusal::NoPageRequest)?, code })
+    Ok(GroupResponse { pasid, group: group.ok_or(Refusal::NoPageRequest)?, code })
 }

@@ -37,6 +37,8 @@ pub(crate) struct Script {
     pub(crate) next: Option<Duration>,
     pub(crate) entries: Vec<StageOneInvalidation>,
     pub(crate) commands: Vec<[u64; 2]>,
+    /// What is called, once, by the next call that is asked something.
+    pub(crate) hook: Option<Box<dyn FnOnce() + Send>>,
     calls: Vec<String>,
 }
 
@@ -70,6 +72,7 @@ impl Default for Script {
             next: None,
             entries: Vec::new(),
             commands: Vec::new(),
+            hook: None,
             calls: Vec::new(),
         }
     }
@@ -110,6 +113,10 @@ impl ScriptedVm {
     }
 
     fn asked<T>(&self, call: String, answer: impl FnOnce(u32) -> T) -> Result<T, ObjectError> {
+        let hook = self.script().hook.take();
+        if let Some(hook) = hook {
+            hook();
+        }
         let mut script = self.script();
         script.calls.push(call);
         match script.error {

@@ -337,7 +337,7 @@ fn kill_takes_two_guests_and_asks_for_what_is_left() {
     let run = run(&["kill"], false, vec![vec![point(sync::STORM)], good("sva-copy")]);
     assert_eq!(run.failures(), []);
     let expected = [
-        "run storm",
+        "run endless",
         "continue true",
         "killed",
         "waited until gone",
@@ -371,7 +371,7 @@ fn each_owner_of_the_tables_has_a_guest_of_its_own() {
 
 #[test]
 fn a_storm_that_never_begins_says_why() {
-    let script = vec![check(false), done("storm")];
+    let script = vec![check(false), done("endless")];
     let run = run(&["kill"], false, vec![script]);
     assert_eq!(run.failures()[0], ("kill", "a check", ""));
     assert_eq!(run.failures()[1].2, "the guest sent Done, which has no place here");
