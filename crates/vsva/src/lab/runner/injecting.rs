@@ -45,7 +45,8 @@ pub(super) fn settled(server: &mut dyn LabServer, guest: GuestId) -> Vec<Check> 
     loop {
         let outstanding = outstanding(server, guest);
         let parked = server.space().parked;
-        if (outstanding == Ok(0) && parked == 0) || Instant::now() >= until {
+        let settled = outstanding.as_ref().map_or(true, |count| *count == 0) && parked == 0;
+        if settled || Instant::now() >= until {
             let outstanding =
                 outstanding.and_then(|count| none(count, "page requests outstanding"));
             return vec![
@@ -75,4 +76,25 @@ fn none(count: u64, what: &str) -> Result<String, String> {
 fn check(what: &str, outcome: Result<String, String>) -> Check {
     let ok = outcome.is_ok();
     Check { check: what.to_owned(), ok, detail: outcome.unwrap_or_else(|error| error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_scenario_asks_for_is_written_as_on_the_command_line() {
+        let values = |name: &str, value| BTreeMap::from([(name.to_owned(), value)]);
+        assert_eq!(written(&BTreeMap::new()), None);
+        assert_eq!(written(&values("answer-twice", 0)).unwrap(), "answer-twice");
+        let text = written(&values("fail-walk", 4)).unwrap();
+        assert_eq!(text, "fail-walk=4");
+        assert_eq!(text.parse::<Injection>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn only_nothing_is_none() {
+        assert_eq!(none(0, "requests"), Ok("0 requests".to_owned()));
+        assert_eq!(none(2, "requests"), Err("2 requests".to_owned()));
+    }
 }
