@@ -6,16 +6,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use ioasid::Holder;
+use ioasid::{Holder, Priority};
 use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::attached::Attachments;
+use super::bindings::{subscription, Adapter};
 use super::control::Control;
 use super::device_tlbs::DeviceTlbs;
 use super::fault_log::{FaultLog, FaultReader};
 use super::faults::FaultQueue;
-use super::grants::{Grants, GrantsReport};
+use super::grants::{GrantCheck, Grants, GrantsReport};
 use super::objects::{Events, Objects};
 use super::page_requests::PageRequests;
 use super::pasids::{HostPasids, ParkedAges};
@@ -26,6 +27,7 @@ use crate::channel::{Batch, ChannelShared, ChannelState};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
 use crate::injection::WalkFailure;
+use crate::pasid::translation::{PasidTranslation, TranslationConfig, TranslationError};
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
@@ -99,6 +101,31 @@ impl SoftwareVm {
     /// Its name, for people.
     pub fn name(&self) -> &str {
         &self.0.config.name
+    }
+
+    /// Makes the table by which this VM's processors translate PASIDs when they submit to shared
+    /// queues. What is bound from now on is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationError`]. Nothing has changed.
+    pub fn translate_pasids(
+        &self,
+        config: TranslationConfig,
+    ) -> Result<PasidTranslation, TranslationError> {
+        let set = {
+            let control = self.0.control.lock();
+            if control.closed {
+                return Err(TranslationError::Closed);
+            }
+            control.grants.set().map(|(host, set)| (host.clone(), set.clone()))
+        };
+        PasidTranslation::new(config, |table| {
+            // Without a quota there are no PASIDs, so nothing to be told.
+            let Some((host, set)) = set else { return Ok(None) };
+            let adapter = Arc::new(Adapter(table));
+            subscription(set.subscribe(host.cpu(), Priority::Cpu, adapter)).map(Some)
+        })
     }
 
     /// The domains under which something is cached now, in channels that no access is using.
@@ -524,6 +551,11 @@ impl VmShared {
         let VmConfig { name, numbering, enforce_grants: enforced, .. } = self.config.clone();
         let GrantsReport { closed, usage, .. } = grants;
         Some(VmPasids { name, numbering, enforced, closed, usage, entries })
+    }
+
+    /// What tells which of the host's PASIDs are this VM's.
+    pub(crate) fn grant_check(&self) -> GrantCheck {
+        self.control.lock().grants.check()
     }
 
     pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {
