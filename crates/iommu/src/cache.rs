@@ -10,6 +10,7 @@ pub(crate) use device_tlb::{Completion, DeviceTlb, Rights};
 pub(crate) use iotlb::{Allowed, Cached, Iotlb, Kind, Tag};
 pub(crate) use pasid::{DescriptorState, PasidCache, PasidState};
 pub(crate) use smmuv3::without_top_byte;
+pub(crate) use table::Mapping;
 
 use mem::{Iova, Range};
 use pci::RequesterId;

@@ -99,32 +99,48 @@ impl ChannelState {
         memory: &MemoryMap,
         request: &Request,
     ) -> Result<Target, Refusal> {
-        let (counters, caches) = (&*self.counters, &mut *self.caches.borrow_mut());
-        if request.translation_request {
-            if let Some(target) = device_tlb_hit(caches, request) {
-                counters.translations.add(1);
-                counters.device_tlb_hits.add(1);
-                return Ok(target);
-            }
+        let outcome = if request.translation_request {
+            self.translate_for_device(memory, request)
+        } else {
+            self.with_engine(memory, |mut engine| engine.translate(request))
+        };
+        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
+            self.counters.stage_two_faults.add(1);
         }
-        let physical = GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.tables);
-        let mut engine = Engine {
-            memory: &physical,
+        outcome
+    }
+
+    /// The same for a device that looks into its own TLB first. Kept out of the way of the others.
+    #[inline(never)]
+    fn translate_for_device(
+        &self,
+        memory: &MemoryMap,
+        request: &Request,
+    ) -> Result<Target, Refusal> {
+        if let Some(target) = device_tlb_hit(&self.caches.borrow(), request) {
+            self.counters.translations.add(1);
+            self.counters.device_tlb_hits.add(1);
+            return Ok(target);
+        }
+        self.with_engine(memory, |engine| engine.translate_for_device(request))
+    }
+
+    fn with_engine<R>(
+        &self,
+        memory: &MemoryMap,
+        work: impl FnOnce(Engine<'_, MemoryMap>) -> R,
+    ) -> R {
+        let counters = &*self.counters;
+        let memory = &GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.tables);
+        work(Engine {
+            memory,
             contexts: self.contexts.as_deref(),
             attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
-            caches,
+            caches: &mut self.caches.borrow_mut(),
             counters,
-        };
-        let outcome = if request.translation_request {
-            engine.translate_for_device(request)
-        } else {
-            engine.translate(request).map(|answer| answer.target)
-        };
-        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
-            counters.stage_two_faults.add(1);
-        }
-        outcome
+            origin: None,
+        })
     }
 
     /// The memory that a translation over `memory`, which is this channel's, leads to.

@@ -22,7 +22,7 @@ mod walk;
 use mem::{Access, Gpa, GuestMemory, Iova};
 use pci::RequesterId;
 
-use crate::cache::{Allowed, Cached, Caches, Kind, PasidState, Tag};
+use crate::cache::{Allowed, Cached, Caches, Kind, Mapping, PasidState, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
 use crate::software::{Attachments, GrantCheck};
@@ -70,16 +70,17 @@ pub(crate) struct Target {
     pub(crate) fault_disable: bool,
 }
 
-/// What a request reaches, and by what mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Answer {
-    pub(crate) target: Target,
-    /// log2 of the mapping's size, and of the size of that by which invalidations find it.
-    pub(crate) size_bits: u8,
-    pub(crate) scope_bits: u8,
-    /// What it allows, and the privilege that the request was taken to have.
-    pub(crate) allowed: Allowed,
+/// What a translation was made of, for a device that keeps it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) cached: Cached,
+    /// The privilege that the request was taken to have.
     pub(crate) privileged: bool,
+}
+
+impl Origin {
+    /// Of no translation yet.
+    const NONE: Self = Self { cached: <Cached>::NONE, privileged: false };
 }
 
 /// Why a request reaches nothing.
@@ -144,17 +145,19 @@ pub(crate) struct Engine<'a, M> {
     pub(crate) grants: Option<&'a GrantCheck>,
     pub(crate) caches: &'a mut Caches,
     pub(crate) counters: &'a ChannelCounters,
+    /// Where to say what a translation was made of, if somebody wants to know.
+    pub(crate) origin: Option<&'a mut Origin>,
 }
 
 impl<M: GuestMemory> Engine<'_, M> {
     /// Translates one request.
-    pub(crate) fn translate(&mut self, request: &Request) -> Result<Answer, Refusal> {
+    pub(crate) fn translate(&mut self, request: &Request) -> Result<Target, Refusal> {
         self.counters.translations.add(1);
         if self.caches.context.is_none() {
             self.look_up_context(request)?;
         }
         // Matched in place: it is large, and only a part of it is wanted.
-        let answer = match self.caches.context {
+        let target = match self.caches.context {
             None => match self.attached {
                 Some(attached) => self.by_host_table(request, attached)?,
                 None => return self.untranslated(request),
@@ -169,13 +172,13 @@ impl<M: GuestMemory> Engine<'_, M> {
                 let refused = |stop| Refusal::new(stop, fault_disable);
                 check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let cached = self.by_stage_two(request, domain, &table).map_err(refused)?;
-                answer(&cached, request.address, (false, fault_disable))
+                self.target(&cached, request.address, (false, fault_disable))
             }
             Some(DeviceContext::PasidTable(table)) => self.by_pasid_table(request, &table)?,
             // To an SMMU, an interrupt is a write like any other.
             Some(DeviceContext::Smmuv3(stream)) => return self.by_stream(request, &stream),
         };
-        outside_interrupt_range(answer)
+        outside_interrupt_range(target)
     }
 
     /// Finds the device's context and keeps it. There is none while translation is off, nor for a
@@ -204,7 +207,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     /// A request while translation is off. Nothing is recorded: there is no unit at work.
-    fn untranslated(&mut self, request: &Request) -> Result<Answer, Refusal> {
+    fn untranslated(&mut self, request: &Request) -> Result<Target, Refusal> {
         if request.space.pasid.is_some() {
             return Err(Refusal::new(FaultReason::PasidDisabled, true));
         }
@@ -219,16 +222,16 @@ impl<M: GuestMemory> Engine<'_, M> {
         tag: Tag,
         privileged: bool,
         fault_disable: bool,
-    ) -> Result<Answer, Stop> {
+    ) -> Result<Target, Stop> {
         let Request { address, .. } = *request;
         if !self.memory.has_stage_two() {
-            let Cached { size_bits, scope_bits, allowed, .. } = half_of(address);
+            let all = half_of(address);
+            self.tell(&all.at(Output(all.base.0)), privileged);
             let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
-            let target = Target { output, len_minus_one, fault_disable };
-            return Ok(Answer { target, size_bits, scope_bits, allowed, privileged });
+            return Ok(Target { output, len_minus_one, fault_disable });
         }
         let cached = self.probe(request, tag, privileged, |_| Ok(half_of(address)))?;
-        Ok(answer(&cached, address, (privileged, fault_disable)))
+        Ok(self.target(&cached, address, (privileged, fault_disable)))
     }
 
     fn by_stage_two(
@@ -244,11 +247,11 @@ impl<M: GuestMemory> Engine<'_, M> {
         })
     }
 
-    fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Answer, Refusal> {
+    fn by_pasid_table(&mut self, request: &Request, table: &PasidTable) -> Result<Target, Refusal> {
         let refused = |reason| Refusal::new(reason, table.fault_disable);
         let (pasid, privileged) = entry::select(request, table).map_err(refused)?;
-        if let Some(answer) = self.hit_by_entry(request, pasid, privileged) {
-            return Ok(answer);
+        if let Some(target) = self.hit_by_entry(request, pasid, privileged) {
+            return Ok(target);
         }
         let state = self.pasid_state(table, pasid, request.space.pasid.is_some())?;
         self.by_entry(request, &state, pasid, privileged, table.caps.address_bits)
@@ -263,7 +266,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         pasid: Pasid,
         privileged: bool,
         address_bits: u8,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Target, Refusal> {
         let refused = |stop| Refusal::new(stop, state.fault_disable);
         let privileges =
             |one| entry::check_privilege(one, privileged).map_err(|reason| refused(reason.into()));
@@ -275,8 +278,8 @@ impl<M: GuestMemory> Engine<'_, M> {
                     let reason = FaultReason::AddressWidth { stage: Stage::Two };
                     return Err(refused(reason.into()));
                 }
-                let answer = self.identity(request, tag, privileged, state.fault_disable);
-                return answer.map_err(refused);
+                let target = self.identity(request, tag, privileged, state.fault_disable);
+                return target.map_err(refused);
             }
             Translation::SecondStage(root, format) => {
                 self.probe(request, tag, privileged, |memory| {
@@ -299,7 +302,8 @@ impl<M: GuestMemory> Engine<'_, M> {
                 })
             }
         };
-        Ok(answer(&cached.map_err(refused)?, address, (privileged, state.fault_disable)))
+        let cached = cached.map_err(refused)?;
+        Ok(self.target(&cached, address, (privileged, state.fault_disable)))
     }
 
     /// The cached translation if it will do; else that of `walk`, which is then cached.
@@ -352,6 +356,26 @@ impl<M: GuestMemory> Engine<'_, M> {
             if found.is_some() { &self.counters.iotlb_hits } else { &self.counters.iotlb_misses };
         counter.add(1);
         found
+    }
+
+    /// What a request reaches by `cached`.
+    #[inline]
+    fn target(
+        &mut self,
+        cached: &Cached,
+        address: Iova,
+        (privileged, fault_disable): (bool, bool),
+    ) -> Target {
+        self.tell(cached, privileged);
+        target(cached, address, fault_disable)
+    }
+
+    /// Says what a translation is made of.
+    #[inline]
+    fn tell(&mut self, cached: &Cached, privileged: bool) {
+        if let Some(origin) = &mut self.origin {
+            **origin = Origin { cached: *cached, privileged };
+        }
     }
 
     /// Completes a translation by the host's stage 2, if there is one, and caches it.
@@ -413,26 +437,20 @@ fn check_output(gpa: Gpa) -> Result<(), FaultReason> {
 }
 
 /// Interrupts are not made by mapping a page onto their addresses.
-fn outside_interrupt_range(mut answer: Answer) -> Result<Answer, Refusal> {
-    let Target { output, len_minus_one, fault_disable } = &mut answer.target;
-    if output.0 > INTERRUPT_LAST {
-        return Ok(answer);
+fn outside_interrupt_range(target: Target) -> Result<Target, Refusal> {
+    let output = target.output.0;
+    if output > INTERRUPT_LAST {
+        return Ok(target);
     }
-    match INTERRUPT_START.checked_sub(output.0) {
-        None | Some(0) => Err(Refusal::new(FaultReason::InterruptAddress, *fault_disable)),
-        Some(below) => {
-            *len_minus_one = (*len_minus_one).min(below - 1);
-            Ok(answer)
-        }
+    match INTERRUPT_START.checked_sub(output) {
+        None | Some(0) => Err(Refusal::new(FaultReason::InterruptAddress, target.fault_disable)),
+        Some(below) => Ok(Target { len_minus_one: target.len_minus_one.min(below - 1), ..target }),
     }
 }
 
-#[inline]
-fn answer(cached: &Cached, address: Iova, (privileged, fault_disable): (bool, bool)) -> Answer {
+fn target(cached: &Cached, address: Iova, fault_disable: bool) -> Target {
     let (output, len_minus_one) = cached.translate(address);
-    let Cached { size_bits, scope_bits, allowed, .. } = *cached;
-    let target = Target { output, len_minus_one, fault_disable };
-    Answer { target, size_bits, scope_bits, allowed, privileged }
+    Target { output, len_minus_one, fault_disable }
 }
 
 #[cfg(all(test, not(loom)))]

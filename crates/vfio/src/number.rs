@@ -102,6 +102,8 @@ pub enum Request {
     Unanswered,
     /// Says what time it is.
     Tick,
+    /// Reads the counters of the VM's page requests.
+    GetPageRequestCounters,
     /// `VFIO_IOMMU_SET_PASID_TABLE`.
     SetPasidTable,
     /// `VFIO_IOMMU_SET_MSI_BINDING`.
@@ -191,7 +193,7 @@ const fn pasid_request(number: u8) -> [(Revision, u8); 3] {
 }
 
 /// The table.
-const NUMBERS: [Row; 48] = [
+const NUMBERS: [Row; 49] = [
     (Request::GetApiVersion, every(BASE)),
     (Request::CheckExtension, every(BASE + 1)),
     (Request::SetIommu, every(BASE + 2)),
@@ -231,6 +233,7 @@ const NUMBERS: [Row; 48] = [
     (Request::RespondPageFault, own_and(OWN_BASE + 22, [])),
     (Request::Unanswered, every(OWN_BASE + 23)),
     (Request::Tick, every(OWN_BASE + 24)),
+    (Request::GetPageRequestCounters, every(OWN_BASE + 25)),
     (Request::Destroy, iommufd(0)),
     (Request::IoasAlloc, iommufd(1)),
     (Request::HwptAlloc, iommufd(9)),

@@ -4,14 +4,17 @@ use core::mem::offset_of;
 use core::time::Duration;
 
 use iommu::{
-    PageFault, PageRequest, PageResponse, PageResponseError, Pasid, PrgIndex, ResponseCode,
+    PageFault, PageRequest, PageRequestPolicy, PageResponse, PageResponseError, Pasid, PrgIndex,
+    ResponseCode,
 };
 use mem::Iova;
 use pci::RequesterId;
 use zerocopy::FromZeros;
 
 use crate::spec::flags::*;
-use crate::spec::{self, HwptPageFault, HwptPageResponse, PageRequestFault};
+use crate::spec::{
+    self, CreateVm, HwptPageFault, HwptPageResponse, PageRequestFault, PageRequestPolicyArgument,
+};
 use crate::Refusal;
 
 /// The bytes are no page request that this crate knows: the host end is not ours, or newer.
@@ -204,6 +207,36 @@ pub(crate) const fn failure_of(code: u32, response: &PageResponse) -> Option<Pag
 /// A time of so many seconds and less than a second's nanoseconds.
 pub(crate) fn time(seconds: u64, nanoseconds: u32) -> Option<Duration> {
     (nanoseconds < 1_000_000_000).then(|| Duration::new(seconds, nanoseconds))
+}
+
+/// What a VM's devices may ask for.
+pub(crate) fn encode_policy(policy: &PageRequestPolicy) -> PageRequestPolicyArgument {
+    let &PageRequestPolicy { per_device, timeout } = policy;
+    PageRequestPolicyArgument {
+        flags: PAGE_REQUEST_POLICY | bit_if(timeout.is_some(), PAGE_REQUEST_POLICY_TIMEOUT),
+        per_device,
+        seconds: timeout.map_or(0, |timeout| timeout.as_secs()),
+        nanoseconds: timeout.map_or(0, |timeout| timeout.subsec_nanos()),
+        reserved: 0,
+    }
+}
+
+/// What a client wants its VM's devices to be able to ask for.
+pub(crate) fn policy(argument: &PageRequestPolicyArgument) -> Result<PageRequestPolicy, Refusal> {
+    let &PageRequestPolicyArgument { flags, per_device, seconds, nanoseconds, .. } = argument;
+    let base = offset_of!(CreateVm, page_requests);
+    let bad_time =
+        Refusal::Value { offset: base + offset_of!(PageRequestPolicyArgument, nanoseconds) };
+    const WITH_TIMEOUT: u32 = PAGE_REQUEST_POLICY | PAGE_REQUEST_POLICY_TIMEOUT;
+    let timeout = match flags {
+        0 if per_device == 0 && seconds == 0 && nanoseconds == 0 => {
+            return Ok(PageRequestPolicy::default())
+        }
+        PAGE_REQUEST_POLICY if seconds == 0 && nanoseconds == 0 => None,
+        WITH_TIMEOUT => Some(time(seconds, nanoseconds).ok_or(bad_time)?),
+        _ => return Err(Refusal::Value { offset: base }),
+    };
+    Ok(PageRequestPolicy { per_device, timeout })
 }
 
 #[cfg(test)]

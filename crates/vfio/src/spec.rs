@@ -28,11 +28,11 @@ pub use nesting::{
 };
 pub use own::{
     AttachDevice, Completion, CountersArgument, CreateVm, OwnCacheInvalidate, OwnPasidRequest,
-    ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
+    PageRequestPolicyArgument, ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
 };
 pub use page_request::{
-    HwptPageFault, HwptPageResponse, PageRequestFault, ReadPageFault, ReadPageRequest,
-    RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
+    HwptPageFault, HwptPageResponse, PageRequestCountersArgument, PageRequestFault, ReadPageFault,
+    ReadPageRequest, RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
 };
 pub use posted::{
     AddressScope, CacheInvalidate, CacheInvalidateInfo, DmaFault, MapDma, PasidRequest, PasidScope,

@@ -9,9 +9,9 @@ use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DomainId, Endpoint,
     EventQueueId, FaultQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent,
     HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, PageRequest,
-    PageResponse, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode, SoftwareHost,
-    StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig, VtdStageOne,
-    VtdStageOneFlags,
+    PageRequestPolicy, PageResponse, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode,
+    SoftwareHost, StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig,
+    VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Access, Backing, Gpa, GuestMemory, HeapMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
@@ -22,6 +22,7 @@ const PAGE: u64 = 0x1000;
 const BACKINGS: usize = 3;
 const BACKING_PAGES: u64 = 4;
 const DEVICES: usize = 3;
+const FAULT_ID_VALID: u32 = 4;
 
 /// A piece of a memory map, in pages.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +93,7 @@ enum ObjectCommand {
         flags: u32,
         root: Option<u64>,
         on_hwpt: bool,
+        queue: Option<usize>,
     },
     AllocViommu(usize, usize),
     AllocFaultQueue,
@@ -123,7 +125,8 @@ fn page_commands() -> impl Strategy<Value = Command> {
         4 => respond,
         1 => (0..DEVICES).prop_map(Command::Forget),
         1 => (0..64usize).prop_map(Command::Unanswered),
-        1 => any::<u64>().prop_map(Command::Tick),
+        2 => prop_oneof![(0..60u64).prop_map(|s| s * 1_000_000_000), any::<u64>()]
+            .prop_map(Command::Tick),
     ]
 }
 
@@ -132,13 +135,13 @@ fn object_commands() -> impl Strategy<Value = ObjectCommand> {
     // Mostly what there is.
     let id = || prop_oneof![4 => 1..3usize, 1 => 0..8usize];
     let pasid = || prop::option::of(prop_oneof![4 => 1..3u32, 1 => 0..8u32]);
-    let alloc = (0..DEVICES, id(), 0..16u32, prop::option::of(0..4u64), any::<bool>()).prop_map(
-        |(device, parent, flags, root, on_hwpt)| C::AllocHwpt {
-            device,
-            parent,
-            flags,
-            root,
-            on_hwpt,
+    // A queue, and a table that names it.
+    let queue = || prop_oneof![6 => Just(3usize), 1 => 0..8usize];
+    let table = || prop_oneof![3 => 1..3usize, 3 => Just(4), 1 => 0..8usize];
+    let alloc = (id(), 0..16u32, prop::option::of(0..4u64), any::<bool>(), queue()).prop_map(
+        |(parent, flags, root, on_hwpt, queue)| {
+            let queue = (flags & FAULT_ID_VALID != 0).then_some(queue);
+            C::AllocHwpt { device: 0, parent, flags, root, on_hwpt, queue }
         },
     );
     prop_oneof![
@@ -150,12 +153,12 @@ fn object_commands() -> impl Strategy<Value = ObjectCommand> {
         1 => id().prop_map(C::AllocEventQueue),
         1 => id().prop_map(C::TakeEvent),
         2 => id().prop_map(C::Destroy),
-        6 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Attach(d, pasid, id)),
-        2 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
+        6 => (0..DEVICES, pasid(), table()).prop_map(|(d, pasid, id)| C::Attach(d, pasid, id)),
+        2 => (0..DEVICES, pasid(), table()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
         2 => (0..DEVICES, pasid()).prop_map(|(d, pasid)| C::Detach(d, pasid)),
         2 => (id(), any::<u64>()).prop_map(|(id, address)| C::Forget(id, address)),
-        1 => id().prop_map(C::TakePageFault),
-        1 => (id(), 0..4u32, code())
+        4 => queue().prop_map(C::TakePageFault),
+        4 => (queue(), 0..6u32, code())
             .prop_map(|(id, cookie, code)| C::RespondPageFault(id, cookie, code)),
     ]
 }
@@ -364,7 +367,7 @@ impl<V: Vm> World<V> {
         let answer = match *command {
             C::Ioas => note(vm.ioas().map(|id| id.0), &mut new),
             C::Hardware(device) => format!("{:?}", vm.hardware(requester(device))),
-            C::AllocHwpt { device, parent, flags, root, on_hwpt } => {
+            C::AllocHwpt { device, parent, flags, root, on_hwpt, queue } => {
                 let parent = match on_hwpt {
                     true => HwptParent::Hwpt(HwptId(id(parent))),
                     false => HwptParent::Ioas(IoasId(id(parent))),
@@ -379,7 +382,8 @@ impl<V: Vm> World<V> {
                 });
                 let flags = HwptFlags::from_bits_retain(flags);
                 let device = requester(device);
-                let request = HwptRequest { device, parent, flags, data, fault: None };
+                let fault = queue.map(|queue| FaultQueueId(id(queue)));
+                let request = HwptRequest { device, parent, flags, data, fault };
                 note(vm.alloc_hwpt(&request).map(|id| id.0), &mut new)
             }
             C::AllocViommu(device, parent) => {
@@ -493,7 +497,9 @@ impl<V: Vm> World<V> {
                 String::new()
             }
             Command::Usage => format!("{:?}", self.vm.pasid_usage()),
-            Command::Counters => format!("{:?}", self.vm.counters()),
+            Command::Counters => {
+                format!("{:?} {:?}", self.vm.counters(), self.vm.page_request_counters())
+            }
             Command::Memory => self.memory(),
             Command::Object(ref command) => self.object(command, &mut ticket),
             Command::Ask { device, pasid, group, bits } => {
@@ -563,14 +569,18 @@ fn note(answer: Result<u32, ObjectError>, new: &mut Option<u32>) -> String {
 
 fn config(private: bool, enforce_grants: bool) -> VmConfig {
     let numbering = if private { Numbering::Private } else { Numbering::Identity };
-    VmConfig { quota: 3, numbering, enforce_grants, ..VmConfig::named("one") }
+    // Few, and not for long.
+    let timeout = Some(Duration::from_secs(10));
+    let page_requests = PageRequestPolicy { per_device: 4, timeout };
+    VmConfig { quota: 3, numbering, enforce_grants, page_requests, ..VmConfig::named("one") }
 }
 
 /// Devices, and a nested table on a nesting parent to attach to them, and PASIDs.
 fn preparation() -> Vec<Command> {
-    use ObjectCommand::{AllocHwpt, Ioas};
+    use ObjectCommand::{AllocFaultQueue, AllocHwpt, Ioas};
     let hwpt = |parent, flags, root, on_hwpt| {
-        Command::Object(AllocHwpt { device: 0, parent, flags, root, on_hwpt })
+        let queue = (flags & FAULT_ID_VALID != 0).then_some(3);
+        Command::Object(AllocHwpt { device: 0, parent, flags, root, on_hwpt, queue })
     };
     vec![
         Command::Attach(0),
@@ -581,6 +591,8 @@ fn preparation() -> Vec<Command> {
         // NEST_PARENT and PASID; PASID.
         hwpt(0, 9, None, false),
         hwpt(1, 8, Some(1), true),
+        Command::Object(AllocFaultQueue),
+        hwpt(1, 8 | FAULT_ID_VALID, Some(1), true),
     ]
 }
 

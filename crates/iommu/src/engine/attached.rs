@@ -5,7 +5,7 @@
 
 use mem::{Gpa, GuestMemory, HostAddr};
 
-use super::{check_interrupt_range, Answer, Engine, Refusal, Request};
+use super::{check_interrupt_range, Engine, Refusal, Request, Target};
 use crate::cache::PasidState;
 use crate::format::vtd::{PasidEntry, StageOne, Translation};
 use crate::sabotage::{self, Sabotage};
@@ -18,7 +18,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         &mut self,
         request: &Request,
         attached: &Attachments,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Target, Refusal> {
         check_interrupt_range(request).map_err(refused)?;
         let pasid = request.space.pasid;
         let state = match self.caches.pasids.get(pasid.unwrap_or(RID_PASID)) {

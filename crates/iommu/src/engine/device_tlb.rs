@@ -6,7 +6,7 @@
 
 use mem::GuestMemory;
 
-use super::{Answer, Engine, Refusal, Request, Target};
+use super::{Engine, Origin, Refusal, Request, Target};
 use crate::cache::{Caches, Completion, Rights, Tag};
 
 /// What the device's own TLB has for `request`, if that will do.
@@ -17,28 +17,31 @@ pub(crate) fn hit(caches: &Caches, request: &Request) -> Option<Target> {
 }
 
 impl<M: GuestMemory> Engine<'_, M> {
-    /// Translates what the device did not find in its own TLB, and keeps it there: instead of what
-    /// was there, if that did not allow the access.
+    /// Translates what a device did not find in its own TLB, and keeps it there, in place of what did
+    /// not allow the access.
     ///
     /// While translation is off nothing is kept: nobody would have it forgotten.
     #[inline(never)]
-    pub(crate) fn translate_for_device(&mut self, request: &Request) -> Result<Target, Refusal> {
+    pub(crate) fn translate_for_device(self, request: &Request) -> Result<Target, Refusal> {
         self.counters.device_tlb_misses.add(1);
-        let Answer { target, size_bits, scope_bits, allowed, privileged } =
-            self.translate(request)?;
-        if self.caches.context.is_none() && self.attached.is_none() {
+        let mut origin = Origin::NONE;
+        let Self { caches, counters, attached, .. } = self;
+        let mut engine = Engine { caches, origin: Some(&mut origin), ..self };
+        let target = engine.translate(request)?;
+        if caches.context.is_none() && attached.is_none() {
             return Ok(target);
         }
+        let Origin { cached, privileged } = origin;
         let completion = Completion::new(
             request.address,
             (target.output, target.len_minus_one),
-            (size_bits, scope_bits),
-            Rights::of(allowed, privileged),
+            (cached.size_bits, cached.scope_bits),
+            Rights::of(cached.allowed, privileged),
             target.fault_disable,
         );
-        self.caches.device_tlb.open();
-        self.caches.device_tlb.insert(Tag::of_space(request.space), request.address, completion);
-        self.caches.publish(self.counters);
+        caches.device_tlb.open();
+        caches.device_tlb.insert(Tag::of_space(request.space), request.address, completion);
+        caches.publish(counters);
         Ok(reached(&completion, request))
     }
 }

@@ -2,7 +2,7 @@
 
 use mem::{Gpa, GuestMemory};
 
-use super::{answer, check_interrupt_range, Answer, Engine, Refusal, Request, Stop};
+use super::{check_interrupt_range, target, Engine, Origin, Refusal, Request, Stop, Target};
 use crate::cache::{PasidState, Tag};
 use crate::format::vtd::{exceeds, DirectoryEntry, EntryError, PasidEntry, StageOne, Translation};
 use crate::sabotage::{self, Sabotage};
@@ -40,11 +40,11 @@ pub(super) fn check_privilege(entry: &StageOne, privileged: bool) -> Result<(), 
 impl<M: GuestMemory> Engine<'_, M> {
     /// The translation of most requests: entry and page are cached. Nothing is copied on the way.
     pub(super) fn hit_by_entry(
-        &self,
+        &mut self,
         request: &Request,
         pasid: Pasid,
         privileged: bool,
-    ) -> Option<Answer> {
+    ) -> Option<Target> {
         let requested = request.space.pasid.is_some();
         let state = self.caches.pasids.get(pasid)?;
         let permitted = match &state.translation {
@@ -63,7 +63,10 @@ impl<M: GuestMemory> Engine<'_, M> {
             return None;
         }
         self.counters.iotlb_hits.add(1);
-        Some(answer(cached, request.address, (privileged, state.fault_disable)))
+        if let Some(origin) = &mut self.origin {
+            **origin = Origin { cached: *cached, privileged };
+        }
+        Some(target(cached, request.address, state.fault_disable))
     }
 
     /// The entry of `pasid`, from the cache or from the table; `requested` if the request named

@@ -8,7 +8,7 @@ use mem::{Gpa, GuestMemory, Iova};
 use pgtable::{ArmRegime, Format, SelectError};
 
 use super::walk::{self, Table};
-use super::{answer, half_of, Answer, Engine, Refusal, Request, Stop};
+use super::{half_of, Engine, Refusal, Request, Stop, Target};
 use crate::cache::{without_top_byte, Cached, DescriptorState, Tag};
 use crate::format::vtd::exceeds;
 use crate::sabotage::{self, Sabotage};
@@ -40,7 +40,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         &mut self,
         request: &Request,
         stream: &StreamContext,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Target, Refusal> {
         if stream.translation == StreamTranslation::Abort {
             return Err(Refusal::new(FaultReason::ContextNotPresent, true));
         }
@@ -68,7 +68,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         stream: &StreamContext,
         (table, two): (&DescriptorTable, Option<&SmmuStageTwo>),
         (substream, requested): (Pasid, bool),
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Target, Refusal> {
         let record = Record { one: true, two: two.is_none_or(|two| two.record) };
         let state = self
             .descriptor_state(stream, (table, two), substream, requested)
@@ -79,7 +79,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         let cached = self
             .by_regime(request, &state, tag, privileged, two)
             .map_err(|stop| record.refusal(stop))?;
-        Ok(answer(&cached, request.address, (privileged, false)))
+        Ok(self.target(&cached, request.address, (privileged, false)))
     }
 
     /// The translation by a context descriptor: from the cache, where it may be that of another
@@ -120,12 +120,12 @@ impl<M: GuestMemory> Engine<'_, M> {
         request: &Request,
         stream: &StreamContext,
         two: &SmmuStageTwo,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Target, Refusal> {
         let privileged = is_privileged(request, stream.privilege);
         let cached = self
             .by_guests_stage_two(request, (stream, privileged), two)
             .map_err(|stop| Record { one: true, two: two.record }.refusal(stop))?;
-        Ok(answer(&cached, request.address, (privileged, false)))
+        Ok(self.target(&cached, request.address, (privileged, false)))
     }
 
     fn by_guests_stage_two(
@@ -145,7 +145,7 @@ impl<M: GuestMemory> Engine<'_, M> {
     }
 
     /// A request whose address is a guest physical one.
-    fn bypass(&mut self, request: &Request, stream: &StreamContext) -> Result<Answer, Refusal> {
+    fn bypass(&mut self, request: &Request, stream: &StreamContext) -> Result<Target, Refusal> {
         let Request { address, access, .. } = *request;
         if exceeds(Gpa(address.0), stream.caps.output_bits) {
             return Err(recorded(FaultReason::AddressWidth { stage: Stage::One }));
@@ -163,7 +163,7 @@ impl<M: GuestMemory> Engine<'_, M> {
                 self.fill(tag, address, half_of(address), access).map_err(recorded)?
             }
         };
-        Ok(answer(&cached, address, (privileged, false)))
+        Ok(self.target(&cached, address, (privileged, false)))
     }
 }
 

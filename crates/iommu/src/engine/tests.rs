@@ -112,9 +112,9 @@ fn translate_over(
         grants: None,
         caches: &mut caches,
         counters: &counters,
+        origin: None,
     }
-    .translate(&request)
-    .map(|answer| answer.target);
+    .translate(&request);
     (answer, memory.accesses.get())
 }
 

@@ -459,3 +459,6 @@ impl Record {
         true
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use iommu::{
-    FaultQueueId, ObjectError, PageFault, PageRequest, PageResponse, PageResponseError,
-    ResponseCode, Ticket, Unanswered,
+    FaultQueueId, ObjectError, PageFault, PageRequest, PageRequestCounters, PageResponse,
+    PageResponseError, ResponseCode, Ticket, Unanswered,
 };
 use pci::RequesterId;
 use zerocopy::FromZeros;
@@ -13,10 +13,10 @@ use super::objects::size;
 use super::ClientVm;
 use crate::spec::flags::*;
 use crate::spec::{
-    HwptPageResponse, ReadPageFault, ReadPageRequest, RespondPageFault, RespondPageRequest,
-    TickArgument, UnansweredArgument,
+    HwptPageResponse, PageRequestCountersArgument, ReadPageFault, ReadPageRequest,
+    RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
 };
-use crate::{page_request, Errno, File, Request};
+use crate::{counters, page_request, Errno, File, Request};
 
 impl<F: File> ClientVm<F> {
     pub(super) fn read_page_request(&self) -> Option<PageRequest> {
@@ -49,6 +49,16 @@ impl<F: File> ClientVm<F> {
                 PageResponseError::NotSupported
             })
         })
+    }
+
+    pub(super) fn read_page_request_counters(&self) -> PageRequestCounters {
+        let argsz = size::<PageRequestCountersArgument>();
+        let mut argument =
+            PageRequestCountersArgument { argsz, ..PageRequestCountersArgument::new_zeroed() };
+        if let Err(errno) = self.call(Request::GetPageRequestCounters, &mut argument, None) {
+            self.count(errno);
+        }
+        counters::page_requests::from_wire(argument.counts)
     }
 
     pub(super) fn read_page_fault(

@@ -7,9 +7,9 @@ use core::time::Duration;
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, HwptId, HwptRequest, Invalidation, IoasId,
-    ObjectError, ObjectId, PageFault, PageRequest, PageResponse, PageResponseError, Pasid,
-    PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket, Unanswered, VdeviceId,
-    ViommuId, ViommuKind, Vm, VmEvent,
+    ObjectError, ObjectId, PageFault, PageRequest, PageRequestCounters, PageResponse,
+    PageResponseError, Pasid, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket,
+    Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -259,7 +259,7 @@ impl<F: File> Vm for ClientVm<F> {
         if let Err(errno) = self.call(Request::GetCounters, &mut request, None) {
             self.count(errno);
         }
-        counters::from_wire(request.counts)
+        counters::vm::from_wire(request.counts)
     }
 
     fn ioas(&self) -> Result<IoasId, ObjectError> {
@@ -310,6 +310,10 @@ impl<F: File> Vm for ClientVm<F> {
 
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
         self.answer_page_request(&response)
+    }
+
+    fn page_request_counters(&self) -> PageRequestCounters {
+        self.read_page_request_counters()
     }
 
     fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {

@@ -19,7 +19,10 @@ use crate::spec::{
     AttachDevice, CacheInvalidate, Completion, CountersArgument, CreateVm, MapDma,
     OwnCacheInvalidate, ReadFault, SetHandle, Ticketed, UnmapDma,
 };
-use crate::{counters, fault, invalidation, stage_two, Handle, Refusal, Reply, Request, Revision};
+use crate::{
+    counters, fault, invalidation, page_request, stage_two, Handle, Refusal, Reply, Request,
+    Revision,
+};
 
 /// A VM, and what its client may name of it.
 pub(super) struct Machine<V> {
@@ -50,7 +53,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
         stage_two: stage_two::decode(&request.stage_two)?,
-        ..VmConfig::default()
+        page_requests: page_request::policy(&request.page_requests)?,
     };
     let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {
@@ -121,6 +124,7 @@ impl<V: Vm> Machine<V> {
             (Request::ReadPageRequest, _) => page_requests::read(&self.vm, argument),
             (Request::RespondPageRequest, _) => page_requests::respond(&self.vm, argument),
             (Request::Unanswered, _) => page_requests::unanswered(&self.vm, argument),
+            (Request::GetPageRequestCounters, _) => page_requests::counters(&self.vm, argument),
             (Request::Tick, _) => page_requests::tick(&self.vm, argument),
             (Request::AttachDevice, _) => self.attach_device(argument),
             (Request::PasidRequest, Revision::Own) => self.granted.own(&self.vm, argument),
@@ -262,7 +266,7 @@ impl<V: Vm> Machine<V> {
     fn get_counters(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let mut request: CountersArgument = copy_in(argument)?;
         let now: Counters = self.vm.counters();
-        request.counts = counters::to_wire(&now);
+        request.counts = counters::vm::to_wire(&now);
         copy_out(&request, argument);
         Ok(Reply::default())
     }

@@ -10,11 +10,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::objects::{copy, finish, Objects};
 use crate::argument::{copy_in, copy_out};
+use crate::counters::page_requests::to_wire;
 use crate::nesting::decode_response;
 use crate::spec::flags::*;
 use crate::spec::{
-    HwptPageFault, ReadPageFault, ReadPageRequest, RespondPageFault, RespondPageRequest,
-    TickArgument, UnansweredArgument,
+    HwptPageFault, PageRequestCountersArgument, ReadPageFault, ReadPageRequest, RespondPageFault,
+    RespondPageRequest, TickArgument, UnansweredArgument,
 };
 use crate::{page_request, Refusal, Reply};
 
@@ -48,6 +49,14 @@ pub(super) fn unanswered<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Re
     request.present = unanswered.is_some().into();
     request.requester = unanswered.map_or(0, |who| who.requester.bits());
     request.up_to = unanswered.map_or(0, |who| who.ticket.sequence());
+    copy_out(&request, argument);
+    Ok(Reply::default())
+}
+
+/// Reads the counters.
+pub(super) fn counters<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal> {
+    let mut request: PageRequestCountersArgument = copy_in(argument)?;
+    request.counts = to_wire(&vm.page_request_counters());
     copy_out(&request, argument);
     Ok(Reply::default())
 }

@@ -126,3 +126,28 @@ fn times() {
     assert_eq!(time(0, 1_000_000_000), None);
     assert_eq!(time(u64::MAX, u32::MAX), None);
 }
+
+#[test]
+fn policies() {
+    let policies = [
+        PageRequestPolicy::default(),
+        PageRequestPolicy { per_device: 0, timeout: None },
+        PageRequestPolicy { per_device: u32::MAX, timeout: Some(Duration::MAX) },
+        PageRequestPolicy { per_device: 1, timeout: Some(Duration::ZERO) },
+    ];
+    for given in policies {
+        assert_eq!(policy(&encode_policy(&given)), Ok(given));
+    }
+    // Who says nothing gets the host's.
+    let none = PageRequestPolicyArgument::new_zeroed();
+    assert_eq!(policy(&none), Ok(PageRequestPolicy::default()));
+    for bad in [
+        PageRequestPolicyArgument { flags: 2, ..none },
+        PageRequestPolicyArgument { flags: 4, ..none },
+        PageRequestPolicyArgument { per_device: 1, ..none },
+        PageRequestPolicyArgument { flags: 1, seconds: 1, ..none },
+        PageRequestPolicyArgument { flags: 3, nanoseconds: 1_000_000_000, ..none },
+    ] {
+        assert!(matches!(policy(&bad), Err(Refusal::Value { .. })), "{bad:?}");
+    }
+}

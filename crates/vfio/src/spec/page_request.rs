@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{ObjectFailure, PageResponse};
 use crate::argument::Argument;
+use crate::counters;
 
 /// Values of these structures' fields.
 pub(super) mod flags {
@@ -233,4 +234,24 @@ pub struct TickArgument {
 
 impl Argument for TickArgument {
     const RESERVED: [Range<usize>; 2] = [36..40, 0..0];
+}
+
+/// Reads the counters of [`iommu::PageRequestCounters`]. All of it is *out*, but for the first two
+/// words; a caller that knows fewer counters gives a smaller `argsz`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PageRequestCountersArgument {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// Requests received; groups received, answered for the guest, answered at once for want of a
+    /// queue, answered at once because of the limit, withdrawn, answered too late, given up by
+    /// their device; requests that were malformed, requests dropped; answers that reached nobody;
+    /// groups unanswered now.
+    pub counts: [u64; counters::page_requests::COUNTS],
+}
+
+impl Argument for PageRequestCountersArgument {
+    const NEEDED: usize = 8;
 }

@@ -12,7 +12,7 @@
 mod answers;
 mod check;
 
-use iommu::{FaultQueueId, PageRequest, ResponseCode, Vm};
+use iommu::{FaultQueueId, PageRequest, PageResponse, ResponseCode, Vm};
 use mem::{Gpa, GuestMemory};
 
 use super::event::Event;
@@ -133,12 +133,13 @@ impl<V: Vm> Model<V> {
         true
     }
 
-    /// Answers what nobody has looked at: the guest that could is gone.
+    /// Answers everything that is unanswered, looked at or not: the guest that could is gone.
     pub(super) fn discard_page_requests(&mut self) {
         for _ in 0..PAGE_REQUESTS_PER_RESET {
             let Some(asked) = self.next_page_request() else { break };
             self.respond_automatically(&asked.request, ResponseCode::Invalid);
         }
+        self.answer_the_rest();
     }
 
     /// The oldest request: of what the host's tables translate, then of the others.
@@ -187,8 +188,9 @@ impl<V: Vm> Model<V> {
     fn respond_automatically(&mut self, request: &PageRequest, code: ResponseCode) {
         if request.wants_response() {
             self.counters.automatic_responses += 1;
+            let PageRequest { requester, pasid, group, .. } = *request;
             // Nobody is left to hear it otherwise.
-            let _answered = self.respond(request.requester, request.pasid, request.group, code);
+            let _answered = self.respond(PageResponse { requester, pasid, group, code });
         }
     }
 }

@@ -224,9 +224,10 @@ enum Op {
     Abandon {
         at: usize,
     },
-    Enable {
-        allocation: u32,
+    Allocate {
+        pages: u32,
     },
+    Enable,
     Disable,
     Reset,
 }

@@ -102,6 +102,7 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
         Request::ReadPageFault => object(88, &[0, 1], 88),
         Request::RespondPageFault => object(40, &[0, 1, 0, 7, 1], 40),
         Request::Unanswered => object(32, &[], 32),
+        Request::GetPageRequestCounters => object(104, &[], 104),
         Request::Tick => object(40, &[0, 5, 0, 0, 0, 999_999_999], 40),
     }
 }

@@ -122,3 +122,12 @@ fn time_and_who_is_unanswered() {
     };
     assert_eq!(tick.as_bytes(), words(&[40, 0, 1, 2, 3, 4, 5, 6, 1, 0]));
 }
+
+#[test]
+fn counters() {
+    let mut argument = PageRequestCountersArgument { argsz: 104, flags: 0, counts: [0; 12] };
+    argument.counts = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    let counts = (1..13).flat_map(|count| [count, 0]);
+    let golden: Vec<u32> = [104, 0].into_iter().chain(counts).collect();
+    assert_eq!(argument.as_bytes(), words(&golden));
+}

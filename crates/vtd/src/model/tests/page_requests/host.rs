@@ -110,7 +110,7 @@ fn a_reset_forgets_the_cookies() {
     unit.ask_host(1, request(3));
     let _ = unit.poll();
     let _ = unit.model.reset();
-    unit.fault_answers();
+    assert_eq!(unit.fault_answers(), [(1, ResponseCode::Invalid)]);
     let _ = unit.write64(0x20, ROOT | 0x400);
     let _ = unit.write32(0x18, SRTP);
     let _ = unit.write64(0x90, QUEUE | 0x800);
