@@ -191,10 +191,6 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
         either!(self, vm => vm.take_page_request())
     }
 
-    fn page_request_counters(&self) -> PageRequestCounters {
-        either!(self, vm => vm.page_request_counters())
-    }
-
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
         either!(self, vm => vm.respond_page_request(response))
     }

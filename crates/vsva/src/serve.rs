@@ -16,7 +16,7 @@ use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
 use crate::server::{
     check_injections, Ask, CannotInject, Commands, GuestConfig, GuestPlace, HostCalls, Injection,
-    InjectionsCollide, Inspector, PasidTable, ServeError, Server, StageTwo,
+    InjectionsCollide, Inspector, PageTimeout, PasidTable, ServeError, Server, StageTwo,
 };
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
@@ -253,7 +253,15 @@ fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
 
 /// What a guest has of the host, a line for each thing that is not as usual.
 fn share(name: &str, config: GuestConfig) -> String {
-    let GuestConfig { quota, numbering, commands, pasid_table, stage_two, .. } = config;
+    let GuestConfig {
+        quota,
+        numbering,
+        commands,
+        pasid_table,
+        stage_two,
+        page_request_timeout,
+        ..
+    } = config;
     let numbers = match numbering {
         Numbering::Identity => "numbered as the host's",
         Numbering::Private => "with numbers of its own",
@@ -269,6 +277,16 @@ fn share(name: &str, config: GuestConfig) -> String {
     let mut text = String::new();
     if let Some(how) = how {
         text = format!("{name}: {quota} PASIDs, {numbers}, {how}\n");
+    }
+    if page_request_timeout != GuestConfig::USUAL.page_request_timeout {
+        text += &match page_request_timeout {
+            PageTimeout::After(timeout) => {
+                format!("{name}: page requests are answered in its place after {timeout:?}\n")
+            }
+            PageTimeout::Never => {
+                format!("{name}: page requests wait for its answer however long that takes\n")
+            }
+        };
     }
     text + match stage_two {
         StageTwo::None => String::new(),
