@@ -1,25 +1,26 @@
 //! Page requests in the rings of the posted generation, and their answers: the rules of
 //! `iommu_report_device_fault` and `iommu_page_response`, over a host that does as it is told.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use iommu::{FaultQueueId, Hardware, PageFault, PageRequest, Pasid, PrgIndex, TableCaps};
-use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap, Segment};
+use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
+use proptest::prelude::*;
 use vfio::{
     Container, DeviceFile, Dispatcher, Errno, File, Group, GroupDevice, Handle, Request, Revision,
 };
 
+mod rings;
 #[allow(dead_code)]
 mod scripted;
+use rings::{header, respond, response, words, FAILURE, FAULTS, INVALID, RESPONSES, SUCCESS};
 use scripted::{Scripted, ScriptedVm};
 
 const A: RequesterId = RequesterId::from_bits(0x80);
 const B: RequesterId = RequesterId::from_bits(0x88);
-const FAULTS: u64 = 9 << 40;
-const RESPONSES: u64 = 10 << 40;
-
 const VTD: TableCaps = TableCaps {
     address_bits: 46,
     first_stage: true,
@@ -34,10 +35,6 @@ const VTD: TableCaps = TableCaps {
     supervisor: true,
     page_walk_snoop: true,
 };
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
 
 /// A container with a group of two devices, for nested translation.
 struct Rig {
@@ -109,39 +106,6 @@ fn fault(device: RequesterId, cookie: u32, group: u16, pasid: Option<u32>) -> Pa
             private_data: Some([1, 2]),
         },
     }
-}
-
-/// The numbers of a ring: client's index and host's.
-fn header(device: &Arc<dyn DeviceFile>, region: u64) -> (u32, u32) {
-    let mut bytes = [0; 20];
-    device.read(region, &mut bytes).unwrap();
-    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
-    (word(0), word(16))
-}
-
-/// Puts answers into the ring of a device: words of entries.
-fn respond(device: &Arc<dyn DeviceFile>, entries: &[[u32; 6]]) {
-    let len = 512 * 24;
-    let (backing, _) = device.map(RESPONSES + 4096, len).unwrap();
-    let range = mem::Range::<Gpa>::new(Gpa(0), len as u64).unwrap();
-    let segment = Segment { range, backing, offset: 0, access: Access::Write };
-    let ring = MemoryMap::new(vec![segment]).unwrap();
-    let (mut index, _) = header(device, RESPONSES);
-    for entry in entries {
-        ring.write(Gpa(u64::from(index) * 24), &words(entry)).unwrap();
-        index = (index + 1) % 512;
-    }
-    device.write(RESPONSES, &index.to_ne_bytes()).unwrap();
-    assert_eq!(header(device, RESPONSES), (index, index));
-}
-
-const SUCCESS: u32 = 0;
-const INVALID: u32 = 1;
-const FAILURE: u32 = 2;
-
-/// `struct iommu_page_response`.
-fn response(group: u32, pasid: Option<u32>, code: u32) -> [u32; 6] {
-    [24, 1, pasid.is_some().into(), pasid.unwrap_or(0), group, code]
 }
 
 #[test]
@@ -384,4 +348,118 @@ fn every_table_of_a_guest_names_the_queue() {
     assert!(table.contains("fault: Some(FaultQueueId(1))"), "{table}");
     assert!(table.contains("FAULT_ID_VALID"), "{table}");
     assert!(calls.iter().any(|call| call.starts_with("attach") && call.contains("Some")));
+}
+
+/// Which group an answer is to.
+fn cookie_of(answer: &str) -> u32 {
+    let number = answer.strip_prefix("0x").and_then(|rest| rest.split(' ').next());
+    u32::from_str_radix(number.unwrap(), 16).unwrap()
+}
+
+/// What devices, clients and whoever writes nonsense do.
+#[derive(Debug, Clone)]
+enum Step {
+    Ask { device: bool, group: u16, pasid: Option<u32>, last: bool },
+    Look(bool),
+    Take(bool, u32),
+    Respond { device: bool, group: u32, pasid: Option<u32>, code: u32 },
+    Index(bool, u32),
+    Entry { device: bool, at: u64, bytes: Vec<u8> },
+    NestingOp { group: u32, pasid: Option<u32>, code: u32, spoil: Option<(usize, u8)> },
+    Reopen(bool),
+    Rebind,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let pasid = || prop::option::of(5..7u32);
+    let index = || prop_oneof![3 => 0..4u32, 1 => 0..512u32, 1 => any::<u32>()];
+    let code = || prop_oneof![4 => 0..3u32, 1 => any::<u32>()];
+    let spoil = prop::option::of((0..32usize, any::<u8>()));
+    let step = prop_oneof![
+        6 => (any::<bool>(), 0..4u16, pasid(), prop::bool::weighted(0.8))
+            .prop_map(|(device, group, pasid, last)| Step::Ask { device, group, pasid, last }),
+        4 => any::<bool>().prop_map(Step::Look),
+        1 => (any::<bool>(), index()).prop_map(|(device, index)| Step::Take(device, index)),
+        6 => (any::<bool>(), 0..4u32, pasid(), code())
+            .prop_map(|(device, group, pasid, code)| Step::Respond { device, group, pasid, code }),
+        1 => (any::<bool>(), index()).prop_map(|(device, index)| Step::Index(device, index)),
+        1 => (any::<bool>(), 0..12_300u64, prop::collection::vec(any::<u8>(), 0..30))
+            .prop_map(|(device, at, bytes)| Step::Entry { device, at, bytes }),
+        2 => (0..4u32, pasid(), code(), spoil)
+            .prop_map(|(group, pasid, code, spoil)| Step::NestingOp { group, pasid, code, spoil }),
+        1 => any::<bool>().prop_map(Step::Reopen),
+        1 => Just(Step::Rebind),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Whatever a client does, and whenever it goes: one answer to each group that was asked for,
+    /// and none to any other.
+    #[test]
+    fn one_answer_each(steps in steps()) {
+        let rig = Rig::new(Revision::Own);
+        let mut files = [A, B].map(|device| rig.open(device));
+        // Groups that are out, by cookie: a device does not use an index twice.
+        let mut out = BTreeMap::new();
+        for (cookie, step) in (1..).zip(steps) {
+            let of = usize::from;
+            match step {
+                Step::Ask { device, group, .. } if out.values().any(|at| *at == (device, group)) => {}
+                Step::Ask { device, group, pasid, last } => {
+                    let mut fault = fault([A, B][of(device)], cookie, group, pasid);
+                    fault.request.last = last;
+                    rig.asks(fault);
+                    out.extend(last.then_some((cookie, (device, group))));
+                }
+                Step::Look(device) => drop(header(&files[of(device)], FAULTS)),
+                Step::Take(device, index) => {
+                    let _ = files[of(device)].write(FAULTS, &index.to_ne_bytes());
+                }
+                Step::Respond { device, group, pasid, code } => {
+                    respond(&files[of(device)], &[response(group, pasid, code)]);
+                }
+                Step::Index(device, index) => {
+                    let _ = files[of(device)].write(RESPONSES, &index.to_ne_bytes());
+                }
+                Step::Entry { device, at, bytes } => {
+                    let (backing, _) = files[of(device)].map(RESPONSES + 4096, 512 * 24).unwrap();
+                    let len = 512 * 24;
+                    let range = Range::<Gpa>::new(Gpa(0), len).unwrap();
+                    let segment = Segment { range, backing, offset: 0, access: Access::Write };
+                    let ring = MemoryMap::new(vec![segment]).unwrap();
+                    let _ = ring.write(Gpa(at), &bytes);
+                }
+                Step::NestingOp { group, pasid, code, spoil } => {
+                    let entry = response(group, pasid, code);
+                    let mut argument = [words(&[32, 3]), words(&entry)].concat();
+                    if let Some((at, byte)) = spoil {
+                        argument[at] = byte;
+                    }
+                    let _ = rig.call(Request::NestingOp, &argument);
+                }
+                Step::Reopen(device) => {
+                    let name = [A, B][of(device)];
+                    // Its last file closes first, or its rings would stay.
+                    files[of(device)] = files[1 - of(device)].clone();
+                    files[of(device)] = rig.open(name);
+                }
+                Step::Rebind => {
+                    let _ = rig.call(Request::NestingOp, &bind(0));
+                    let _ = rig.call(Request::NestingOp, &bind(1));
+                }
+            }
+            for answer in rig.answers() {
+                prop_assert!(out.remove(&cookie_of(&answer)).is_some(), "{}", answer);
+            }
+        }
+        // What is in no ring yet comes, and everybody goes.
+        header(&files[0], FAULTS);
+        drop(files);
+        for answer in rig.answers() {
+            prop_assert!(out.remove(&cookie_of(&answer)).is_some(), "{}", answer);
+        }
+        prop_assert!(out.is_empty(), "{:?}", out);
+    }
 }

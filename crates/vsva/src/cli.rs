@@ -13,7 +13,7 @@ use crate::demo;
 use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
-use crate::server::{Commands, HostCalls, Injection, PasidTable, StageTwo};
+use crate::server::{Commands, HostCalls, Injection, PageTimeout, PasidTable, StageTwo};
 use crate::shares::{NumberingWord, Setting, Shares};
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
@@ -167,6 +167,10 @@ pub struct ServeArgs {
     /// or shuffled (4 KiB and 2 MiB frames in random order) [default: none].
     #[arg(long, value_name = "[NAME=]none|identity|shuffled")]
     pub stage_two: Vec<Setting<StageTwo>>,
+    /// How long a guest may leave a page request unanswered, in milliseconds; then the host answers in its place that
+    /// the page cannot be had [default: 30000].
+    #[arg(long, value_name = "[NAME=]MS|never")]
+    pub page_request_timeout: Vec<Setting<PageTimeout>>,
     /// How guests' devices call the host: direct (functions) or bytes (VFIO's user API, encoded and decoded).
     #[arg(long, value_name = "direct|bytes", default_value_t)]
     pub host: HostCalls,
@@ -293,6 +297,7 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
             commands: args.vcmd.clone(),
             pasid_table: args.pasid_table.clone(),
             stage_two: args.stage_two.clone(),
+            page_request_timeout: args.page_request_timeout.clone(),
         },
         calls: args.host,
         injections: args.inject.clone(),
@@ -447,11 +452,13 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_the_quota_that_guests_get() {
+    fn the_help_names_what_guests_get_otherwise() {
         let mut cli = Cli::command();
         let serve = cli.find_subcommand_mut("serve").unwrap();
         let help = serve.render_long_help().to_string();
         assert!(help.contains(&format!("set aside for it [default: {DEFAULT_QUOTA}]")), "{help}");
+        let patience = iommu::PAGE_REQUEST_TIMEOUT.as_millis();
+        assert!(help.contains(&format!("cannot be had [default: {patience}]")), "{help}");
     }
 
     #[test]

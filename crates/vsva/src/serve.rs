@@ -16,7 +16,7 @@ use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
 use crate::server::{
     check_injections, Ask, CannotInject, Commands, GuestConfig, GuestPlace, HostCalls, Injection,
-    InjectionsCollide, Inspector, PasidTable, ServeError, Server, StageTwo,
+    InjectionsCollide, Inspector, PageTimeout, PasidTable, ServeError, Server, StageTwo,
 };
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
@@ -172,6 +172,7 @@ struct Watch {
     connected: bool,
     descriptors: u64,
     refused: u64,
+    timed_out: u64,
 }
 
 impl Watch {
@@ -198,6 +199,14 @@ impl Watch {
         if refused != self.refused {
             self.refused = refused;
             place.say("a second client was turned away: the place is in use (--guests makes more)");
+        }
+        let timed_out = place.page_requests_timed_out();
+        if timed_out != self.timed_out {
+            let more = timed_out - std::mem::replace(&mut self.timed_out, timed_out);
+            place.say(format_args!(
+                "{more} page requests were not answered in time; the device was told that the pages cannot be had \
+                 (--page-request-timeout)"
+            ));
         }
         place.say_suppressed();
     }
@@ -253,7 +262,15 @@ fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
 
 /// What a guest has of the host, a line for each thing that is not as usual.
 fn share(name: &str, config: GuestConfig) -> String {
-    let GuestConfig { quota, numbering, commands, pasid_table, stage_two } = config;
+    let GuestConfig {
+        quota,
+        numbering,
+        commands,
+        pasid_table,
+        stage_two,
+        page_request_timeout,
+        ..
+    } = config;
     let numbers = match numbering {
         Numbering::Identity => "numbered as the host's",
         Numbering::Private => "with numbers of its own",
@@ -269,6 +286,16 @@ fn share(name: &str, config: GuestConfig) -> String {
     let mut text = String::new();
     if let Some(how) = how {
         text = format!("{name}: {quota} PASIDs, {numbers}, {how}\n");
+    }
+    if page_request_timeout != GuestConfig::USUAL.page_request_timeout {
+        text += &match page_request_timeout {
+            PageTimeout::After(timeout) => {
+                format!("{name}: page requests are answered in its place after {timeout:?}\n")
+            }
+            PageTimeout::Never => {
+                format!("{name}: page requests wait for its answer however long that takes\n")
+            }
+        };
     }
     text + match stage_two {
         StageTwo::None => String::new(),

@@ -23,11 +23,11 @@ impl<M: GuestMemory> Engine<'_, M> {
     /// While translation is off nothing is kept: nobody would have it forgotten.
     #[inline(never)]
     pub(crate) fn translate_for_device(self, request: &Request) -> Result<Target, Refusal> {
+        self.counters.device_tlb_misses.add(1);
         let mut origin = Origin::NONE;
         let Self { caches, counters, attached, .. } = self;
         let mut engine = Engine { caches, origin: Some(&mut origin), ..self };
         let target = engine.translate(request)?;
-        counters.device_tlb_misses.add(1);
         if caches.context.is_none() && attached.is_none() {
             return Ok(target);
         }

@@ -7,6 +7,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// Name of a count: groups of page requests that nobody has answered, now.
+pub const PAGE_REQUESTS_OUTSTANDING: &str = "page_requests_outstanding";
+/// Name of a count: groups of page requests that the host answered because the guest did not in time.
+pub const PAGE_REQUESTS_TIMED_OUT: &str = "page_requests_timed_out";
+/// Name of a count: descriptors that wait for pages, now.
+pub const DESCRIPTORS_BLOCKED: &str = "descriptors_blocked";
+
+/// Those of a guest's counts that are of now; the others are since its place was made.
+pub const OF_NOW: [&str; 2] = [PAGE_REQUESTS_OUTSTANDING, DESCRIPTORS_BLOCKED];
+
 /// A server at one moment. Guests are looked at one after another, each at one moment of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -112,8 +122,27 @@ pub struct Guest {
     pub pasids: Vec<PasidEntry>,
     /// PASIDs beyond the limit of one answer, which are not listed.
     pub pasids_left_out: u64,
+    /// Groups of page requests that nobody has answered, the oldest first.
+    #[serde(default)]
+    pub page_groups: Vec<PageGroup>,
+    /// Such groups beyond the limit of one answer, which are not listed.
+    #[serde(default)]
+    pub page_groups_left_out: u64,
     /// Everything that is counted for it, since the place was made.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A group of page requests that nobody has answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageGroup {
+    /// Who asked, as `bus:device.function`.
+    pub device: String,
+    /// In which address space, as the guest numbers it.
+    pub pasid: Option<u32>,
+    /// The index that the device gave it.
+    pub group: u16,
+    /// For how long it has waited, in milliseconds; unknown if it has only just come.
+    pub age_ms: Option<u64>,
 }
 
 /// The end of a guest.

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
 use iommu::{
-    DomainId, Host as _, Layout, Pasid, SecondStageLevels, SoftwareHost, StageTwoConfig,
-    StageTwoFormat, Vm as _, VmConfig,
+    DomainId, Host as _, Layout, OutstandingGroup, Pasid, SecondStageLevels, SoftwareHost,
+    StageTwoConfig, StageTwoFormat, Vm as _, VmConfig,
 };
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
@@ -25,6 +25,7 @@ use vtd::model::{Caps, Progress};
 use super::bell::Bell;
 use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
 use super::injection::{CannotInject, Injection};
+use super::injector::Injector;
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
@@ -32,7 +33,7 @@ use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
 use super::settled::{settle_reset, wait_until, Overdue, Settled, Wait};
 use super::way::make_way;
-use super::{clock, GuestVm, ServeError};
+use super::{clock, sabotage, GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
 
 /// Device number of the accelerator on the guest's root bus.
@@ -61,6 +62,7 @@ pub(super) struct Shared {
     pub(super) policy: Policy,
     pub(super) life: Life,
     pub(super) reclaims: Reclaims,
+    pub(super) injector: Injector,
     pub(super) notices: Arc<Notices>,
 }
 
@@ -252,11 +254,32 @@ impl GuestPlace {
     /// # Errors
     /// [`CannotInject`].
     pub fn inject(&self, injection: Injection) -> Result<(), CannotInject> {
-        Err(CannotInject(injection))
+        if self.vm().host_vm().is_none() {
+            return Err(CannotInject(injection));
+        }
+        if !sabotage::ignores_injections() {
+            self.shared.injector.inject(injection, &*self.shared.machine);
+        }
+        // Something may be due now.
+        self.workers.unit_bell.ring();
+        Ok(())
     }
 
     /// Puts right what [`inject`](Self::inject) let go wrong.
-    pub fn clear_injections(&self) {}
+    pub fn clear_injections(&self) {
+        self.shared.injector.clear(&*self.shared.machine);
+        self.workers.unit_bell.ring();
+    }
+
+    /// Groups of page requests that were answered in the guest's place, since it did not in time.
+    pub fn page_requests_timed_out(&self) -> u64 {
+        self.vm().page_request_counters().timed_out
+    }
+
+    /// The page request groups that nobody has answered, the oldest first.
+    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
+        self.vm().host_vm().map(|vm| vm.outstanding_page_requests()).unwrap_or_default()
+    }
 
     /// Says something about this guest, within its share of lines.
     pub fn say(&self, what: impl fmt::Display) {
@@ -302,11 +325,15 @@ fn accelerator_id() -> RequesterId {
 
 /// What the guest's IOMMU offers.
 fn unit_options(config: GuestConfig) -> vtd::model::Options {
-    let options = match config.pasid_table {
+    let unit = match config.pasid_table {
         PasidTable::Guest => vtd::model::Options::default(),
         PasidTable::Host => vtd::model::Options::host_owned(),
     };
-    vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
+    vtd::model::Options {
+        virtual_commands: config.commands.layout(),
+        invalidation_timeout: config.invalidation_timeout,
+        ..unit
+    }
 }
 
 /// The host's second stage: deep enough for all that the guest's IOMMU translates to.
@@ -329,7 +356,7 @@ impl Shared {
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
         let Settings { config, policy, seed } = settings;
-        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two } = config;
+        let GuestConfig { quota, numbering, commands, stage_two, .. } = config;
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
@@ -337,7 +364,7 @@ impl Shared {
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: commands != Commands::Off,
             stage_two: below(stage_two, seed),
-            page_requests: iommu::PageRequestPolicy::default(),
+            page_requests: config.page_request_timeout.policy(),
         })?;
         let caps = Caps::new(unit_options(config))?;
         let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
@@ -352,6 +379,7 @@ impl Shared {
             policy,
             life: Life::default(),
             reclaims: Reclaims::default(),
+            injector: Injector::default(),
             notices: Arc::new(Notices::new(name, lines)),
         })
     }
@@ -404,7 +432,7 @@ impl Workers {
             self.spawn(format!("engine {index}"), move |stopping| work(engine, &bell, stopping))?;
         }
         let (shared, bell) = (shared.clone(), self.unit_bell.clone());
-        self.spawn("iommu".to_owned(), move |stopping| drive(&shared.machine, &bell, stopping))
+        self.spawn("iommu".to_owned(), move |stopping| drive(&shared, &bell, stopping))
     }
 
     fn spawn(
@@ -447,10 +475,13 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
 }
 
 /// Drives the IOMMU: faults, page requests, the invalidation queue, and what is due.
-fn drive(machine: &Machine<GuestVm>, bell: &Bell, stopping: &AtomicBool) {
+fn drive(shared: &Shared, bell: &Bell, stopping: &AtomicBool) {
+    let machine = &*shared.machine;
     while !stopping.load(Ordering::SeqCst) {
         let progress = machine.poll();
-        let deadline = machine.tick(clock());
+        let now = clock();
+        let deadlines = [machine.tick(now), shared.injector.step(now, machine)];
+        let deadline = deadlines.into_iter().flatten().min();
         let longest = match progress {
             Progress::More => continue,
             Progress::Waiting(ticket) if machine.vm().is_complete(ticket) => continue,

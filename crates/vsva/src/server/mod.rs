@@ -15,8 +15,10 @@ mod config;
 mod counters;
 mod guest;
 mod injection;
+mod injector;
 mod inspector;
 mod lab;
+mod levers;
 mod life;
 mod notices;
 mod platform;
@@ -40,8 +42,8 @@ use mem::Policy;
 use vfio::{Door, DoorVm};
 
 pub use config::{
-    Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls, NoSuchPasidTable,
-    NoSuchStageTwo, PasidTable, StageTwo,
+    Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls, NoSuchPageTimeout,
+    NoSuchPasidTable, NoSuchStageTwo, PageTimeout, PasidTable, StageTwo, INVALIDATION_TIMEOUT,
 };
 pub use guest::GuestPlace;
 use guest::Settings;

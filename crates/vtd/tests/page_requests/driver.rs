@@ -15,7 +15,7 @@ use vtd::driver::{
     SubmitError,
 };
 use vtd::model::{Caps, Model, Options};
-use vtd::spec::{Descriptor, PasidCacheScope};
+use vtd::spec::{Descriptor, DeviceTlbScope, PasidCacheScope};
 
 use crate::guest::{Guest, DEVICE, PAGE_A, PAGE_TABLE, PASID, SRTP, TE, VIRTUAL};
 
@@ -290,6 +290,30 @@ fn a_drain_decides_about_others_as_ever() {
     requests.drain(&mut queue, (DEVICE, PASID.pasid), DOMAIN, &mut decide).unwrap();
     let expected = [(1, ResponseCode::Invalid), (2, ResponseCode::Success)];
     assert_eq!(rig.heard.take(), expected);
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_named_and_the_queue_goes_on() {
+    let invalidation_timeout = Duration::from_millis(20);
+    for options in [Options::default(), Options::host_owned()] {
+        let rig = Rig::new(Options { invalidation_timeout, ..options });
+        let (mut queue, _requests) = rig.start();
+        let channel = rig.unit.endpoint.channel();
+        channel.enter().write(PASID, VIRTUAL, b"cached").unwrap();
+        rig.unit.endpoint.withhold_invalidation_answers(true);
+        let scope = DeviceTlbScope { address: Iova(0x7fff_ffff_ffff_f000), large: true };
+        let forget = Descriptor::PasidDeviceTlb { source: DEVICE, pasid: PASID.pasid, scope };
+        let before = rig.unit.now.get();
+        let timeout = SubmitError::DeviceTimeout { source_id: DEVICE };
+        assert_eq!(queue.submit(&[forget], false), Err(timeout));
+        assert!(rig.unit.now.get() - before >= 20_000_000);
+        assert_eq!(rig.unit.model.borrow().counters().invalidation_timeouts, 1);
+        // What it was asked is asked again, as Linux does.
+        assert_eq!(queue.submit(&[forget], false), Err(timeout));
+        rig.unit.endpoint.withhold_invalidation_answers(false);
+        queue.submit(&[forget], false).unwrap();
+        assert_eq!(rig.unit.model.borrow().counters().invalidation_timeouts, 2);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use iommu::Numbering;
 
 use super::{Kind, Plan, Scenario, Tenants};
 use crate::assets::Linux;
-use crate::server::{Commands, GuestConfig, HostCalls, PasidTable, StageTwo};
+use crate::server::{Commands, GuestConfig, HostCalls, PageTimeout, PasidTable, StageTwo};
 
 /// The newest Linux, which numbers its PASIDs itself, over a real second stage.
 const NEWEST: Kind = Kind {
@@ -16,7 +16,14 @@ const NEWEST: Kind = Kind {
 };
 
 /// The same where something goes wrong on purpose: those who wait for it give up sooner than usual.
-const INJECTED: Kind = NEWEST;
+const INJECTED: Kind = Kind {
+    config: GuestConfig {
+        page_request_timeout: PageTimeout::After(Duration::from_secs(2)),
+        invalidation_timeout: Duration::from_millis(500),
+        ..NEWEST.config
+    },
+    ..NEWEST
+};
 
 /// Linux 6.1 on a unit with virtual commands, in the layout that it uses.
 const PARAVIRTUAL: Kind = Kind {
