@@ -111,6 +111,11 @@ impl PageRequests {
             }
             to => to,
         };
+        if request.last && sabotage::is(Sabotage::AnswerForGuest) {
+            let by = Answerer::Guest;
+            record.answer_at_once(&self.log, &request, ResponseCode::Success, by);
+            return false;
+        }
         match (request.last, to) {
             (false, to) => record.add_part(request, to),
             (true, Destination::Nowhere) => {
@@ -352,6 +357,7 @@ impl Record {
         let group = device.group_mut(&request);
         group.stage = Stage::Whole { order, since: None, route, answer: None };
         let first = match route {
+            _ if sabotage::is(Sabotage::LoseGroup) => false,
             Route::Model => {
                 group.untaken += 1;
                 self.line_up(request)
