@@ -12,7 +12,7 @@ use pci::RequesterId;
 
 use super::attached::Attachments;
 use super::control::Control;
-use super::fault_log::{FaultLog, FaultReader};
+use super::fault_log::FaultLog;
 use super::faults::FaultQueue;
 use super::grants::{Grants, GrantsReport};
 use super::objects::{Events, Objects};
@@ -31,10 +31,9 @@ use crate::sync::Mutex;
 use crate::{
     AllocPasidError, AttachError, ContextSource, Counters, DomainId, Endpoint, EventQueueId, Fault,
     FaultEvent, FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, OutstandingGroup, PageFault, PageRequest,
-    PageRequestCounters, PageResponse, PageResponseError, Pasid, PasidRange, PasidUsage,
-    ResponseCode, ResponseInjection, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind,
-    Vm, VmConfig, VmEvent,
+    Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest, PageRequestCounters,
+    PageResponse, PageResponseError, Pasid, PasidRange, PasidUsage, ResponseCode,
+    StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -110,23 +109,6 @@ impl SoftwareVm {
         let mut pasids = BTreeMap::new();
         self.peek(|state| state.add_pasids(&mut pasids));
         pasids
-    }
-
-    /// Reads what happens to the requests of its devices from now on; of each device up to
-    /// `per_device` records wait to be read.
-    pub fn fault_reader(&self, per_device: usize) -> FaultReader {
-        let grants = self.0.control.lock().grants.check();
-        self.0.fault_log.reader(per_device, grants)
-    }
-
-    /// The page request groups that nobody has answered, the oldest first.
-    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
-        self.0.page_requests.outstanding()
-    }
-
-    /// From now on, this goes wrong with the guest's answers to page requests; `None`: nothing.
-    pub fn inject_responses(&self, what: Option<ResponseInjection>) {
-        self.0.page_requests.inject(what);
     }
 
     /// Looks at every channel that no access is using.
