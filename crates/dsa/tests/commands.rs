@@ -76,7 +76,7 @@ fn unknown_commands_and_reserved_bits() {
 fn interrupt_handles_are_given_out_only_by_devices_that_want_it() {
     let config = Config { interrupt_handles: true, ..Config::default() };
     let rig = Rig::with(config, &[(Gpa(FLAT), 0x1000)]);
-    assert_eq!(rig.read64(0x10), 0x0000_0000_815f_0116, "GENCAP: CMDCAP is there");
+    assert_eq!(rig.read64(0x10), 0x0000_0000_815f_0117, "GENCAP: CMDCAP is there");
     assert_eq!(rig.read64(0xb0), 0x7ffe, "CMDCAP: commands 1 to 14");
     for index in 0..9 {
         let status = CmdStatus::new().with_result(index as u16).into_bits();

@@ -3,7 +3,9 @@
 mod rig;
 
 use dsa::spec::*;
+use iommu::ResponseCode;
 use pci::Function;
+use rig::paged::*;
 use rig::*;
 
 use CommandCode as Code;
@@ -30,8 +32,14 @@ impl Driver {
         assert_eq!(rig.state().state(), DeviceState::Disabled, "not halted");
         rig.write32(0xa0, 0x0050_0000);
         assert_eq!(rig.read32(0xa8) & 1 << 31, 0, "the first reset is polled");
-        // SVA: PASID, page request reset and enable where the IOMMU has them, ATS.
+        // SVA: PASID, page request reset and enable, ATS.
         device.config_write(0x236, &1u16.to_le_bytes());
+        device.config_write(0x244, &2u16.to_le_bytes());
+        let mut status = [0; 2];
+        device.config_read(0x246, &mut status);
+        assert_eq!(status, 0x8100u16.to_le_bytes(), "stopped, or Linux gives up");
+        device.config_write(0x24c, &32u32.to_le_bytes());
+        device.config_write(0x244, &1u16.to_le_bytes());
         device.config_write(0x226, &0x8000u16.to_le_bytes());
         rig.write32(0x80, rig.read32(0x80) | 0x1000);
         let gencap = GenCap::from_bits(rig.read64(0x10));
@@ -91,7 +99,7 @@ impl Driver {
     }
 
     /// `accel-config load-config`, then `enable-device` and `enable-wq` for two queues: 0 shared,
-    /// 1 dedicated, block on fault off.
+    /// 1 dedicated, block on fault on.
     fn two_groups_two_queues() -> Self {
         Self::set_up(Rig::new())
     }
@@ -99,8 +107,8 @@ impl Driver {
     fn set_up(rig: Rig) -> Self {
         let groups = [(1, 3), (2, 0xc), (0, 0), (0, 0)];
         let mut driver = Self::probe(rig);
-        driver.set_wq(0, user_mode(false).with_pasid_enable(false));
-        driver.set_wq(1, user_mode(true).with_pasid_enable(false));
+        driver.set_wq(0, blocking(false).with_pasid_enable(false));
+        driver.set_wq(1, blocking(true).with_pasid_enable(false));
         driver.write_configuration(&groups);
         assert_eq!(driver.command(Code::EnableDevice, 0), 0);
         // Each queue is bound by itself, and all of it is written again each time.
@@ -179,6 +187,33 @@ fn a_dedicated_queue_is_opened_and_closed_many_times() {
         assert_eq!(driver.command(Code::DrainPasid, PASID), 0, "as on closing a shared queue");
         assert_eq!(driver.rig.wq(1).size, 16);
         assert_eq!(driver.rig.swerror(), SwError::default());
+    }
+}
+
+/// `dsa_test -f 1`: memory that nobody has touched, with the flag to block. The process is gone in
+/// the middle of the next copy.
+#[test]
+fn a_process_hands_over_fresh_memory() {
+    for drain_and_reset in [false, true] {
+        let mut paged = Paged::new(0);
+        let mut driver = Driver::set_up(paged.rig);
+        driver.open(1, PASID, drain_and_reset);
+        let copy = recorded(memory_move(FLAT, FLAT + 0x10_0000, 0x8000), 0);
+        driver.rig.post(1, &copy);
+        paged.rig = driver.rig;
+        assert_eq!(paged.settle(), 16);
+        assert_eq!(status(&paged, 0), 1);
+        paged.rig.clear_records();
+        paged.rig.post(1, &recorded(memory_move(FLAT + 0x20_0000, FLAT, 0x8000), 0));
+        paged.rig.settle();
+        let request = paged.request();
+        let code = if drain_and_reset { Code::DrainWq } else { Code::DisableWq };
+        paged.rig.start(code, 2);
+        assert!(paged.rig.command_status().active());
+        // Its memory is gone by now.
+        paged.answer(&request, ResponseCode::Invalid);
+        assert_eq!(paged.settle_but(|request| request.address.0 == RECORDS), 0);
+        assert_eq!((paged.rig.command_status(), status(&paged, 0)), (CmdStatus::new(), 4));
     }
 }
 

@@ -13,7 +13,7 @@ use rig::*;
 fn capabilities() {
     let rig = Rig::new();
     assert_eq!(rig.read32(0x00), 0x100, "VERSION");
-    assert_eq!(rig.read64(0x10), 0x0000_0000_815f_0106, "GENCAP: no block on fault");
+    assert_eq!(rig.read64(0x10), 0x0000_0000_815f_0107, "GENCAP");
     assert_eq!(rig.read64(0x20), 0x001b_0000_0008_0080, "WQCAP");
     assert_eq!(rig.read64(0x30), 0x3_6004, "GRPCAP");
     assert_eq!(rig.read64(0x38), 4, "ENGCAP");

@@ -2,15 +2,17 @@
 
 mod rig;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dsa::model::{Engine, Ran};
 use dsa::spec::*;
+use iommu::Vm;
 use mem::{Gpa, GuestMemory};
 use pci::Function;
+use rig::paged::*;
 use rig::*;
 
 use CommandCode as Code;
@@ -237,4 +239,69 @@ fn resets_in_a_storm() {
     let counters = rig.device.counters();
     // How many of them were abandoned is the scheduler's choice; that they are is tested by steps.
     assert!(counters.descriptors > 0, "{counters:?}");
+}
+
+/// Engines that wait for pages, a guest that pages, submitters and commands, each on its own thread.
+#[test]
+fn pages_come_while_everything_runs() {
+    let mut paged = Paged::new(2);
+    paged.enable_function(4);
+    for wq in 0..2 {
+        paged.rig.configure(wq, 0, 16, blocking(true).with_pasid(wq as u32 + 1));
+    }
+    paged.rig.set_engines(0, 0xf);
+    paged.rig.enable(&[0, 1]);
+    let workers = Workers::start(&mut paged.rig);
+    let (device, memory) = (paged.rig.device.clone(), paged.rig.memory.clone());
+    let running = AtomicUsize::new(2);
+    thread::scope(|scope| {
+        for wq in 0..2u8 {
+            let (device, memory, running) = (&device, &memory, &running);
+            scope.spawn(move || {
+                for round in 0..24u64 {
+                    let from = FLAT + u64::from(wq) * 0x40_0000 + round * 0x2_0000;
+                    let (to, record) = (from + 0x1_0000, Rig::record_at(u64::from(wq)));
+                    let data = noise(round, 1 + (round * 7919 % 0x6000) as usize);
+                    memory.write(Gpa(from), &data).unwrap();
+                    memory.store_u64(Gpa(record.0), 0).unwrap();
+                    let copy = memory_move(from, to, data.len() as u32);
+                    let copy = recorded(copy, u64::from(wq));
+                    device.bar_write(2, Portal::LIMITED.offset(wq), &copy.to_bytes());
+                    wait("a copy", || memory.load_u64(Gpa(record.0)).unwrap() != 0);
+                    let mut copied = vec![0; data.len()];
+                    memory.read(Gpa(to), &mut copied).unwrap();
+                    assert!(copied == data, "queue {wq}, round {round}");
+                }
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        // Drains come to an end, and aborts of a PASID that nobody has end at once.
+        let (commands, running) = (&device, &running);
+        scope.spawn(move || {
+            let command = |bits: u32| commands.bar_write(0, 0xa0, &bits.to_le_bytes());
+            let mut status = [0; 4];
+            while running.load(Ordering::Acquire) != 0 {
+                command((Code::AbortPasid as u32) << 20 | 77);
+                commands.bar_read(0, 0xa8, &mut status);
+                assert_eq!(status, [0; 4]);
+                command((Code::DrainWq as u32) << 20 | 3);
+                wait("a drain", || {
+                    commands.bar_read(0, 0xa8, &mut status);
+                    status == [0; 4]
+                });
+            }
+        });
+        let start = Instant::now();
+        while running.load(Ordering::Acquire) != 0 {
+            assert!(start.elapsed() < DEADLINE, "copies");
+            match paged.vm.take_page_request() {
+                Some(request) => paged.bring(&request),
+                None => thread::yield_now(),
+            }
+        }
+    });
+    workers.join(&mut paged.rig);
+    let counters = device.counters();
+    assert_eq!((counters.ended(Status::Success), counters.blocked), (48, 0));
+    assert_eq!(counters.page_requests, counters.page_responses_success);
 }

@@ -153,22 +153,62 @@ pub mod scenario {
     /// The kernel takes its PASIDs from the host, by virtual commands (Linux up to 6.3).
     pub const VCMD: &str = "vcmd";
     /// Copies without end, for a guest that is about to be killed.
-    pub const STORM: &str = "storm";
+    pub const ENDLESS: &str = "endless";
     /// Plain virtual addresses in many operations, over and over, until the lab has enough.
     pub const STREAM: &str = "stream";
     /// The kernel takes its PASIDs from a host that other guests use at the same time (as [`VCMD`]).
     pub const TENANT: &str = "tenant";
 
+    /// Memory that no processor has touched: source, destination, completion record, descriptor list.
+    pub const LAZY_ANON: &str = "lazy-anon";
+    /// A file's pages that are on the disk only, read by the device; others written by it through a shared mapping.
+    pub const LAZY_FILE: &str = "lazy-file";
+    /// Parent and child of a fork write the pages that they shared, each through the device.
+    pub const COW_FORK: &str = "cow-fork";
+    /// Permission is taken away and memory unmapped while the device works on it.
+    pub const MPROTECT_MUNMAP: &str = "mprotect-munmap";
+    /// Pages that the kernel has swapped out.
+    pub const SWAP: &str = "swap";
+    /// Processes are killed while their page requests are in flight, one of them for lack of memory.
+    pub const OOM_KILL: &str = "oom-kill";
+    /// Many processes fault at once, on few credits.
+    pub const STORM: &str = "storm";
+    /// Of the server's faults on purpose: page responses are lost.
+    pub const DROP_RESPONSE: &str = "drop-response";
+    /// Page responses come late.
+    pub const DELAY_RESPONSE: &str = "delay-response";
+    /// The page request queue overflows.
+    pub const OVERFLOW_QUEUE: &str = "overflow-queue";
+    /// The device is slow to answer the invalidation of its translations.
+    pub const DELAY_INVALIDATION: &str = "delay-invalidation";
+    /// A word that a walk fetches cannot be had.
+    pub const FAIL_WALK: &str = "fail-walk";
+    /// Page responses reach the device twice.
+    pub const ANSWER_TWICE: &str = "answer-twice";
+
     /// All of them, in the order in which a lab runs them.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 23] = [
         SVA_COPY,
         ISOLATION,
         REBIND,
         ACCESSED_DIRTY,
         IN_FLIGHT,
         STAGE_TWO,
-        VCMD,
+        LAZY_ANON,
+        LAZY_FILE,
+        COW_FORK,
+        MPROTECT_MUNMAP,
+        SWAP,
+        OOM_KILL,
         STORM,
+        DROP_RESPONSE,
+        DELAY_RESPONSE,
+        OVERFLOW_QUEUE,
+        DELAY_INVALIDATION,
+        FAIL_WALK,
+        ANSWER_TWICE,
+        VCMD,
+        ENDLESS,
         STREAM,
         TENANT,
     ];
@@ -201,6 +241,13 @@ pub mod sync {
     pub const STAGE_TWO_RESTORE: &str = "stage-two-restore";
     /// PASIDs of another guest are wanted, to try what must not be possible with them.
     pub const STRANGERS: &str = "strangers";
+    /// Do something wrong on purpose from now on, and nothing else: the one argument's name says what (a name of the
+    /// server's `--inject`), its value how much.
+    pub const INJECT: &str = "inject";
+    /// Undo every [`INJECT`].
+    pub const INJECT_NOTHING: &str = "inject-nothing";
+    /// Everything that was submitted is over: no page request may be unanswered, and no PASID parked.
+    pub const SETTLED: &str = "settled";
 }
 
 /// Names of the amounts in [`FromGuest::Counts`].

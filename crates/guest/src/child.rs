@@ -3,6 +3,7 @@
 //! A scenario runs in one, so that nothing it does takes PID 1 down; a scenario runs its own
 //! workers in others, so that each has an address space and a PASID of its own.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -10,8 +11,14 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::{decode, encode, FromGuest, Lines, ToGuest};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::process::{kill_process_group, Pid, Signal};
+use rustix::pipe::{pipe_with, PipeFlags};
+use rustix::process::{kill_process, kill_process_group, waitpid, Pid, Signal, WaitOptions};
 
+use crate::calls;
+use crate::report::Report;
+
+/// Exit code of a fork whose work panicked, as of a program that does.
+const EXIT_PANICKED: i32 = 101;
 /// This program, however it was started.
 const SELF: &str = "/proc/self/exe";
 /// How long a killed process may take to be gone; a process inside a driver may never go.
@@ -21,10 +28,47 @@ const EXIT_POLL: Duration = Duration::from_millis(5);
 
 /// A running child.
 pub(crate) struct Child {
-    process: std::process::Child,
+    process: Process,
     output: ChildStdout,
     input: ChildStdin,
     lines: Lines,
+}
+
+/// How a child came to be.
+enum Process {
+    /// A program that was started.
+    Started(std::process::Child),
+    /// A copy of this process.
+    Forked { pid: Pid, ended: Option<ExitStatus> },
+}
+
+impl Process {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Started(child) => child.id(),
+            Self::Forked { pid, .. } => pid.as_raw_nonzero().get().unsigned_abs(),
+        }
+    }
+
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        let (pid, ended) = match self {
+            Self::Started(child) => return child.try_wait(),
+            Self::Forked { pid, ended } => (*pid, ended),
+        };
+        if ended.is_none() {
+            let waited = waitpid(Some(pid), WaitOptions::NOHANG)?;
+            *ended = waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(*ended)
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        match self {
+            Self::Started(child) => child.kill(),
+            Self::Forked { ended: Some(_), .. } => Ok(()),
+            Self::Forked { pid, .. } => Ok(kill_process(*pid, Signal::KILL)?),
+        }
+    }
 }
 
 /// The processes that a child started, and their children.
@@ -106,7 +150,29 @@ impl Child {
         let gone = || io::Error::other("a piped stream is missing");
         let output = process.stdout.take().ok_or_else(gone)?;
         let input = process.stdin.take().ok_or_else(gone)?;
-        Ok(Self { process, output, input, lines: Lines::new() })
+        Ok(Self { process: Process::Started(process), output, input, lines: Lines::new() })
+    }
+
+    /// Splits this process in two; the other half does `work` and ends.
+    pub(crate) fn forked(work: impl FnOnce(&mut Report)) -> io::Result<Self> {
+        let (output, child_output) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (child_input, input) = pipe_with(PipeFlags::CLOEXEC)?;
+        let Some(pid) = calls::fork()? else {
+            drop((output, input));
+            let (output, input) = (File::from(child_output), File::from(child_input));
+            // What called must not go on twice, whatever happens.
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                work(&mut Report::over(Box::new(output), Box::new(input)));
+            }));
+            std::process::exit(if ended.is_ok() { 0 } else { EXIT_PANICKED });
+        };
+        let process = Process::Forked { pid, ended: None };
+        Ok(Self { process, output: output.into(), input: input.into(), lines: Lines::new() })
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// The next thing it says, waiting until `deadline` at the latest.

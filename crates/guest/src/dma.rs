@@ -152,9 +152,29 @@ impl Mapping {
         len: usize,
         access: ProtFlags,
     ) -> Result<Self, Errno> {
+        Self::shared_at(Place::Anywhere, file, offset, len, access)
+    }
+
+    /// A file's bytes, shared, at a place.
+    pub(crate) fn shared_at(
+        place: Place,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: ProtFlags,
+    ) -> Result<Self, Errno> {
+        let (address, flags) = place.address_and_flags();
+        // SAFETY: without MAP_FIXED the kernel replaces nothing.
+        let base = unsafe { mmap(address, len, access, flags | MapFlags::SHARED, file, offset)? };
+        Self::own(base, len)
+    }
+
+    /// A file's bytes, copied page by page when they are written.
+    pub(crate) fn private(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: without MAP_FIXED the kernel replaces nothing.
         let base =
-            unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file, offset)? };
+            unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::PRIVATE, file, offset)? };
         Self::own(base, len)
     }
 
@@ -195,6 +215,24 @@ impl Mapping {
             unsafe { mprotect(self.base.as_ptr().cast(), self.len, access)? };
         }
         Ok(())
+    }
+
+    /// Asks for small pages, one fault each.
+    pub(crate) fn want_small_pages(&self) -> Result<(), Errno> {
+        // SAFETY: the advice changes how the kernel backs this value's range, not its contents.
+        unsafe { madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxNoHugepage) }
+    }
+
+    /// Has the kernel take the pages out of memory: what is anonymous goes to swap.
+    pub(crate) fn page_out(&self) -> Result<(), Errno> {
+        // SAFETY: the advice changes where this value's bytes are kept, not the bytes.
+        unsafe { madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxPageOut) }
+    }
+
+    /// Changes what may be done with the mapping. Spans of it are then no good for what is not allowed.
+    pub(crate) fn protect(&self, access: MprotectFlags) -> Result<(), Errno> {
+        // SAFETY: the range belongs to this value and nobody holds a reference into it.
+        unsafe { mprotect(self.base.as_ptr().cast(), self.len, access) }
     }
 
     /// Asks for transparent huge pages.

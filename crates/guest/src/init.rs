@@ -1,5 +1,6 @@
 //! PID 1: brings the machine up, and runs one scenario after the other as the lab asks.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -242,6 +243,8 @@ fn reap_orphans() {
     }
 }
 
+/// Where the lab's initramfs has modules.
+const MODULES: &str = "/lib/modules";
 /// Where the lab's initramfs lists the modules to load, in order, by absolute path.
 const LOAD_ORDER: &str = "/lib/modules/load-order";
 
@@ -252,14 +255,26 @@ pub(crate) fn load_modules(report: &mut crate::report::Report) {
         Err(error) => return report.note(&format!("no kernel modules: {LOAD_ORDER}: {error}")),
     };
     for path in list.lines().map(str::trim).filter(|path| !path.is_empty()) {
-        if let Err(error) = load_module(Path::new(path)) {
+        if let Err(error) = load_module(Path::new(path), c"") {
             report.note(&format!("kernel module {path}: {error}"));
         }
     }
 }
 
-fn load_module(path: &Path) -> io::Result<()> {
-    match rustix::system::finit_module(File::open(path)?, c"", 0) {
+/// Loads a module that is there for whoever wants it, unless it is loaded or built in.
+pub(crate) fn load_on_demand(name: &str, parameters: &CStr) -> io::Result<()> {
+    if Path::new("/sys/module").join(name).exists() {
+        return Ok(());
+    }
+    let path = Path::new(MODULES).join(format!("{name}.ko"));
+    if !path.exists() {
+        return Err(io::Error::other(format!("this kernel brings no module {name}")));
+    }
+    load_module(&path, parameters)
+}
+
+fn load_module(path: &Path, parameters: &CStr) -> io::Result<()> {
+    match rustix::system::finit_module(File::open(path)?, parameters, 0) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }

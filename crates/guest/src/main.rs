@@ -14,7 +14,9 @@
 //! which `guest-init --self-test` checks on any machine.
 
 mod bare;
+mod calls;
 mod child;
+mod disk;
 mod dma;
 mod failure;
 mod init;
@@ -24,6 +26,7 @@ mod model;
 mod pagemap;
 mod pasids;
 mod portal;
+mod pri;
 mod queue;
 mod registers;
 mod report;

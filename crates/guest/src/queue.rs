@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SPINS: u32 = 64;
 /// Pause between two looks after that.
 const POLL: Duration = Duration::from_micros(50);
+/// Pause between two attempts to open a queue that is not free yet.
+const REOPEN: Duration = Duration::from_millis(2);
 /// Partial completions of one operation that are resumed. The largest has 3 operands of 2 MiB, a
 /// fault in each page of them is 1536; the rest is for pages that the kernel takes away again.
 pub(crate) const MAX_RESUMES: u32 = 2048;
@@ -41,8 +43,8 @@ pub(crate) enum QueueError {
     Portal(Errno),
     #[error("no memory for completion records: {0}")]
     Memory(Errno),
-    #[error("{operation:?} has not completed within {PATIENCE:?}")]
-    Lost { operation: Operation },
+    #[error("{operation:?} has not completed within {patience:?}")]
+    Lost { operation: Operation, patience: Duration },
     #[error("{operation:?} reports a fault at {address:#x} (write: {write}), none of its pages")]
     WildFault { operation: Operation, address: u64, write: bool },
     #[error("the page at {address:#x} that {operation:?} wants cannot be had: {source}")]
@@ -108,6 +110,22 @@ impl Queue {
         Ok(Self { portal, memory, counts: Counts::default(), forged: None, lost: 0, _file: file })
     }
 
+    /// Opens a queue that somebody is about to give back: the kernel keeps a dead process's until the
+    /// last page request of its is answered.
+    pub(crate) fn open_within(index: usize, limit: Duration) -> Result<Self, QueueError> {
+        let until = Instant::now() + limit;
+        loop {
+            match Self::open(index) {
+                Err(QueueError::Open { source, .. })
+                    if source.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until =>
+                {
+                    std::thread::sleep(REOPEN);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// What was done through this queue.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
@@ -170,7 +188,17 @@ impl Queue {
         slot: usize,
         operation: &Operation,
     ) -> Result<CompletionRecord, QueueError> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for(slot, operation, PATIENCE)
+    }
+
+    /// Waits for the record of a slot with a patience of its own.
+    pub(crate) fn wait_for(
+        &mut self,
+        slot: usize,
+        operation: &Operation,
+        patience: Duration,
+    ) -> Result<CompletionRecord, QueueError> {
+        let deadline = Instant::now() + patience;
         let mut looks = 0;
         loop {
             if let Some(record) = self.poll(slot) {
@@ -180,7 +208,7 @@ impl Queue {
             pause(&mut looks);
             if Instant::now() >= deadline {
                 self.lost += 1;
-                return Err(QueueError::Lost { operation: *operation });
+                return Err(QueueError::Lost { operation: *operation, patience });
             }
         }
     }
@@ -193,6 +221,15 @@ impl Queue {
     ) -> Result<CompletionRecord, QueueError> {
         self.submit(0, operation, flags | Flags::REQUEST_RECORD);
         self.wait(0, &operation)
+    }
+
+    /// Runs an operation that blocks where a page is missing, to its successful end.
+    pub(crate) fn block(&mut self, operation: Operation) -> Result<CompletionRecord, QueueError> {
+        let record = self.once(operation, Flags::BLOCK_ON_FAULT)?;
+        match record.status.status() {
+            Ok(Status::Success) => Ok(record),
+            _ => Err(bad_status(operation, &record)),
+        }
     }
 
     /// Runs an operation, and what is left of it after each partial completion, to its end.
@@ -262,6 +299,12 @@ impl Queue {
         Ok(BatchEnd { record, members: members.collect() })
     }
 
+    /// Adds a member of a batch that was not made here to the account.
+    pub(crate) fn account_member(&mut self, operation: &Operation, record: &CompletionRecord) {
+        self.counts.descriptors += 1;
+        self.account(operation, record);
+    }
+
     fn list(&self, members: usize) -> Span<'_> {
         self.memory.span().part(LIST_PAGE, members * DESCRIPTOR)
     }
@@ -324,7 +367,8 @@ pub(crate) fn pause(looks: &mut u32) {
     }
 }
 
-fn read_record(record: Span<'_>) -> Option<CompletionRecord> {
+/// The record in `record`, if it has been written.
+pub(crate) fn read_record(record: Span<'_>) -> Option<CompletionRecord> {
     if record.load(0) == 0 {
         return None;
     }

@@ -60,7 +60,8 @@ impl Report {
         Self::over(Box::new(io::stdout()), Box::new(io::stdin()))
     }
 
-    fn over(output: Box<dyn Write>, input: Box<dyn Read>) -> Self {
+    /// Over streams of its own.
+    pub(crate) fn over(output: Box<dyn Write>, input: Box<dyn Read>) -> Self {
         Self { output, input, lines: Lines::new() }
     }
 

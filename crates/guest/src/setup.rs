@@ -1,16 +1,25 @@
 //! Configuring the accelerator through the kernel's sysfs files, as `accel-config` does.
 //!
-//! `dsa0` gets two groups with a dedicated user queue each and half of the engines: `wq0.0` in
-//! group 0 and `wq0.1` in group 1. Nothing reaches the hardware before the two `bind` writes.
+//! `dsa0` gets two groups with half of the engines each, and dedicated user queues in turn: `wq0.0`
+//! in group 0, `wq0.1` in group 1 and so on. If it can block on a fault, there are queues that may,
+//! beside those that do not. Nothing reaches the hardware before the `bind` writes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::kmsg;
+use dsa::spec::GenCap;
 
-/// Queues that every scenario may use, each in the group of the same number.
+use crate::kmsg;
+use crate::pri;
+
+/// Queues that every scenario may use, each in the group of the same number. They stop at a page
+/// that is not there.
 pub(crate) const QUEUES: [usize; 2] = [0, 1];
+/// Queues that may block on a fault: the page is requested, and the descriptor goes on.
+pub(crate) const BLOCKING: [usize; 4] = [2, 3, 4, 5];
+/// Groups of queues and engines.
+const GROUPS: usize = 2;
 /// Entries of each queue: descriptors that may be outstanding on it.
 pub(crate) const QUEUE_SIZE: usize = 16;
 /// Largest transfer that the queues accept, in bytes.
@@ -39,6 +48,9 @@ pub(crate) enum SetupError {
     /// A file of sysfs could not be read.
     #[error("{path} cannot be read: {source}")]
     Unreadable { path: PathBuf, source: io::Error },
+    /// The device's page request interface does not take another allocation.
+    #[error("{credits:?} page requests cannot be allocated: {source}")]
+    Credits { credits: Option<u32>, source: io::Error },
     /// A file of sysfs holds something unexpected.
     #[error("{path} holds {value:?}, not a number")]
     NotANumber { path: PathBuf, value: String },
@@ -51,18 +63,29 @@ pub(crate) struct Accelerator {
     entries: usize,
     version: String,
     state: String,
+    /// Its queues that may block on a fault.
+    blocking: usize,
+}
+
+impl Accelerator {
+    /// Whether there are the queues of [`BLOCKING`].
+    pub(crate) fn can_block(&self) -> bool {
+        self.blocking > 0
+    }
 }
 
 impl std::fmt::Display for Accelerator {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             out,
-            "dsa0 {}: version {}, {} engines, {} queue entries; {} queues of {QUEUE_SIZE} entries",
+            "dsa0 {}: version {}, {} engines, {} queue entries; {} queues of {QUEUE_SIZE} entries, \
+             and {} that may block",
             self.state,
             self.version,
             self.engines,
             self.entries,
             QUEUES.len(),
+            self.blocking,
         )
     }
 }
@@ -71,11 +94,12 @@ impl std::fmt::Display for Accelerator {
 pub(crate) fn ready() -> Result<Accelerator, SetupError> {
     let device = Path::new(DEVICE);
     appear(&device.join("state"))?;
+    let blocking = if blocks_on_fault(device)? { &BLOCKING[..] } else { &[] };
     if read(&device.join("state"))? != "enabled" {
-        configure(device)?;
+        configure(device, blocking)?;
         bind("idxd", "dsa0")?;
     }
-    for queue in QUEUES {
+    for &queue in QUEUES.iter().chain(blocking) {
         let directory = queue_directory(queue);
         if read(&directory.join("state"))? != "enabled" {
             bind("user", &queue_name(queue))?;
@@ -87,7 +111,20 @@ pub(crate) fn ready() -> Result<Accelerator, SetupError> {
         entries: number(&device.join("max_work_queues_size"))?,
         version: read(&device.join("version"))?,
         state: read(&device.join("state"))?,
+        blocking: blocking.len(),
     })
+}
+
+/// Configures everything anew, with at most `credits` page requests of the device outstanding; `None`
+/// for as many as the kernel's driver allowed at first. Nobody may have a queue open.
+pub(crate) fn restart(credits: Option<u32>) -> Result<Accelerator, SetupError> {
+    write(&Path::new(BUS).join("drivers/idxd/unbind"), "dsa0")?;
+    let change = || match credits {
+        Some(credits) => pri::allocate(credits),
+        None => pri::restore(),
+    };
+    change().map_err(|source| SetupError::Credits { credits, source })?;
+    ready()
 }
 
 /// The character device of a queue.
@@ -103,25 +140,44 @@ fn queue_directory(queue: usize) -> PathBuf {
     Path::new(DEVICE).join(queue_name(queue))
 }
 
-fn configure(device: &Path) -> Result<(), SetupError> {
+/// Whether the device's capabilities say that it can (GENCAP bit 0).
+fn blocks_on_fault(device: &Path) -> Result<bool, SetupError> {
+    let path = device.join("gen_cap");
+    let value = read(&path)?;
+    let digits = value.trim_start_matches("0x");
+    match u64::from_str_radix(digits, 16) {
+        Ok(capabilities) => Ok(GenCap::from_bits(capabilities).block_on_fault()),
+        Err(_) => Err(SetupError::NotANumber { path, value }),
+    }
+}
+
+fn configure(device: &Path, blocking: &[usize]) -> Result<(), SetupError> {
     let engines = number(&device.join("max_engines"))?;
     for engine in 0..engines {
-        let group = engine * QUEUES.len() / engines.max(1);
+        let group = engine * GROUPS / engines.max(1);
         let file = device.join(format!("engine0.{engine}")).join("group_id");
         write(&file, &group.to_string())?;
     }
     let transfer = number(&device.join("max_transfer_size"))?.min(MAX_TRANSFER as usize);
     let batch = number(&device.join("max_batch_size"))?.min(MAX_BATCH);
     for queue in QUEUES {
-        configure_queue(queue, transfer, batch)?;
+        configure_queue(queue, transfer, batch, "0")?;
+    }
+    for &queue in blocking {
+        configure_queue(queue, transfer, batch, "1")?;
     }
     Ok(())
 }
 
-fn configure_queue(queue: usize, transfer: usize, batch: usize) -> Result<(), SetupError> {
+fn configure_queue(
+    queue: usize,
+    transfer: usize,
+    batch: usize,
+    block: &str,
+) -> Result<(), SetupError> {
     let directory = queue_directory(queue);
     for (attribute, value) in [
-        ("group_id", queue.to_string()),
+        ("group_id", (queue % GROUPS).to_string()),
         ("mode", "dedicated".to_owned()),
         ("size", QUEUE_SIZE.to_string()),
         ("priority", "10".to_owned()),
@@ -134,8 +190,8 @@ fn configure_queue(queue: usize, transfer: usize, batch: usize) -> Result<(), Se
     }
     // A device that cannot block on a fault refuses even the value that it has.
     let block_on_fault = directory.join("block_on_fault");
-    if read(&block_on_fault)? != "0" {
-        write(&block_on_fault, "0")?;
+    if read(&block_on_fault)? != block {
+        write(&block_on_fault, block)?;
     }
     // Older kernels bind by the queue's type alone.
     let driver_name = directory.join("driver_name");

@@ -1,17 +1,24 @@
 //! What one channel remembers of the guest's tables, and how it forgets.
 
+mod device_tlb;
 mod iotlb;
 mod pasid;
 mod smmuv3;
+mod table;
 
+pub(crate) use device_tlb::{Completion, DeviceTlb, Rights};
 pub(crate) use iotlb::{Allowed, Cached, Iotlb, Kind, Tag};
 pub(crate) use pasid::{DescriptorState, PasidCache, PasidState};
 pub(crate) use smmuv3::without_top_byte;
+pub(crate) use table::Mapping;
 
+use mem::{Iova, Range};
 use pci::RequesterId;
 
 use self::pasid::Tagged;
+use self::smmuv3::range_without_top_byte;
 use crate::counters::ChannelCounters;
+use crate::sabotage::{self, Sabotage};
 use crate::{DeviceContext, DomainId, Invalidation, Pasid};
 
 /// The caches of one channel. Absence is never cached: a table entry that becomes present needs
@@ -24,6 +31,8 @@ pub(crate) struct Caches {
     /// Context descriptors, of a device behind an SMMUv3; closed until the first one is there.
     pub(crate) descriptors: PasidCache<DescriptorState>,
     pub(crate) iotlb: Iotlb,
+    /// The device's own; closed until its first translation request is answered.
+    pub(crate) device_tlb: DeviceTlb,
 }
 
 impl Caches {
@@ -39,6 +48,7 @@ impl Caches {
             pasids: PasidCache::closed(),
             descriptors: PasidCache::closed(),
             iotlb: Iotlb::closed(),
+            device_tlb: DeviceTlb::closed(),
         }
     }
 
@@ -47,6 +57,12 @@ impl Caches {
         self.pasids.retain(|_, _| false);
         self.descriptors.retain(|_, _| false);
         self.forget_translations(&Invalidation::IotlbAll);
+        self.device_tlb.clear();
+    }
+
+    /// Ends the device's own TLB, whose memory this is.
+    pub(crate) fn close_device_tlb(&mut self) -> DeviceTlb {
+        core::mem::replace(&mut self.device_tlb, DeviceTlb::closed())
     }
 
     /// The PASIDs whose entry or context descriptor is cached, and its domain.
@@ -60,7 +76,8 @@ impl Caches {
         self.pasids.get(pasid).map(Tagged::domain).or_else(descriptor)
     }
 
-    /// The domains under which something is cached, each as often as it comes.
+    /// The domains under which something is cached, each as often as it comes. What the device's own
+    /// TLB holds is of no domain.
     pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
         self.pasid_domains().map(|(_, domain)| domain).chain(self.iotlb.domains())
     }
@@ -68,6 +85,7 @@ impl Caches {
     /// Lets `counters` say how much is cached.
     pub(crate) fn publish(&self, counters: &ChannelCounters) {
         counters.iotlb_entries.set(self.iotlb.len() as u64);
+        counters.device_tlb_entries.set(self.device_tlb.len() as u64);
         let entries = self.pasids.len() + self.descriptors.len();
         counters.pasid_entries.set(entries as u64);
     }
@@ -91,6 +109,14 @@ impl Caches {
                 self.forget_entries(|at, of| at == pasid && of == domain);
             }
             Invalidation::Smmuv3(what) => self.forget_smmuv3(&what),
+            Invalidation::DeviceTlb { range, .. } => {
+                self.forget_device(&range, |pasid| pasid.is_none());
+            }
+            Invalidation::DeviceTlbPasid { pasid: of, range, .. } => {
+                let covers =
+                    |pasid: Option<Pasid>| pasid.is_some() && (of.is_none() || pasid == of);
+                self.forget_device(&range, covers);
+            }
             _ => self.forget_translations(scope),
         }
     }
@@ -105,14 +131,32 @@ impl Caches {
     /// global one may have been, and does not say.
     pub(crate) fn forget_pasid(&mut self, pasid: Pasid) {
         self.forget_entries(|at, _| at == pasid);
-        if !crate::sabotage::is(crate::sabotage::Sabotage::SkipIotlbInvalidation) {
+        if !sabotage::is(Sabotage::SkipIotlbInvalidation) {
             self.iotlb
                 .retain(|entry| !entry.tag().is_global() && entry.tag().pasid() != Some(pasid));
         }
+        self.device_tlb.retain(|entry| entry.tag().requested() != Some(pasid));
+    }
+
+    /// Has the device forget what its own TLB holds of `range`, for requests with a PASID, or
+    /// without any, that `covers` picks.
+    ///
+    /// An address whose top byte is none of it is found whatever that byte was: which are such is
+    /// not for a device to know.
+    fn forget_device(&mut self, range: &Range<Iova>, covers: impl Fn(Option<Pasid>) -> bool) {
+        if sabotage::is(Sabotage::SkipDeviceTlbInvalidation) {
+            return;
+        }
+        let short = range_without_top_byte(*range);
+        self.device_tlb.retain(|entry| {
+            let overlaps =
+                entry.overlaps(range) || range_without_top_byte(entry.range()).overlaps(&short);
+            !(covers(entry.tag().requested()) && overlaps)
+        });
     }
 
     fn forget_translations(&mut self, scope: &Invalidation) {
-        if crate::sabotage::is(crate::sabotage::Sabotage::SkipIotlbInvalidation) {
+        if sabotage::is(Sabotage::SkipIotlbInvalidation) {
             return;
         }
         match *scope {
@@ -134,17 +178,7 @@ impl Caches {
                     || entry.tag().pasid() != Some(pasid)
                     || !entry.overlaps(&pages.range)
             }),
-            Invalidation::DeviceTlb { range, .. } => self
-                .iotlb
-                .retain(|entry| entry.tag().requested().is_some() || !entry.overlaps(&range)),
-            Invalidation::DeviceTlbPasid { pasid, range, .. } => {
-                self.iotlb.retain(|entry| match entry.tag().requested() {
-                    Some(of) if pasid.is_some_and(|pasid| pasid != of) => true,
-                    None if !entry.tag().is_global() => true,
-                    _ => !entry.overlaps(&range),
-                });
-            }
-            // Contexts and PASID-table entries: done by the caller.
+            // Contexts, PASID-table entries and the device's own TLB: done by the caller.
             _ => {}
         }
     }

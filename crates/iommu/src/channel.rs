@@ -8,9 +8,9 @@ use core::cell::RefCell;
 use mem::{Access, MemError, MemoryMap, Window};
 use pci::RequesterId;
 
-use crate::cache::Caches;
+use crate::cache::{Caches, DeviceTlb};
 use crate::counters::ChannelCounters;
-use crate::engine::{Engine, Refusal, Request, Target};
+use crate::engine::{device_tlb_hit, Engine, Refusal, Request, Target};
 use crate::slot::{Slot, State};
 use crate::software::{Attachments, GrantCheck};
 use crate::stage_two::{GuestPhysical, HostStageTwo};
@@ -88,28 +88,59 @@ impl ChannelState {
         self.caches.borrow().domain_of(pasid)
     }
 
+    /// Counts a request whose PASID is granted to nobody.
+    pub(crate) fn count_ungranted(&self) {
+        self.counters.ungranted.add(1);
+    }
+
     /// Translates `request` over `memory`, which is this channel's.
     pub(crate) fn translate(
         &self,
         memory: &MemoryMap,
         request: &Request,
     ) -> Result<Target, Refusal> {
+        let outcome = if request.translation_request {
+            self.translate_for_device(memory, request)
+        } else {
+            self.with_engine(memory, |mut engine| engine.translate(request))
+        };
+        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
+            self.counters.stage_two_faults.add(1);
+        }
+        outcome
+    }
+
+    /// The same for a device that looks into its own TLB first. Kept out of the way of the others.
+    #[inline(never)]
+    fn translate_for_device(
+        &self,
+        memory: &MemoryMap,
+        request: &Request,
+    ) -> Result<Target, Refusal> {
+        if let Some(target) = device_tlb_hit(&self.caches.borrow(), request) {
+            self.counters.translations.add(1);
+            self.counters.device_tlb_hits.add(1);
+            return Ok(target);
+        }
+        self.with_engine(memory, |engine| engine.translate_for_device(request))
+    }
+
+    fn with_engine<R>(
+        &self,
+        memory: &MemoryMap,
+        work: impl FnOnce(Engine<'_, MemoryMap>) -> R,
+    ) -> R {
         let counters = &*self.counters;
-        let physical =
-            GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.stage_two_walks);
-        let outcome = Engine {
-            memory: &physical,
+        let memory = &GuestPhysical::new(memory, self.stage_two.as_deref(), &counters.tables);
+        work(Engine {
+            memory,
             contexts: self.contexts.as_deref(),
             attached: self.attached.as_ref(),
             grants: self.grants.as_ref(),
             caches: &mut self.caches.borrow_mut(),
             counters,
-        }
-        .translate(request);
-        if outcome.as_ref().is_err_and(Refusal::is_hosts) {
-            counters.stage_two_faults.add(1);
-        }
-        outcome
+            origin: None,
+        })
     }
 
     /// The memory that a translation over `memory`, which is this channel's, leads to.
@@ -138,6 +169,8 @@ pub(crate) struct Batch {
     pasids: Vec<Pasid>,
     /// More scopes than `PENDING_LIMIT` were posted.
     everything: bool,
+    /// The device's own TLB ends, until its ATS is on again.
+    end_device_tlb: bool,
     detach: bool,
 }
 
@@ -172,6 +205,11 @@ impl Batch {
         self.everything = true;
     }
 
+    /// Forgets what is in the device's own TLB, whose memory goes: its ATS is off.
+    pub(crate) fn end_device_tlb(&mut self) {
+        self.end_device_tlb = true;
+    }
+
     /// Gives back a map that nobody will adopt any more.
     pub(crate) fn adopt_memory(&mut self, map: MemoryMap) -> Option<MemoryMap> {
         self.memory.replace(map)
@@ -203,6 +241,7 @@ pub(crate) struct Leftover {
     _contexts: [Option<Arc<dyn ContextSource>>; 2],
     _attached: [Option<Attachments>; 2],
     _caches: Option<Caches>,
+    _device_tlb: Option<DeviceTlb>,
 }
 
 impl State for ChannelState {
@@ -212,6 +251,8 @@ impl State for ChannelState {
     fn apply(&mut self, batch: &mut Batch) -> Leftover {
         let mut leftover = Leftover::default();
         if let Some(map) = batch.memory.take() {
+            // What a device has cached of its memory is not for the guest to forget then.
+            self.caches.get_mut().device_tlb.clear();
             // A detached channel stays so.
             leftover._memory[0] = match &mut self.memory {
                 Some(memory) => Some(core::mem::replace(memory, map)),
@@ -227,6 +268,9 @@ impl State for ChannelState {
         let caches = self.caches.get_mut();
         if core::mem::take(&mut batch.everything) {
             caches.forget_all();
+        }
+        if core::mem::take(&mut batch.end_device_tlb) {
+            leftover._device_tlb = Some(caches.close_device_tlb());
         }
         for scope in batch.scopes.drain(..) {
             caches.forget(&scope);

@@ -1,6 +1,8 @@
 //! The device side: endpoints and their channels.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,13 +10,25 @@ use mem::MemoryMap;
 use pci::RequesterId;
 
 use crate::channel::ChannelShared;
+use crate::in_flight::Side;
 use crate::software::VmShared;
 use crate::{InFlight, PageRequest, PageResponses, Ticket};
+
+mod shared;
+
+use shared::Guests;
+pub use shared::ShareError;
+pub(crate) use shared::{GuestChannels, GuestSide};
+
+/// VMs that one device is shared by at most.
+pub const SHARED_VMS: usize = 64;
 
 /// A device attached to a VM. Dropping it detaches the device: no access through its channels
 /// that begins later passes; [`detach`](Self::detach) also tells when the last one is over.
 pub struct Endpoint {
     device: Arc<Device>,
+    /// The VMs that share it.
+    guests: Option<Box<Guests>>,
 }
 
 /// What an endpoint's channels share.
@@ -35,7 +49,26 @@ impl Endpoint {
 
     fn of(vm: Arc<VmShared>, requester: RequesterId, attachment: u64, identity: bool) -> Self {
         let ats = AtomicBool::new(false);
-        Self { device: Arc::new(Device { vm, requester, attachment, ats, identity }) }
+        let device = Arc::new(Device { vm, requester, attachment, ats, identity });
+        Self { device, guests: None }
+    }
+
+    /// Makes one device of this attachment, to a VM of the host's own, and those of `guests`: it
+    /// names the host's PASIDs, and each request with one is translated as the VM's that has it
+    /// now. Requests without PASID, and those with one that is none of these VMs', are this VM's.
+    ///
+    /// An access in flight is in the name of one of the guests. Of an answer to a page request the
+    /// device hears under the number that it has asked with.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError`]; the device is detached from all of them.
+    pub fn shared_by(mut self, guests: Vec<Self>) -> Result<Self, ShareError> {
+        if self.guests.is_some() {
+            return Err(ShareError::Nested);
+        }
+        self.guests = Some(Guests::new(guests)?);
+        Ok(self)
     }
 
     /// An endpoint without a VM whose accesses are not translated, whatever their PASID, and
@@ -51,23 +84,44 @@ impl Endpoint {
     }
 
     /// A channel for DMA: one for each of the device's engines that work at the same time. Each
-    /// has its own cache of translations (some 50 KiB), so channels never wait for each other.
+    /// has its own cache of translations (some 50 KiB, and 20 KiB more while the device's ATS is on),
+    /// so channels never wait for each other.
     ///
     /// A channel of a device whose VM is closed refuses every access.
     pub fn channel(&self) -> Channel {
         let shared = self.device.vm.add_channel(&self.device);
-        Channel { shared, device: self.device.clone() }
+        let guests = self.guests.as_ref().map(|guests| Box::new(guests.channels()));
+        Channel { shared, device: self.device.clone(), guests }
     }
 
     /// Whether accesses are made with translation requests (the device's ATS is enabled): page
-    /// faults are then the device's business and are not recorded. Off at first.
+    /// faults are then the device's business and are not recorded, and what the requests bring is
+    /// kept in the device's own TLB, which only [`Invalidation::DeviceTlb`](crate::Invalidation)
+    /// and its kin, the host itself and the end of ATS empty. Off at first.
+    ///
+    /// Returns at once, also from inside an access: accesses that begin later find the TLB empty,
+    /// and every ticket that is given later covers those that are in flight.
     pub fn set_ats(&self, enabled: bool) {
-        self.device.ats.store(enabled, Ordering::Relaxed);
+        self.guests().for_each(|guest| guest.set_ats(enabled));
+        self.device.vm.set_ats(&self.device, enabled);
+    }
+
+    /// For tests of what is above: has the device not answer invalidations of its own TLB while its
+    /// ATS is on. What it holds is forgotten all the same, but the tickets of those invalidations,
+    /// and of what the guest asks for after them, stay incomplete
+    /// ([`Vm::unanswered`](crate::Vm::unanswered)) until this is called with `false`, the ATS is
+    /// switched off or the device is detached.
+    pub fn withhold_invalidation_answers(&self, withhold: bool) {
+        self.guests().for_each(|guest| guest.withhold_invalidation_answers(withhold));
+        self.device.vm.withhold_invalidation_answers(&self.device, withhold);
     }
 
     /// Sets where answers to the device's page requests go. The endpoint keeps it until it is
     /// detached or dropped, so it must not keep the endpoint.
     pub fn set_page_responses(&self, responses: Option<Arc<dyn PageResponses>>) {
+        if let Some(guests) = &self.guests {
+            guests.set_page_responses(self.requester(), responses.as_ref());
+        }
         self.device.vm.set_page_responses(&self.device, responses);
     }
 
@@ -119,6 +173,9 @@ impl Endpoint {
     pub fn send_page_request(&self, request: PageRequest) {
         let requester = self.device.requester;
         let request = PageRequest { requester, ..request };
+        if let Some((guests, host)) = self.guests.as_ref().zip(request.pasid) {
+            return guests.send_page_request(host, request);
+        }
         self.device.vm.send_page_request(&self.device, request);
     }
 
@@ -126,11 +183,21 @@ impl Endpoint {
     /// one that another thread is just telling. A device that goes on counting its group indices
     /// across a reset takes that for no other's.
     pub fn forget_page_requests(&self) {
+        if let Some(guests) = &self.guests {
+            guests.forget_page_requests();
+        }
         self.device.vm.forget_page_requests(&self.device);
     }
 
-    /// Detaches the device. Once the ticket is complete, none of its accesses is in flight.
-    pub fn detach(self) -> Ticket {
+    /// The attachments to the VMs that share the device.
+    fn guests(&self) -> impl Iterator<Item = &Self> {
+        self.guests.iter().flat_map(|guests| &guests.endpoints)
+    }
+
+    /// Detaches the device. Once the ticket is complete, none of its accesses is in flight; of those
+    /// of VMs that share it, tickets of theirs say so that are given later.
+    pub fn detach(mut self) -> Ticket {
+        drop(self.guests.take());
         // `drop` detaches once more, which finds nothing to do.
         self.device.vm.detach(&self.device)
     }
@@ -149,6 +216,11 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Device {
+    /// To be called by the VM, which has to know, too.
+    pub(crate) fn switch_ats(&self, on: bool) {
+        self.ats.store(on, Ordering::Relaxed);
+    }
+
     pub(crate) fn ats(&self) -> bool {
         self.ats.load(Ordering::Relaxed)
     }
@@ -158,6 +230,8 @@ impl Device {
 pub struct Channel {
     shared: Arc<ChannelShared>,
     device: Arc<Device>,
+    /// Those of the VMs that share the device.
+    guests: Option<Box<GuestChannels>>,
 }
 
 impl Channel {
@@ -166,7 +240,12 @@ impl Channel {
     ///
     /// A thread that holds one must not enter the same channel again: it would wait for itself.
     pub fn enter(&self) -> InFlight<'_> {
-        InFlight::new(self.shared.slot.enter(), &self.device)
+        InFlight::new(self.side(), self.guests.as_deref())
+    }
+
+    /// Of this VM alone.
+    fn side(&self) -> Side<'_> {
+        Side::new(self.shared.slot.enter(), &self.device)
     }
 }
 

@@ -5,12 +5,16 @@
 //!             (cached)   (cached)                     └─miss─► walk, stage 2, insert ──┘
 //! ```
 //!
+//! A device whose ATS is on looks into its own TLB first ([`device_tlb`]); what it does not find there
+//! goes this way.
+//!
 //! In a VM with a stage 2 of the host's, every address in the guest's tables goes through that
 //! ([`GuestPhysical`]), and so does what they lead to; what is cached is all of it together.
 //!
 //! Nothing here is shared with another channel, and nothing blocks.
 
 mod attached;
+mod device_tlb;
 mod entry;
 mod smmuv3;
 mod walk;
@@ -18,7 +22,7 @@ mod walk;
 use mem::{Access, Gpa, GuestMemory, Iova};
 use pci::RequesterId;
 
-use crate::cache::{Allowed, Cached, Caches, Kind, PasidState, Tag};
+use crate::cache::{Allowed, Cached, Caches, Kind, Mapping, PasidState, Tag};
 use crate::counters::ChannelCounters;
 use crate::format::vtd::{exceeds, Translation};
 use crate::software::{Attachments, GrantCheck};
@@ -28,6 +32,7 @@ use crate::{
     PasidTable, Stage, StageTwo, StageTwoFault, StageTwoOwner,
 };
 
+pub(crate) use device_tlb::hit as device_tlb_hit;
 pub(crate) use walk::{allowed, level, reason, request, Walked};
 
 /// First address of the range where writes are interrupts and not memory (VT-d 3.14).
@@ -63,6 +68,19 @@ pub(crate) struct Target {
     pub(crate) len_minus_one: u64,
     /// Whether faults are not recorded.
     pub(crate) fault_disable: bool,
+}
+
+/// What a translation was made of, for a device that keeps it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) cached: Cached,
+    /// The privilege that the request was taken to have.
+    pub(crate) privileged: bool,
+}
+
+impl Origin {
+    /// Of no translation yet.
+    const NONE: Self = Self { cached: <Cached>::NONE, privileged: false };
 }
 
 /// Why a request reaches nothing.
@@ -127,6 +145,8 @@ pub(crate) struct Engine<'a, M> {
     pub(crate) grants: Option<&'a GrantCheck>,
     pub(crate) caches: &'a mut Caches,
     pub(crate) counters: &'a ChannelCounters,
+    /// Where to say what a translation was made of, if somebody wants to know.
+    pub(crate) origin: Option<&'a mut Origin>,
 }
 
 impl<M: GuestMemory> Engine<'_, M> {
@@ -152,7 +172,7 @@ impl<M: GuestMemory> Engine<'_, M> {
                 let refused = |stop| Refusal::new(stop, fault_disable);
                 check_without_table(request, ats).map_err(|reason| refused(reason.into()))?;
                 let cached = self.by_stage_two(request, domain, &table).map_err(refused)?;
-                target(&cached, request.address, fault_disable)
+                self.target(&cached, request.address, (false, fault_disable))
             }
             Some(DeviceContext::PasidTable(table)) => self.by_pasid_table(request, &table)?,
             // To an SMMU, an interrupt is a write like any other.
@@ -205,11 +225,13 @@ impl<M: GuestMemory> Engine<'_, M> {
     ) -> Result<Target, Stop> {
         let Request { address, .. } = *request;
         if !self.memory.has_stage_two() {
+            let all = half_of(address);
+            self.tell(&all.at(Output(all.base.0)), privileged);
             let (output, len_minus_one) = (Output(address.0), u64::MAX - address.0);
             return Ok(Target { output, len_minus_one, fault_disable });
         }
         let cached = self.probe(request, tag, privileged, |_| Ok(half_of(address)))?;
-        Ok(target(&cached, address, fault_disable))
+        Ok(self.target(&cached, address, (privileged, fault_disable)))
     }
 
     fn by_stage_two(
@@ -280,7 +302,8 @@ impl<M: GuestMemory> Engine<'_, M> {
                 })
             }
         };
-        Ok(target(&cached.map_err(refused)?, address, state.fault_disable))
+        let cached = cached.map_err(refused)?;
+        Ok(self.target(&cached, address, (privileged, state.fault_disable)))
     }
 
     /// The cached translation if it will do; else that of `walk`, which is then cached.
@@ -333,6 +356,26 @@ impl<M: GuestMemory> Engine<'_, M> {
             if found.is_some() { &self.counters.iotlb_hits } else { &self.counters.iotlb_misses };
         counter.add(1);
         found
+    }
+
+    /// What a request reaches by `cached`.
+    #[inline]
+    fn target(
+        &mut self,
+        cached: &Cached,
+        address: Iova,
+        (privileged, fault_disable): (bool, bool),
+    ) -> Target {
+        self.tell(cached, privileged);
+        target(cached, address, fault_disable)
+    }
+
+    /// Says what a translation is made of.
+    #[inline]
+    fn tell(&mut self, cached: &Cached, privileged: bool) {
+        if let Some(origin) = &mut self.origin {
+            **origin = Origin { cached: *cached, privileged };
+        }
     }
 
     /// Completes a translation by the host's stage 2, if there is one, and caches it.

@@ -351,6 +351,10 @@ pub struct Counters {
     pub iotlb_hits: u64,
     /// … not in an IOTLB.
     pub iotlb_misses: u64,
+    /// … answered from a device's own TLB.
+    pub device_tlb_hits: u64,
+    /// … of devices with a TLB, not there.
+    pub device_tlb_misses: u64,
     /// Page-table walks.
     pub walks: u64,
     /// PASID-table entries read.
@@ -365,6 +369,11 @@ pub struct Counters {
     pub stage_two_faults: u64,
     /// Invalidations asked for.
     pub invalidations: u64,
+    /// … of a device's own TLB.
+    pub device_tlb_invalidations: u64,
+    /// Words that a walk did not find because that was asked for
+    /// ([`SoftwareVm::inject_walk_failure`](crate::SoftwareVm::inject_walk_failure)).
+    pub injected_walk_failures: u64,
     /// Faults recorded.
     pub faults: u64,
     /// Faults lost because nobody took earlier ones.
@@ -373,6 +382,8 @@ pub struct Counters {
     pub iotlb_entries: u64,
     /// PASID-table entries cached now.
     pub pasid_entries: u64,
+    /// Translations in devices' own TLBs now.
+    pub device_tlb_entries: u64,
     /// Devices attached now.
     pub devices: u64,
 }

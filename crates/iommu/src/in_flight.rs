@@ -5,7 +5,7 @@ use core::fmt;
 use mem::{Access, Gpa, GuestMemory, Iova, Window};
 
 use crate::channel::ChannelState;
-use crate::endpoint::Device;
+use crate::endpoint::{Device, GuestChannels, GuestSide};
 use crate::engine::{Refusal, Request};
 use crate::slot::Entered;
 use crate::{AddressSpace, DmaError, Fault, FaultReason};
@@ -29,13 +29,20 @@ pub struct IoSlice {
 /// An access in flight. Windows obtained from it cannot outlive it; several of them may be in
 /// use at a time, a source and a destination for example.
 pub struct InFlight<'c> {
+    own: Side<'c>,
+    /// Of a device that VMs share.
+    guest: Option<GuestSide<'c>>,
+}
+
+/// An access in flight, as it concerns one VM.
+pub(crate) struct Side<'c> {
     state: Entered<'c, ChannelState>,
     device: &'c Device,
 }
 
 impl<'c> InFlight<'c> {
-    pub(crate) fn new(state: Entered<'c, ChannelState>, device: &'c Device) -> Self {
-        Self { state, device }
+    pub(crate) fn new(own: Side<'c>, guests: Option<&'c GuestChannels>) -> Self {
+        Self { own, guest: guests.map(GuestSide::new) }
     }
 
     /// Translates `iova` for `access` and gives the memory there: as much of `len` bytes as one
@@ -55,32 +62,15 @@ impl<'c> InFlight<'c> {
         len: usize,
         access: Access,
     ) -> Result<Window<'_>, DmaError> {
-        let memory = self.state.memory().ok_or(DmaError::Detached)?;
-        let request = Request {
-            requester: self.device.requester,
-            space,
-            address: iova,
-            access,
-            translation_request: self.device.ats(),
+        let Some((guest, host)) = self.guest.as_ref().zip(space.pasid) else {
+            return self.own.window(space, iova, len, access);
         };
-        if len == 0 {
-            return memory.window(Gpa(0), 0, access).map_err(|_| self.no_memory(&request, true));
+        match guest.route(host) {
+            Some((side, pasid)) => {
+                side.window(AddressSpace { pasid: Some(pasid), ..space }, iova, len, access)
+            }
+            None => Err(self.own.refuse_pasid(space, iova, access)),
         }
-        if self.device.identity {
-            return memory
-                .window(Gpa(iova.0), len.min(WINDOW_LIMIT), access)
-                .map_err(|_| DmaError::Page { address: iova, access });
-        }
-        let target = self
-            .state
-            .translate(memory, &request)
-            .map_err(|refusal| self.refuse(&request, refusal))?;
-        let limit = (len - 1).min(WINDOW_LIMIT - 1);
-        // A translation longer than the address space of the host is longer than the limit.
-        let left = usize::try_from(target.len_minus_one).unwrap_or(usize::MAX);
-        self.state
-            .window(memory, &target, limit.min(left) + 1, access)
-            .map_err(|_| self.no_memory(&request, target.fault_disable))
     }
 
     /// Reads `buf.len()` bytes from `iova`. On an error nothing past the failing address was read.
@@ -207,6 +197,58 @@ impl<'c> InFlight<'c> {
         }
         Ok(())
     }
+}
+
+impl<'c> Side<'c> {
+    pub(crate) fn new(state: Entered<'c, ChannelState>, device: &'c Device) -> Self {
+        Self { state, device }
+    }
+
+    /// See [`InFlight::window`].
+    fn window(
+        &self,
+        space: AddressSpace,
+        iova: Iova,
+        len: usize,
+        access: Access,
+    ) -> Result<Window<'_>, DmaError> {
+        let memory = self.state.memory().ok_or(DmaError::Detached)?;
+        let request = self.request(space, iova, access);
+        if len == 0 {
+            return memory.window(Gpa(0), 0, access).map_err(|_| self.no_memory(&request, true));
+        }
+        if self.device.identity {
+            return memory
+                .window(Gpa(iova.0), len.min(WINDOW_LIMIT), access)
+                .map_err(|_| DmaError::Page { address: iova, access });
+        }
+        let target = self
+            .state
+            .translate(memory, &request)
+            .map_err(|refusal| self.refuse(&request, refusal))?;
+        let limit = (len - 1).min(WINDOW_LIMIT - 1);
+        // A translation longer than the address space of the host is longer than the limit.
+        let left = usize::try_from(target.len_minus_one).unwrap_or(usize::MAX);
+        self.state
+            .window(memory, &target, limit.min(left) + 1, access)
+            .map_err(|_| self.no_memory(&request, target.fault_disable))
+    }
+
+    fn request(&self, space: AddressSpace, address: Iova, access: Access) -> Request {
+        let translation_request = self.device.ats();
+        Request { requester: self.device.requester, space, address, access, translation_request }
+    }
+
+    /// Says no to a request whose PASID is nobody's.
+    #[cold]
+    fn refuse_pasid(&self, space: AddressSpace, iova: Iova, access: Access) -> DmaError {
+        if self.state.memory().is_none() {
+            return DmaError::Detached;
+        }
+        self.state.count_ungranted();
+        let refusal = Refusal::new(FaultReason::PasidEntryNotPresent, false);
+        self.refuse(&self.request(space, iova, access), refusal)
+    }
 
     /// Says no to a request, and records why if that is wanted.
     #[cold]
@@ -246,7 +288,7 @@ impl<'c> InFlight<'c> {
 impl fmt::Debug for InFlight<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InFlight")
-            .field("requester", &self.device.requester)
+            .field("requester", &self.own.device.requester)
             .finish_non_exhaustive()
     }
 }

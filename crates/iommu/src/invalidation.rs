@@ -15,6 +15,9 @@ pub struct PageRange {
     pub leaf_only: bool,
 }
 
+/// All addresses.
+pub(crate) const EVERYWHERE: Range<Iova> = Range { start: Iova(0), last: Iova(u64::MAX) };
+
 /// A scope of cached state to forget.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Invalidation {
@@ -40,7 +43,8 @@ pub enum Invalidation {
         /// The PASID.
         pasid: Pasid,
     },
-    /// All translations.
+    /// All translations in IOTLBs. What devices have in their own TLBs is not touched by this, nor by
+    /// any of the scopes above and of IOTLBs.
     IotlbAll,
     /// All translations of a domain.
     IotlbDomain(DomainId),
@@ -152,17 +156,36 @@ pub enum SmmuInvalidation {
 }
 
 impl Invalidation {
+    /// What a device's own TLB holds of `range` for requests with `pasid`, or for those without any.
+    pub(crate) fn of_device_tlb(
+        requester: RequesterId,
+        pasid: Option<Pasid>,
+        range: Range<Iova>,
+    ) -> Self {
+        match pasid {
+            Some(_) => Self::DeviceTlbPasid { requester, pasid, range },
+            None => Self::DeviceTlb { requester, range },
+        }
+    }
+
+    /// The device whose own TLB this is about.
+    pub(crate) fn device_tlb(&self) -> Option<RequesterId> {
+        match *self {
+            Self::DeviceTlb { requester, .. } | Self::DeviceTlbPasid { requester, .. } => {
+                Some(requester)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether channels of `requester` may hold something that this covers.
     pub(crate) fn concerns(&self, requester: RequesterId) -> bool {
         match *self {
             Self::ContextDevice { requester: of, ignore } => {
                 (of.bits() ^ requester.bits()) & !ignore == 0
             }
-            Self::DeviceTlb { requester: of, .. } | Self::DeviceTlbPasid { requester: of, .. } => {
-                of == requester
-            }
             Self::Smmuv3(what) => what.concerns(requester),
-            _ => true,
+            _ => self.device_tlb().is_none_or(|of| of == requester),
         }
     }
 }
@@ -182,7 +205,9 @@ impl SmmuInvalidation {
 }
 
 /// Names a point in a VM's sequence of invalidations: once [`crate::Vm::is_complete`] says so,
-/// nothing that was cached before is in use, accesses in flight included.
+/// nothing that was cached before is in use, accesses in flight included; and if it is that of
+/// an invalidation, or of what a device no longer has attached, every device has answered what it
+/// was told to forget of its own TLB.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[must_use = "an invalidation is over only when its ticket is complete"]
 pub struct Ticket(pub(crate) u64);

@@ -68,6 +68,7 @@ mod fault;
 pub mod format;
 mod host;
 mod in_flight;
+mod injection;
 mod invalidation;
 pub mod nesting;
 mod objects;
@@ -88,7 +89,7 @@ pub use context::{
     Vmid,
 };
 pub use dma::{AddressSpace, DmaError};
-pub use endpoint::{Channel, Endpoint};
+pub use endpoint::{Channel, Endpoint, ShareError, SHARED_VMS};
 pub use engine::MAX_TABLE_ACCESSES;
 pub use fault::{Fault, FaultEvent, FaultReason, FaultRecord, Stage, StageTwoFault, StageTwoOwner};
 pub use host::{AttachError, Counters, Host, HostError, Vm, VmConfig};
@@ -100,9 +101,10 @@ pub use objects::{
     ViommuId, ViommuKind, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 pub use page_request::{
-    Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters, PageRequestPolicy,
-    PageResponse, PageResponseError, PageResponses, PrgIndex, ResponseCode, ResponseInjection,
-    Unanswered, PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
+    Answered, Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters,
+    PageRequestInterface, PageRequestPolicy, PageRequestRefused, PageResponse, PageResponseError,
+    PageResponses, PrgIndex, ResponseCode, ResponseInjection, Unanswered, WantedPage,
+    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 pub use pasid::{
     AllocPasidError, DomainId, FreePasidError, GuestPasid, HostPasid, Numbering, Pasid, PasidRange,

@@ -72,7 +72,8 @@ pub use domain::{
 };
 pub use error::NestingError;
 pub use faults::{
-    DeviceFault, DeviceFaultError, DeviceFaults, FaultHandler, GroupResponse, NotHandled,
+    DeviceFault, DeviceFaultError, DeviceFaults, FaultHandler, GroupAnswer, GroupResponse,
+    NotHandled,
 };
 pub use invalidate::{CacheInvalidate, Caches, Granularity, InvalidateError, MAX_ADDRESS_COMMANDS};
 pub use msi::{MsiBinding, MsiBindings, MsiError, MAX_MSI_BINDINGS};

@@ -19,6 +19,10 @@ use pci::RequesterId;
 
 use crate::{Pasid, Ticket};
 
+mod interface;
+
+pub use interface::{Answered, PageRequestInterface, PageRequestRefused, WantedPage};
+
 /// Index of a page request group of a device: nine bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PrgIndex(u16);

@@ -38,6 +38,7 @@ mod consumer;
 mod grant;
 mod number;
 mod report;
+pub mod translation;
 
 pub use allocator::{PasidAllocator, PasidOps, Route, Scope};
 pub use commands::{CommandError, PasidCommands};

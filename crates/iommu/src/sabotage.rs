@@ -30,6 +30,16 @@ pub enum Sabotage {
     SkipStageTwo = 10,
     /// The host's table keeps the entry of a PASID that is detached.
     KeepEntry = 11,
+    /// A processor's table has an entry before the host's table has one.
+    OpenEarly = 40,
+    /// It keeps the entry of a PASID that is detached.
+    CloseLate = 41,
+    /// It lets PASIDs be bound that it has no place for.
+    IgnoreRefusal = 42,
+    /// It closes without waiting for submissions under way.
+    SkipSubmissions = 43,
+    /// Commands reach devices with the guest's number.
+    SubmitGuestPasid = 44,
     /// A device hears each answer to a page request twice.
     AnswerTwice = 20,
     /// A page request that is withdrawn is answered by nobody.
@@ -38,6 +48,8 @@ pub enum Sabotage {
     AnswerForGuest = 22,
     /// A page request is kept and nobody told of it.
     LoseGroup = 23,
+    /// What a device's own TLB holds survives its invalidation.
+    SkipDeviceTlbInvalidation = 12,
 }
 
 /// Whether `defect` is on.

@@ -3,6 +3,7 @@
 mod attached;
 mod bindings;
 mod control;
+mod device_tlbs;
 mod fault_log;
 mod faults;
 mod grants;

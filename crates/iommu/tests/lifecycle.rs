@@ -213,6 +213,12 @@ fn counters_count() {
         // and the page; for the write the four again, one mark, and the page.
         stage_two_walks: of_no_memory(0, 1 + 8 + 8 + 1 + 4 + 1 + 1),
         stage_two_faults: 0,
+        // Its ATS is off.
+        device_tlb_hits: 0,
+        device_tlb_misses: 0,
+        device_tlb_entries: 0,
+        device_tlb_invalidations: 0,
+        injected_walk_failures: 0,
     };
     assert_eq!(counters, expected);
     guest.settle_all();

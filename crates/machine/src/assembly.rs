@@ -1,11 +1,12 @@
 //! One VM put together: its handle, its remapping unit, its one memory map.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iommu::{AttachError, Endpoint, Ticket, Vm};
 use mem::{Claim, ClaimError, Claims, Gpa, Range, ReporterId};
 use pci::RequesterId;
-use vtd::model::{Caps, Counters, Effects, Model, Progress, Turn, DESCRIPTORS_PER_POLL};
+use vtd::model::{Caps, Counters, Effects, Model, Progress, Ticked, Turn, DESCRIPTORS_PER_POLL};
 
 use crate::{MessageSink, RegisterPage};
 
@@ -16,7 +17,8 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// A VM and its IOMMU.
 ///
 /// Has no thread of its own. Register accesses come in through [`RegisterPage`]; whoever drives
-/// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says.
+/// the machine calls [`poll`](Self::poll) when the waker was called, and as `poll` says, and
+/// [`tick`](Self::tick) after it.
 pub struct Machine<V: Vm> {
     vm: V,
     /// Whose turn it is to work; taken before the unit. Register accesses do without it.
@@ -60,7 +62,7 @@ impl<V: Vm> Machine<V> {
         Ok(endpoint)
     }
 
-    /// Does a bounded part of the unit's work: faults recorded, queued invalidations carried out,
+    /// Does a bounded part of the unit's work: faults recorded, page requests put into the guest's queue, queued invalidations carried out,
     /// the guest's tables read.
     /// Says when to call again: at once, when a ticket may have been completed, or when woken.
     ///
@@ -84,6 +86,21 @@ impl<V: Vm> Machine<V> {
             }
         }
         Progress::More
+    }
+
+    /// Says what time it is, on a clock that only goes forward: what waits for something longer than it may is ended.
+    /// Gives when to call again at the latest, if at all; a poll may bring something that is due sooner.
+    pub fn tick(&self, now: Duration) -> Option<Duration> {
+        let of_vm = self.vm.tick(now);
+        let Ticked { effects, deadline } = self.unit().tick(now);
+        self.perform(effects);
+        [of_vm, deadline].into_iter().flatten().min()
+    }
+
+    /// Has the guest's page request queue look full, or no longer, whatever is in it: for those who
+    /// test what a guest makes of an overflow.
+    pub fn inject_page_request_overflow(&self, full: bool) {
+        self.unit().inject_page_request_overflow(full);
     }
 
     /// The unit's counters.

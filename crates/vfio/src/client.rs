@@ -2,6 +2,7 @@
 
 mod memory;
 mod objects;
+mod page_requests;
 mod vm;
 
 use alloc::string::String;
@@ -14,7 +15,7 @@ pub use vm::{ClientVm, Failures};
 
 use crate::spec::flags::{VM_ENFORCE_GRANTS, VM_PRIVATE_PASIDS};
 use crate::spec::{CreateVm, NAME_BYTES};
-use crate::{stage_two, Errno, File, Handle, Reply, Request, Revision, Transport};
+use crate::{page_request, stage_two, Errno, File, Handle, Reply, Request, Revision, Transport};
 
 /// An [`iommu::Host`] whose every call is encoded as the user API's bytes and carried out by a host
 /// end behind a [`Transport`], which has to speak [`Revision::Own`].
@@ -65,8 +66,7 @@ impl<T: Transport> Host for Client<T> {
 }
 
 fn encode(config: &VmConfig) -> CreateVm {
-    // The host has the default policy for page requests.
-    let VmConfig { name, quota, numbering, enforce_grants, stage_two, page_requests: _ } = config;
+    let VmConfig { name, quota, numbering, enforce_grants, stage_two, page_requests } = config;
     let numbering = match numbering {
         Numbering::Identity => 0,
         Numbering::Private => VM_PRIVATE_PASIDS,
@@ -77,6 +77,7 @@ fn encode(config: &VmConfig) -> CreateVm {
         flags: numbering | grants,
         quota: *quota,
         stage_two: stage_two::encode(stage_two.as_ref()),
+        page_requests: page_request::encode_policy(page_requests),
         ..CreateVm::new_zeroed()
     };
     let name = shortened(name);

@@ -3,12 +3,18 @@
 mod calls;
 mod container;
 mod device;
+mod fault_file;
 mod group;
+
 mod memory;
 mod objects;
+mod page_faults;
+mod page_requests;
 mod pasids;
 mod posted;
 mod ring;
+mod roster;
+mod turn;
 
 use alloc::sync::Arc;
 use core::fmt;

@@ -7,9 +7,9 @@ use core::time::Duration;
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, Host, HostError, HwptId, HwptRequest,
-    Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest, PageResponse,
-    PageResponseError, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket,
-    Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
+    Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest, PageRequestCounters,
+    PageResponse, PageResponseError, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation,
+    Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -193,6 +193,10 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
 
     fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
         either!(self, vm => vm.respond_page_request(response))
+    }
+
+    fn page_request_counters(&self) -> PageRequestCounters {
+        either!(self, vm => vm.page_request_counters())
     }
 
     fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {

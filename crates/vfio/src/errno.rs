@@ -50,6 +50,8 @@ errnos! {
     ENOTTY = 25;
     /// No room, or no number is available.
     ENOSPC = 28;
+    /// A file that has no positions, or a length that is no multiple of what it is made of.
+    ESPIPE = 29;
     /// A known wish that this host does not grant.
     EOPNOTSUPP = 95;
     /// A quota is used up.

@@ -90,6 +90,20 @@ pub enum Request {
     DetachPageTable,
     /// Takes an event of an event queue.
     ReadEvent,
+    /// Takes a page request of devices that the guest's own tables translate.
+    ReadPageRequest,
+    /// Answers one.
+    RespondPageRequest,
+    /// Takes a page request of a fault queue.
+    ReadPageFault,
+    /// Answers one.
+    RespondPageFault,
+    /// Asks which device keeps a ticket from being complete.
+    Unanswered,
+    /// Says what time it is.
+    Tick,
+    /// Reads the counters of the VM's page requests.
+    GetPageRequestCounters,
     /// `VFIO_IOMMU_SET_PASID_TABLE`.
     SetPasidTable,
     /// `VFIO_IOMMU_SET_MSI_BINDING`.
@@ -179,7 +193,7 @@ const fn pasid_request(number: u8) -> [(Revision, u8); 3] {
 }
 
 /// The table.
-const NUMBERS: [Row; 42] = [
+const NUMBERS: [Row; 49] = [
     (Request::GetApiVersion, every(BASE)),
     (Request::CheckExtension, every(BASE + 1)),
     (Request::SetIommu, every(BASE + 2)),
@@ -213,6 +227,13 @@ const NUMBERS: [Row; 42] = [
     (Request::NestingOp, own_and(OWN_BASE + 16, pasid_request(19))),
     (Request::AttachIommufdPt, own_and(OWN_BASE + 17, [(Revision::Iommufd, BASE + 19)])),
     (Request::DetachIommufdPt, own_and(OWN_BASE + 18, [(Revision::Iommufd, BASE + 20)])),
+    (Request::ReadPageRequest, every(OWN_BASE + 19)),
+    (Request::RespondPageRequest, every(OWN_BASE + 20)),
+    (Request::ReadPageFault, own_and(OWN_BASE + 21, [])),
+    (Request::RespondPageFault, own_and(OWN_BASE + 22, [])),
+    (Request::Unanswered, every(OWN_BASE + 23)),
+    (Request::Tick, every(OWN_BASE + 24)),
+    (Request::GetPageRequestCounters, every(OWN_BASE + 25)),
     (Request::Destroy, iommufd(0)),
     (Request::IoasAlloc, iommufd(1)),
     (Request::HwptAlloc, iommufd(9)),

@@ -1,7 +1,9 @@
 //! Why a call is refused. It has changed nothing then.
 
-use iommu::nesting::{InvalidateError, MsiError, NestingError};
-use iommu::{AllocPasidError, AttachError, FreePasidError, HostError, ObjectError};
+use iommu::nesting::{DeviceFaultError, InvalidateError, MsiError, NestingError};
+use iommu::{
+    AllocPasidError, AttachError, FreePasidError, HostError, ObjectError, PageResponseError,
+};
 use mem::{Gpa, LayoutError};
 
 use crate::{ArgumentError, Errno};
@@ -99,6 +101,18 @@ pub enum Refusal {
     /// No page request waits for this response.
     #[error("no page request waits for this response")]
     NoPageRequest,
+    /// The response is to a group that several devices have unanswered, and does not say of which.
+    #[error("{devices} devices have that group unanswered")]
+    SeveralDevices {
+        /// How many.
+        devices: usize,
+    },
+    /// The response is to no group of the device.
+    #[error(transparent)]
+    DeviceFault(#[from] DeviceFaultError),
+    /// The response reached nobody.
+    #[error(transparent)]
+    PageResponse(#[from] PageResponseError),
     /// The container has no group yet.
     #[error("the container has no group")]
     NoGroup,
@@ -179,11 +193,15 @@ impl Refusal {
             Self::Object(error) => object_errno(error),
             Self::Nesting(error) => nesting_errno(error),
             Self::Invalidate(error) => invalidate_errno(error),
+            Self::DeviceFault(error) => device_fault_errno(error),
             Self::Msi(MsiError::TooMany { .. }) | Self::NoMemory => Errno::ENOMEM,
+            Self::PageResponse(PageResponseError::NotSupported) => Errno::EOPNOTSUPP,
             Self::Msi(_)
+            | Self::PageResponse(_)
             | Self::NotNesting
             | Self::NotSingle { .. }
             | Self::NoPageRequest
+            | Self::SeveralDevices { .. }
             | Self::NoGroup
             | Self::IommuSet
             | Self::NoContainer
@@ -289,5 +307,16 @@ const fn invalidate_errno(error: &InvalidateError) -> Errno {
         | InvalidateError::Granule(_)
         | InvalidateError::Range => Errno::EINVAL,
         InvalidateError::Object(cause) => posted_errno(cause),
+    }
+}
+
+const fn device_fault_errno(error: &DeviceFaultError) -> Errno {
+    match error {
+        DeviceFaultError::NoDevice(_)
+        | DeviceFaultError::NoHandler(_)
+        | DeviceFaultError::NotPending { .. } => Errno::EINVAL,
+        DeviceFaultError::Registered(_) | DeviceFaultError::Pending { .. } => Errno::EBUSY,
+        DeviceFaultError::NotHandled(_) => Errno::ENOSPC,
+        DeviceFaultError::Object(cause) => posted_errno(cause),
     }
 }

@@ -9,6 +9,7 @@ mod device;
 mod iommufd;
 mod nesting;
 mod own;
+mod page_request;
 mod posted;
 
 pub use device::{
@@ -27,7 +28,11 @@ pub use nesting::{
 };
 pub use own::{
     AttachDevice, Completion, CountersArgument, CreateVm, OwnCacheInvalidate, OwnPasidRequest,
-    ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
+    PageRequestPolicyArgument, ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
+};
+pub use page_request::{
+    HwptPageFault, HwptPageResponse, PageRequestCountersArgument, PageRequestFault, ReadPageFault,
+    ReadPageRequest, RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
 };
 pub use posted::{
     AddressScope, CacheInvalidate, CacheInvalidateInfo, DmaFault, MapDma, PasidRequest, PasidScope,
@@ -40,6 +45,7 @@ pub mod flags {
     pub use super::iommufd::flags::*;
     pub use super::nesting::flags::*;
     pub use super::own::flags::*;
+    pub use super::page_request::flags::*;
     pub use super::posted::flags::*;
 }
 

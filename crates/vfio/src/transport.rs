@@ -1,6 +1,6 @@
 //! Between a client and a host end: bytes and handles there, bytes and handles back.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
@@ -50,6 +50,8 @@ pub struct Reply {
     pub pending: Option<Ticket>,
     /// A device's file, opened ([`Request::GroupGetDeviceFd`](crate::Request::GroupGetDeviceFd)).
     pub file: Option<Arc<dyn DeviceFile>>,
+    /// A fault queue's file ([`Request::FaultQueueAlloc`](crate::Request::FaultQueueAlloc)).
+    pub fault_file: Option<Arc<dyn FaultFile>>,
 }
 
 /// An open container, as a client has it. Dropping it closes it: its VM is over.
@@ -94,8 +96,35 @@ pub trait DeviceFile: File + fmt::Debug {
     /// For the device's DMA, which passes no door. `None` if the device has left its container.
     fn channel(&self) -> Option<Channel>;
 
+    /// For the device itself, whose page requests pass no door either. It is attached as long as
+    /// it is in its container: take it for as long as a call on it lasts.
+    fn endpoint(&self) -> Weak<Endpoint>;
+
     /// For whoever looks: what happened to entries that are in neither ring.
     fn ring_counts(&self) -> RingCounts;
+}
+
+/// The file of a fault queue, as a client has it: page requests are read from it and answers
+/// written to it, in iommufd's structures ([`HwptPageFault`](crate::spec::HwptPageFault),
+/// [`HwptPageResponse`](crate::spec::HwptPageResponse)). What is rung for a fault is rung for them,
+/// too.
+pub trait FaultFile: Send + Sync + fmt::Debug {
+    /// Reads the requests of as many whole groups as there is room for; gives bytes, zero if
+    /// nothing waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::ESPIPE`] if the position is not zero or the room is not a multiple of a request;
+    /// [`Errno::EINVAL`] if the first group does not fit, which stays; what the host end says.
+    fn read(&self, position: u64, bytes: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Answers groups; gives bytes, up to the first answer that reaches nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::ESPIPE`] as for reading; [`Errno::EINVAL`] if the first one's cookie is none that
+    /// waits, or its code neither 0 nor 1; what the host end says.
+    fn write(&self, position: u64, bytes: &[u8]) -> Result<usize, Errno>;
 }
 
 /// A way to a host end.

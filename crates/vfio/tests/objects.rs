@@ -1,11 +1,15 @@
 //! The objects of a VM through bytes against the same calls made directly: for every call, what the
 //! host sees is the same, and so is every answer and every error.
 
+use std::time::Duration;
+
 use iommu::{
     EventQueueId, Fault, FaultQueueId, FaultReason, GuestPasid, Hardware, Host, HwptFlags, HwptId,
-    HwptParent, HwptRequest, InvalidField, IoasId, ObjectError, ObjectId, Pasid, SmmuCaps, Stage,
-    StageOneInvalidation, StageOneTable, StageTwoFault, StageTwoOwner, TableCaps, ViommuId,
-    ViommuKind, Vm, VmConfig, VmEvent, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    HwptParent, HwptRequest, InvalidField, IoasId, ObjectError, ObjectId, PageRequest,
+    PageResponse, PageResponseError, Pasid, PrgIndex, ResponseCode, SmmuCaps, Stage,
+    StageOneInvalidation, StageOneTable, StageTwoFault, StageTwoOwner, TableCaps, Ticket,
+    Unanswered, ViommuId, ViommuKind, Vm, VmConfig, VmEvent, VtdPasidTable, VtdStageOne,
+    VtdStageOneFlags,
 };
 use mem::{Access, Gpa, Iova, Range};
 use pci::RequesterId;
@@ -31,6 +35,12 @@ enum Call {
     Detach(RequesterId, Option<GuestPasid>),
     InvalidateHwpt(HwptId, Vec<StageOneInvalidation>),
     InvalidateViommu(ViommuId, Vec<[u64; 2]>),
+    TakePageRequest,
+    RespondPageRequest(PageResponse),
+    TakePageFault(FaultQueueId),
+    RespondPageFault(FaultQueueId, u32, ResponseCode),
+    Unanswered(Ticket),
+    Tick(Duration),
 }
 
 /// Makes a call; gives its answer.
@@ -60,6 +70,14 @@ fn make(vm: &impl Vm, call: &Call) -> String {
         Call::InvalidateViommu(viommu, commands) => {
             format!("{:?}", vm.invalidate_viommu(*viommu, commands))
         }
+        Call::TakePageRequest => format!("{:?}", vm.take_page_request()),
+        &Call::RespondPageRequest(response) => format!("{:?}", vm.respond_page_request(response)),
+        &Call::TakePageFault(queue) => format!("{:?}", vm.take_page_fault(queue)),
+        &Call::RespondPageFault(queue, cookie, code) => {
+            format!("{:?}", vm.respond_page_fault(queue, cookie, code))
+        }
+        &Call::Unanswered(ticket) => format!("{:?}", vm.unanswered(ticket)),
+        &Call::Tick(now) => format!("{:?}", vm.tick(now)),
     }
 }
 
@@ -120,6 +138,18 @@ fn invalidation() -> impl Strategy<Value = StageOneInvalidation> {
     })
 }
 
+fn code() -> impl Strategy<Value = ResponseCode> {
+    use ResponseCode::{Failure, Invalid, Success};
+    prop_oneof![Just(Success), Just(Invalid), Just(Failure)]
+}
+
+fn response() -> impl Strategy<Value = PageResponse> {
+    (requester(), pasid(), 0..512u64, code()).prop_map(|(requester, pasid, group, code)| {
+        let (pasid, group) = (pasid.map(|pasid| pasid.0), PrgIndex::from_field(group));
+        PageResponse { requester, pasid, group, code }
+    })
+}
+
 fn call() -> impl Strategy<Value = Call> {
     let id = any::<u32>;
     let kind = any::<bool>().prop_map(|vtd| if vtd { ViommuKind::Vtd } else { ViommuKind::Smmuv3 });
@@ -144,6 +174,16 @@ fn call() -> impl Strategy<Value = Call> {
             .prop_map(|(id, what)| Call::InvalidateHwpt(HwptId(id), what)),
         (id(), prop::collection::vec(any::<[u64; 2]>(), 0..40))
             .prop_map(|(id, commands)| Call::InvalidateViommu(ViommuId(id), commands)),
+        Just(Call::TakePageRequest),
+        response().prop_map(Call::RespondPageRequest),
+        id().prop_map(|id| Call::TakePageFault(FaultQueueId(id))),
+        (id(), id(), code()).prop_map(|(id, cookie, code)| Call::RespondPageFault(
+            FaultQueueId(id),
+            cookie,
+            code
+        )),
+        any::<u64>().prop_map(|number| Call::Unanswered(Ticket::new(number))),
+        (any::<u64>(), 0..1_000_000_000u32).prop_map(|(s, ns)| Call::Tick(Duration::new(s, ns))),
     ]
 }
 
@@ -172,6 +212,17 @@ fn one_of_each() -> Vec<Call> {
         Call::Detach(device, pasid),
         Call::InvalidateHwpt(HwptId(1), vec![StageOneInvalidation::All; 3]),
         Call::InvalidateViommu(ViommuId(1), vec![[1, 2]; 3]),
+        Call::TakePageRequest,
+        Call::RespondPageRequest(PageResponse {
+            requester: device,
+            pasid: pasid.map(|pasid| pasid.0),
+            group: PrgIndex::from_field(511),
+            code: ResponseCode::Failure,
+        }),
+        Call::TakePageFault(FaultQueueId(1)),
+        Call::RespondPageFault(FaultQueueId(1), u32::MAX, ResponseCode::Failure),
+        Call::Unanswered(Ticket::new(u64::MAX)),
+        Call::Tick(Duration::MAX),
     ]
 }
 
@@ -187,6 +238,7 @@ fn errors() -> Vec<ObjectError> {
         InvalidField::FaultQueue,
         InvalidField::VirtualId,
         InvalidField::Range,
+        InvalidField::Cookie,
     ];
     let mut errors = vec![
         ObjectError::NotSupported,
@@ -261,6 +313,27 @@ fn event(bits: u16) -> VmEvent {
             }),
         },
     }
+}
+
+fn page_request(bits: u16) -> PageRequest {
+    let bit = |n: u32| bits >> n & 1 != 0;
+    PageRequest {
+        requester: RequesterId::from_bits(bits),
+        pasid: bit(0).then_some(Pasid::from_field(u32::from(bits) << 4)),
+        privileged: bit(1),
+        execute: bit(2),
+        read: bit(3),
+        write: bit(4),
+        address: Iova(u64::from(bits) << 40 | 0x7000),
+        group: PrgIndex::from_field(bits.into()),
+        last: bit(5),
+        private_data: bit(6).then_some([bits.into(), u64::MAX]),
+    }
+}
+
+fn unanswered(bits: u16) -> Unanswered {
+    let ticket = Ticket::new(u64::from(bits) << 48);
+    Unanswered { requester: RequesterId::from_bits(bits), ticket }
 }
 
 /// A VM called directly, and one through bytes.
@@ -348,6 +421,16 @@ proptest! {
                     _ => Hardware::Smmuv3(smmu(bits >> 1)),
                 };
                 script.event = (bits & 3 != 0).then(|| event(bits));
+                script.page_request = (bits & 3 != 0).then(|| page_request(bits));
+                let PageRequest { requester, group, .. } = page_request(bits);
+                script.page_response = match bits & 3 {
+                    0 => Ok(()),
+                    1 => Err(PageResponseError::NotOutstanding { requester, group }),
+                    2 => Err(PageResponseError::WrongPasid { requester, group }),
+                    _ => Err(PageResponseError::NotSupported),
+                };
+                script.unanswered = (bits & 3 != 0).then(|| unanswered(bits));
+                script.next = (bits & 3 != 0).then(|| Duration::new(bits.into(), bits.into()));
             });
             both.check(&call);
         }

@@ -2,12 +2,14 @@
 //! answer, every fault and every counter is the same.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use iommu::{
     AddressSpace, Channel, ContextFault, ContextSource, DeviceContext, DomainId, Endpoint,
-    EventQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent, HwptRequest,
-    Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, Pasid, PasidRange,
+    EventQueueId, FaultQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent,
+    HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, PageRequest,
+    PageRequestPolicy, PageResponse, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode,
     SoftwareHost, StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig,
     VtdStageOne, VtdStageOneFlags,
 };
@@ -20,6 +22,7 @@ const PAGE: u64 = 0x1000;
 const BACKINGS: usize = 3;
 const BACKING_PAGES: u64 = 4;
 const DEVICES: usize = 3;
+const FAULT_ID_VALID: u32 = 4;
 
 /// A piece of a memory map, in pages.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +61,23 @@ enum Command {
     Counters,
     Memory,
     Object(ObjectCommand),
+    /// A device asks for a page.
+    Ask {
+        device: usize,
+        pasid: Option<u32>,
+        group: u16,
+        bits: u8,
+    },
+    TakePageRequest,
+    Respond {
+        device: usize,
+        pasid: Option<u32>,
+        group: u16,
+        code: ResponseCode,
+    },
+    Forget(usize),
+    Unanswered(usize),
+    Tick(u64),
     Close,
 }
 
@@ -73,6 +93,7 @@ enum ObjectCommand {
         flags: u32,
         root: Option<u64>,
         on_hwpt: bool,
+        queue: Option<usize>,
     },
     AllocViommu(usize, usize),
     AllocFaultQueue,
@@ -83,6 +104,30 @@ enum ObjectCommand {
     Replace(usize, Option<u32>, usize),
     Detach(usize, Option<u32>),
     Forget(usize, u64),
+    TakePageFault(usize),
+    RespondPageFault(usize, u32, ResponseCode),
+}
+
+fn code() -> impl Strategy<Value = ResponseCode> {
+    use ResponseCode::{Failure, Invalid, Success};
+    prop_oneof![Just(Success), Just(Invalid), Just(Failure)]
+}
+
+fn page_commands() -> impl Strategy<Value = Command> {
+    let pasid = || prop::option::of(0..3u32);
+    let ask = (0..DEVICES, pasid(), 0..3u16, any::<u8>())
+        .prop_map(|(device, pasid, group, bits)| Command::Ask { device, pasid, group, bits });
+    let respond = (0..DEVICES, pasid(), 0..3u16, code())
+        .prop_map(|(device, pasid, group, code)| Command::Respond { device, pasid, group, code });
+    prop_oneof![
+        4 => ask,
+        4 => Just(Command::TakePageRequest),
+        4 => respond,
+        1 => (0..DEVICES).prop_map(Command::Forget),
+        1 => (0..64usize).prop_map(Command::Unanswered),
+        2 => prop_oneof![(0..60u64).prop_map(|s| s * 1_000_000_000), any::<u64>()]
+            .prop_map(Command::Tick),
+    ]
 }
 
 fn object_commands() -> impl Strategy<Value = ObjectCommand> {
@@ -90,13 +135,13 @@ fn object_commands() -> impl Strategy<Value = ObjectCommand> {
     // Mostly what there is.
     let id = || prop_oneof![4 => 1..3usize, 1 => 0..8usize];
     let pasid = || prop::option::of(prop_oneof![4 => 1..3u32, 1 => 0..8u32]);
-    let alloc = (0..DEVICES, id(), 0..16u32, prop::option::of(0..4u64), any::<bool>()).prop_map(
-        |(device, parent, flags, root, on_hwpt)| C::AllocHwpt {
-            device,
-            parent,
-            flags,
-            root,
-            on_hwpt,
+    // A queue, and a table that names it.
+    let queue = || prop_oneof![6 => Just(3usize), 1 => 0..8usize];
+    let table = || prop_oneof![3 => 1..3usize, 3 => Just(4), 1 => 0..8usize];
+    let alloc = (id(), 0..16u32, prop::option::of(0..4u64), any::<bool>(), queue()).prop_map(
+        |(parent, flags, root, on_hwpt, queue)| {
+            let queue = (flags & FAULT_ID_VALID != 0).then_some(queue);
+            C::AllocHwpt { device: 0, parent, flags, root, on_hwpt, queue }
         },
     );
     prop_oneof![
@@ -108,10 +153,13 @@ fn object_commands() -> impl Strategy<Value = ObjectCommand> {
         1 => id().prop_map(C::AllocEventQueue),
         1 => id().prop_map(C::TakeEvent),
         2 => id().prop_map(C::Destroy),
-        6 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Attach(d, pasid, id)),
-        2 => (0..DEVICES, pasid(), id()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
+        6 => (0..DEVICES, pasid(), table()).prop_map(|(d, pasid, id)| C::Attach(d, pasid, id)),
+        2 => (0..DEVICES, pasid(), table()).prop_map(|(d, pasid, id)| C::Replace(d, pasid, id)),
         2 => (0..DEVICES, pasid()).prop_map(|(d, pasid)| C::Detach(d, pasid)),
         2 => (id(), any::<u64>()).prop_map(|(id, address)| C::Forget(id, address)),
+        4 => queue().prop_map(C::TakePageFault),
+        4 => (queue(), 0..6u32, code())
+            .prop_map(|(id, cookie, code)| C::RespondPageFault(id, cookie, code)),
     ]
 }
 
@@ -156,6 +204,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
         2 => Just(Command::Counters),
         2 => Just(Command::Memory),
         12 => object_commands().prop_map(Command::Object),
+        8 => page_commands(),
         1 => Just(Command::Close),
     ];
     prop::collection::vec(command, 1..80)
@@ -196,6 +245,18 @@ struct World<V> {
     /// Ids of objects, in the order they were given.
     ids: Vec<u32>,
     woken: Arc<AtomicUsize>,
+    /// What devices heard.
+    heard: Arc<Heard>,
+}
+
+/// What the devices of a VM heard.
+#[derive(Default)]
+struct Heard(Mutex<Vec<PageResponse>>);
+
+impl PageResponses for Heard {
+    fn respond(&self, response: PageResponse) {
+        self.0.lock().unwrap().push(response);
+    }
 }
 
 /// An access in flight on a thread of its own.
@@ -247,6 +308,7 @@ impl<V: Vm> World<V> {
             tickets: Vec::new(),
             ids: Vec::new(),
             woken: Arc::default(),
+            heard: Arc::default(),
         }
     }
 
@@ -305,7 +367,7 @@ impl<V: Vm> World<V> {
         let answer = match *command {
             C::Ioas => note(vm.ioas().map(|id| id.0), &mut new),
             C::Hardware(device) => format!("{:?}", vm.hardware(requester(device))),
-            C::AllocHwpt { device, parent, flags, root, on_hwpt } => {
+            C::AllocHwpt { device, parent, flags, root, on_hwpt, queue } => {
                 let parent = match on_hwpt {
                     true => HwptParent::Hwpt(HwptId(id(parent))),
                     false => HwptParent::Ioas(IoasId(id(parent))),
@@ -320,7 +382,8 @@ impl<V: Vm> World<V> {
                 });
                 let flags = HwptFlags::from_bits_retain(flags);
                 let device = requester(device);
-                let request = HwptRequest { device, parent, flags, data, fault: None };
+                let fault = queue.map(|queue| FaultQueueId(id(queue)));
+                let request = HwptRequest { device, parent, flags, data, fault };
                 note(vm.alloc_hwpt(&request).map(|id| id.0), &mut new)
             }
             C::AllocViommu(device, parent) => {
@@ -355,6 +418,12 @@ impl<V: Vm> World<V> {
                 let result = vm.invalidate_hwpt(HwptId(id(hwpt)), &what);
                 *ticket = result.ok();
                 format!("{result:?}")
+            }
+            C::TakePageFault(queue) => {
+                format!("{:?}", vm.take_page_fault(FaultQueueId(id(queue))))
+            }
+            C::RespondPageFault(queue, cookie, code) => {
+                format!("{:?}", vm.respond_page_fault(FaultQueueId(id(queue)), cookie, code))
             }
         };
         self.ids.extend(new);
@@ -400,6 +469,7 @@ impl<V: Vm> World<V> {
             }
             Command::Attach(device) => match self.vm.attach(requester(device)) {
                 Ok(endpoint) => {
+                    endpoint.set_page_responses(Some(self.heard.clone()));
                     let channel = Arc::new(endpoint.channel());
                     self.devices[device] = Some((endpoint, channel));
                     String::new()
@@ -427,9 +497,35 @@ impl<V: Vm> World<V> {
                 String::new()
             }
             Command::Usage => format!("{:?}", self.vm.pasid_usage()),
-            Command::Counters => format!("{:?}", self.vm.counters()),
+            Command::Counters => {
+                format!("{:?} {:?}", self.vm.counters(), self.vm.page_request_counters())
+            }
             Command::Memory => self.memory(),
             Command::Object(ref command) => self.object(command, &mut ticket),
+            Command::Ask { device, pasid, group, bits } => {
+                if let Some((endpoint, _)) = &self.devices[device] {
+                    endpoint.send_page_request(page_request(pasid, group, bits));
+                }
+                String::new()
+            }
+            Command::TakePageRequest => format!("{:?}", self.vm.take_page_request()),
+            Command::Respond { device, pasid, group, code } => {
+                let group = PrgIndex::from_field(group.into());
+                let (requester, pasid) = (requester(device), pasid.map(Pasid::from_field));
+                let response = PageResponse { requester, pasid, group, code };
+                format!("{:?}", self.vm.respond_page_request(response))
+            }
+            Command::Forget(device) => {
+                if let Some((endpoint, _)) = &self.devices[device] {
+                    endpoint.forget_page_requests();
+                }
+                String::new()
+            }
+            Command::Unanswered(which) => {
+                let which = which.checked_rem(self.tickets.len());
+                format!("{:?}", which.map(|which| self.vm.unanswered(self.tickets[which])))
+            }
+            Command::Tick(now) => format!("{:?}", self.vm.tick(Duration::from_nanos(now))),
             Command::Close => {
                 ticket = Some(self.vm.close());
                 String::new()
@@ -437,13 +533,31 @@ impl<V: Vm> World<V> {
         };
         self.tickets.extend(ticket);
         let woken = self.woken.load(Ordering::Relaxed);
-        format!("{seen} {ticket:?}, woken {woken}")
+        let heard = std::mem::take(&mut *self.heard.0.lock().unwrap());
+        format!("{seen} {ticket:?}, woken {woken}, heard {heard:?}")
     }
 
     fn end(&mut self) {
         for lingering in self.lingering.iter_mut().filter_map(Option::take) {
             lingering.end();
         }
+    }
+}
+
+fn page_request(pasid: Option<u32>, group: u16, bits: u8) -> PageRequest {
+    let bit = |n: u32| bits >> n & 1 != 0;
+    PageRequest {
+        // Not what counts.
+        requester: RequesterId::from_bits(0),
+        pasid: pasid.map(Pasid::from_field),
+        privileged: bit(0),
+        execute: bit(1),
+        read: bit(2),
+        write: bit(3),
+        address: Iova(u64::from(bits) << 12),
+        group: PrgIndex::from_field(group.into()),
+        last: bit(4) || bit(5),
+        private_data: bit(6).then_some([1, 2]),
     }
 }
 
@@ -455,14 +569,18 @@ fn note(answer: Result<u32, ObjectError>, new: &mut Option<u32>) -> String {
 
 fn config(private: bool, enforce_grants: bool) -> VmConfig {
     let numbering = if private { Numbering::Private } else { Numbering::Identity };
-    VmConfig { quota: 3, numbering, enforce_grants, ..VmConfig::named("one") }
+    // Few, and not for long.
+    let timeout = Some(Duration::from_secs(10));
+    let page_requests = PageRequestPolicy { per_device: 4, timeout };
+    VmConfig { quota: 3, numbering, enforce_grants, page_requests, ..VmConfig::named("one") }
 }
 
 /// Devices, and a nested table on a nesting parent to attach to them, and PASIDs.
 fn preparation() -> Vec<Command> {
-    use ObjectCommand::{AllocHwpt, Ioas};
+    use ObjectCommand::{AllocFaultQueue, AllocHwpt, Ioas};
     let hwpt = |parent, flags, root, on_hwpt| {
-        Command::Object(AllocHwpt { device: 0, parent, flags, root, on_hwpt })
+        let queue = (flags & FAULT_ID_VALID != 0).then_some(3);
+        Command::Object(AllocHwpt { device: 0, parent, flags, root, on_hwpt, queue })
     };
     vec![
         Command::Attach(0),
@@ -473,6 +591,8 @@ fn preparation() -> Vec<Command> {
         // NEST_PARENT and PASID; PASID.
         hwpt(0, 9, None, false),
         hwpt(1, 8, Some(1), true),
+        Command::Object(AllocFaultQueue),
+        hwpt(1, 8 | FAULT_ID_VALID, Some(1), true),
     ]
 }
 

@@ -16,7 +16,7 @@ use vsva::lab::{
     ServerError,
 };
 use vsva::qemu::Devices;
-use vsva::server::GuestConfig;
+use vsva::server::{GuestConfig, Injection};
 use vsva::stop::Stop;
 use vsva::term::Screen;
 
@@ -51,6 +51,14 @@ impl LabServer for Nothing {
 
     fn encoded_calls(&self) -> Option<EncodedCalls> {
         None
+    }
+
+    fn inject(&mut self, _: GuestId, injection: Injection) -> Result<(), ServerError> {
+        Err(ServerError::CannotInject(injection))
+    }
+
+    fn clear_injections(&mut self, _: GuestId) -> Result<(), ServerError> {
+        Ok(())
     }
 
     fn sync(&mut self, _: GuestId, point: &str, _: &BTreeMap<String, u64>) -> Vec<Check> {

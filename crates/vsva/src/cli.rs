@@ -13,7 +13,7 @@ use crate::demo;
 use crate::inspect::{self, Form, Look, Watch};
 use crate::lab::{self, LabError, Options, Report, SCENARIOS};
 use crate::serve;
-use crate::server::{Commands, HostCalls, PasidTable, StageTwo};
+use crate::server::{Commands, HostCalls, Injection, PageTimeout, PasidTable, StageTwo};
 use crate::shares::{NumberingWord, Setting, Shares};
 use crate::stop::{Stop, EXIT_STOPPED};
 use crate::term::Screen;
@@ -23,6 +23,9 @@ pub const EXIT_FAILED: u8 = 1;
 
 /// The exit code of a run that is not possible on this machine (also clap's for a bad command line).
 pub const EXIT_IMPOSSIBLE: u8 = 2;
+
+/// How the value of `--inject` is called in help texts.
+const INJECTION: &str = "NAME[=VALUE]";
 
 /// PASIDs and shared virtual addressing for virtual machines.
 #[derive(Debug, Parser)]
@@ -122,6 +125,10 @@ pub struct LabArgs {
     /// or shuffled (4 KiB and 2 MiB frames in random order) [default: as the scenario says, mostly shuffled].
     #[arg(long, value_name = "none|identity|shuffled")]
     pub stage_two: Option<StageTwo>,
+    /// Let something go wrong for every guest from its beginning, as for serve; can be given several times. What
+    /// scenarios then find is reported as usual.
+    #[arg(long, value_name = INJECTION)]
+    pub inject: Vec<Injection>,
     /// Repeat the guest's random choices of an earlier run.
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
@@ -160,9 +167,20 @@ pub struct ServeArgs {
     /// or shuffled (4 KiB and 2 MiB frames in random order) [default: none].
     #[arg(long, value_name = "[NAME=]none|identity|shuffled")]
     pub stage_two: Vec<Setting<StageTwo>>,
+    /// How long a guest may leave a page request unanswered, in milliseconds; then the host answers in its place that
+    /// the page cannot be had [default: 30000].
+    #[arg(long, value_name = "[NAME=]MS|never")]
+    pub page_request_timeout: Vec<Setting<PageTimeout>>,
     /// How guests' devices call the host: direct (functions) or bytes (VFIO's user API, encoded and decoded).
     #[arg(long, value_name = "direct|bytes", default_value_t)]
     pub host: HostCalls,
+    /// Let something go wrong for every guest, to see what it makes of it; can be given several times. Page requests:
+    /// drop-response[=ONE_IN] loses one answer in so many (all), delay-response=MS makes them late, answer-twice gives
+    /// each a second time, overflow-queue[=MS] has the guest's queue full (for so long from the first request on).
+    /// Invalidations: delay-invalidation=MS has the device answer late. Tables: fail-walk=N hides the N-th word that a
+    /// walk fetches, once.
+    #[arg(long, value_name = INJECTION)]
+    pub inject: Vec<Injection>,
     /// Take guest memory from files that are not sealed against shrinking (F_SEAL_SHRINK), too. Whoever shrinks such
     /// a file kills the server, and with it every guest's devices.
     #[arg(long)]
@@ -211,6 +229,7 @@ impl From<&LabArgs> for Options {
             calls: args.host,
             pasid_table: args.pasid_table,
             stage_two: args.stage_two,
+            injections: args.inject.clone(),
         }
     }
 }
@@ -278,8 +297,10 @@ pub fn serve(args: &ServeArgs) -> ExitCode {
             commands: args.vcmd.clone(),
             pasid_table: args.pasid_table.clone(),
             stage_two: args.stage_two.clone(),
+            page_request_timeout: args.page_request_timeout.clone(),
         },
         calls: args.host,
+        injections: args.inject.clone(),
         allow_unsealed: args.allow_unsealed,
     };
     let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(print_line);
@@ -368,7 +389,8 @@ mod tests {
     fn every_option_of_the_lab_arrives() {
         let line = "vsva lab --json --scenario rebind --scenario kill --keep-logs logs --qemu q --kernel k \
                     --modules m --vcmd-kernel v --vcmd-headers h --mirror http://a.example/ --offline --host bytes \
-                    --pasid-table host --stage-two identity --seed 7 --sabotage s";
+                    --pasid-table host --stage-two identity --inject answer-twice --inject fail-walk=9 --seed 7 \
+                    --sabotage s";
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Lab(args) = cli.command else { panic!("another command") };
         let options = Options::from(&*args);
@@ -381,6 +403,8 @@ mod tests {
         assert_eq!(options.calls, Some(HostCalls::Bytes));
         assert_eq!(options.pasid_table, Some(PasidTable::Host));
         assert_eq!(options.stage_two, Some(StageTwo::Identity));
+        let wanted = ["answer-twice", "fail-walk=9"].map(|text| text.parse::<Injection>().unwrap());
+        assert_eq!(options.injections, wanted);
     }
 
     #[test]
@@ -410,11 +434,31 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_the_quota_that_guests_get() {
+    fn the_help_names_every_injection() {
+        let mut cli = Cli::command();
+        let serve = cli.find_subcommand_mut("serve").unwrap();
+        let help = serve.render_long_help().to_string();
+        let help: Vec<_> = help.split_whitespace().collect();
+        for form in Injection::FORMS {
+            assert!(help.contains(&form), "{form}");
+        }
+    }
+
+    #[test]
+    fn an_injection_that_there_is_not_is_refused_with_those_that_there_are() {
+        let line = ["vsva", "serve", "--dir", "d", "--inject", "drop-request"];
+        let refused = Cli::try_parse_from(line).unwrap_err().to_string();
+        assert!(refused.contains("there are drop-response[=ONE_IN], "), "{refused}");
+    }
+
+    #[test]
+    fn the_help_names_what_guests_get_otherwise() {
         let mut cli = Cli::command();
         let serve = cli.find_subcommand_mut("serve").unwrap();
         let help = serve.render_long_help().to_string();
         assert!(help.contains(&format!("set aside for it [default: {DEFAULT_QUOTA}]")), "{help}");
+        let patience = iommu::PAGE_REQUEST_TIMEOUT.as_millis();
+        assert!(help.contains(&format!("cannot be had [default: {patience}]")), "{help}");
     }
 
     #[test]

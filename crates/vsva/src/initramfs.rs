@@ -5,7 +5,7 @@
 //! /init                      the guest program, process 1
 //! /dev/console               character device 5:1
 //! /lib/modules/<name>.ko     uncompressed modules
-//! /lib/modules/load-order    their absolute paths, one a line, dependencies first
+//! /lib/modules/load-order    absolute paths of those to load at once, one a line, dependencies first
 //! ```
 //!
 //! ```
@@ -52,11 +52,16 @@ pub enum InitramfsError {
     },
 }
 
-/// Builds the archive of the guest: `init` as process 1 and `modules` in load order.
+/// Builds the archive of the guest: `init` as process 1, `modules` in load order, and beside them those that the guest
+/// program loads `on_demand`.
 ///
 /// # Errors
 /// A module's name or size that the format cannot hold.
-pub fn build(init: &[u8], modules: &[Module]) -> Result<Vec<u8>, InitramfsError> {
+pub fn build(
+    init: &[u8],
+    modules: &[Module],
+    on_demand: &[Module],
+) -> Result<Vec<u8>, InitramfsError> {
     let mut archive = Archive::default();
     for dir in ["dev", "proc", "sys", "tmp", "lib", "lib/modules"] {
         archive.directory(dir, 0o755)?;
@@ -65,14 +70,21 @@ pub fn build(init: &[u8], modules: &[Module]) -> Result<Vec<u8>, InitramfsError>
     archive.file("init", 0o755, init)?;
     let mut order = String::new();
     for module in modules {
-        let path = format!("lib/modules/{}.ko", module.name);
-        archive.file(&path, 0o644, &module.image)?;
         order.push('/');
-        order.push_str(&path);
+        order.push_str(&add_module(&mut archive, module)?);
         order.push('\n');
+    }
+    for module in on_demand {
+        add_module(&mut archive, module)?;
     }
     archive.file(LOAD_ORDER, 0o644, order.as_bytes())?;
     archive.finish()
+}
+
+fn add_module(archive: &mut Archive, module: &Module) -> Result<String, InitramfsError> {
+    let path = format!("lib/modules/{}.ko", module.name);
+    archive.file(&path, 0o644, &module.image)?;
+    Ok(path)
 }
 
 /// A `newc` archive being written. Owners are root and times are zero, so equal input gives equal bytes.
@@ -228,10 +240,12 @@ mod tests {
     #[test]
     fn the_guests_archive_lists_modules_in_order_and_ends_aligned() {
         let module = |name: &str| Module { name: name.to_owned(), image: vec![7; 5] };
-        let bytes = build(b"program", &[module("idxd_bus"), module("idxd")]).unwrap();
+        let at_once = [module("idxd_bus"), module("idxd")];
+        let bytes = build(b"program", &at_once, &[module("brd")]).unwrap();
         assert_eq!(bytes.len() % ALIGN, 0);
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains("/lib/modules/idxd_bus.ko\n/lib/modules/idxd.ko\n"));
+        assert!(text.contains("lib/modules/brd.ko\0") && !text.contains("brd.ko\n"));
         assert!(text.trim_end_matches('\0').ends_with(TRAILER));
         // Parents come before what they hold: the kernel makes no directory by itself.
         let parent = text.find("lib/modules\0").unwrap();

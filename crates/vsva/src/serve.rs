@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use crate::inspect::wire::Refusal;
 use crate::qemu::Devices;
 use crate::server::{
-    Ask, Commands, GuestConfig, GuestPlace, HostCalls, Inspector, PasidTable, ServeError, Server,
-    StageTwo,
+    check_injections, Ask, CannotInject, Commands, GuestConfig, GuestPlace, HostCalls, Injection,
+    InjectionsCollide, Inspector, PageTimeout, PasidTable, ServeError, Server, StageTwo,
 };
 use crate::shares::{self, Shares};
 use crate::stop::Stop;
@@ -38,6 +38,8 @@ pub struct Options {
     pub shares: Shares,
     /// How guests' devices call the host.
     pub calls: HostCalls,
+    /// What goes wrong for every guest.
+    pub injections: Vec<Injection>,
     /// Whether memory files that their owner could shrink are mapped.
     pub allow_unsealed: bool,
 }
@@ -84,6 +86,12 @@ pub enum Error {
     /// What guests are to have does not go together.
     #[error(transparent)]
     Shares(#[from] shares::Error),
+    /// What is to go wrong does not go together.
+    #[error(transparent)]
+    Injections(#[from] InjectionsCollide),
+    /// What is to go wrong cannot.
+    #[error(transparent)]
+    CannotInject(#[from] CannotInject),
     /// Signals cannot be handled.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] io::Error),
@@ -102,6 +110,7 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     }
     let names: Vec<_> = (0..options.guests).map(|index| format!("guest{index}")).collect();
     let configs = options.shares.of(&names)?;
+    check_injections(&options.injections)?;
     let policy = if options.allow_unsealed { Policy::AllowUnsealed } else { Policy::SealedOnly };
     let server = Server::calling(options.calls, policy, say.clone());
     shares::check_quotas(&configs, server.pasids().capacity)?;
@@ -109,8 +118,12 @@ pub fn run(options: &Options, say: &Arc<dyn Fn(&str) + Send + Sync>) -> Result<(
     let dir = Directory::new(&options.dir)?;
     let mut places = Vec::new();
     for (name, config) in names.iter().zip(configs) {
+        let place = server.add_guest(&dir.path, name, config)?;
+        for injection in &options.injections {
+            place.inject(*injection)?;
+        }
         // Dropped and so closed however this function ends.
-        places.push(server.add_guest(&dir.path, name, config)?);
+        places.push(place);
     }
     let hall = Arc::new(Hall { server, places });
     let inspector = Inspector::start(&dir.path, ask(&hall))?;
@@ -240,7 +253,15 @@ fn introduction(name: &str, config: GuestConfig, devices: &Devices) -> String {
 
 /// What a guest has of the host, a line for each thing that is not as usual.
 fn share(name: &str, config: GuestConfig) -> String {
-    let GuestConfig { quota, numbering, commands, pasid_table, stage_two } = config;
+    let GuestConfig {
+        quota,
+        numbering,
+        commands,
+        pasid_table,
+        stage_two,
+        page_request_timeout,
+        ..
+    } = config;
     let numbers = match numbering {
         Numbering::Identity => "numbered as the host's",
         Numbering::Private => "with numbers of its own",
@@ -256,6 +277,16 @@ fn share(name: &str, config: GuestConfig) -> String {
     let mut text = String::new();
     if let Some(how) = how {
         text = format!("{name}: {quota} PASIDs, {numbers}, {how}\n");
+    }
+    if page_request_timeout != GuestConfig::USUAL.page_request_timeout {
+        text += &match page_request_timeout {
+            PageTimeout::After(timeout) => {
+                format!("{name}: page requests are answered in its place after {timeout:?}\n")
+            }
+            PageTimeout::Never => {
+                format!("{name}: page requests wait for its answer however long that takes\n")
+            }
+        };
     }
     text + match stage_two {
         StageTwo::None => String::new(),
@@ -357,6 +388,7 @@ mod tests {
             guests: 2,
             shares,
             calls: HostCalls::Direct,
+            injections: Vec::new(),
             allow_unsealed: false,
         };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());
@@ -374,6 +406,7 @@ mod tests {
             guests: 0,
             shares,
             calls: HostCalls::Direct,
+            injections: Vec::new(),
             allow_unsealed: false,
         };
         let say: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(|_: &str| ());

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use iommu::Numbering;
 
-use crate::server::{Commands, GuestConfig, PasidTable, StageTwo};
+use crate::server::{Commands, GuestConfig, PageTimeout, PasidTable, StageTwo};
 
 /// A setting for one guest (`NAME=VALUE`) or for all that have none of their own (`VALUE`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct Shares {
     pub pasid_table: Vec<Setting<PasidTable>>,
     /// The host's second stage below it.
     pub stage_two: Vec<Setting<StageTwo>>,
+    /// How long it may leave page requests unanswered.
+    pub page_request_timeout: Vec<Setting<PageTimeout>>,
 }
 
 /// Why settings do not go together.
@@ -140,22 +142,29 @@ impl Shares {
         let commands = spread("--vcmd", &self.commands, names)?;
         let table = spread("--pasid-table", &self.pasid_table, names)?;
         let stage_two = spread("--stage-two", &self.stage_two, names)?;
+        let timeout = spread("--page-request-timeout", &self.page_request_timeout, names)?;
         let settings = quota.into_iter().zip(numbering).zip(commands).zip(table).zip(stage_two);
-        let configs = settings.map(|((((quota, numbering), commands), table), stage_two)| {
-            let config = GuestConfig {
-                quota: quota.unwrap_or(otherwise.quota),
-                commands: commands.unwrap_or(otherwise.commands),
-                pasid_table: table.unwrap_or(otherwise.pasid_table),
-                stage_two: stage_two.unwrap_or(otherwise.stage_two),
-                ..otherwise
-            };
-            // Nobody is surprised by it: such a guest never learns the host's numbers.
-            let usual = match config.numbers_host_table() {
-                true => Numbering::Private,
-                false => otherwise.numbering,
-            };
-            GuestConfig { numbering: numbering.map_or(usual, |NumberingWord(said)| said), ..config }
-        });
+        let settings = settings.zip(timeout);
+        let configs =
+            settings.map(|(((((quota, numbering), commands), table), stage_two), timeout)| {
+                let config = GuestConfig {
+                    quota: quota.unwrap_or(otherwise.quota),
+                    commands: commands.unwrap_or(otherwise.commands),
+                    pasid_table: table.unwrap_or(otherwise.pasid_table),
+                    stage_two: stage_two.unwrap_or(otherwise.stage_two),
+                    page_request_timeout: timeout.unwrap_or(otherwise.page_request_timeout),
+                    ..otherwise
+                };
+                // Nobody is surprised by it: such a guest never learns the host's numbers.
+                let usual = match config.numbers_host_table() {
+                    true => Numbering::Private,
+                    false => otherwise.numbering,
+                };
+                GuestConfig {
+                    numbering: numbering.map_or(usual, |NumberingWord(said)| said),
+                    ..config
+                }
+            });
         let configs: Vec<_> = configs.collect();
         check_numbers(names, &configs)?;
         Ok(configs)
@@ -215,6 +224,8 @@ fn spread<T: Copy>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use iommu::DEFAULT_QUOTA;
 
     use super::*;
@@ -314,6 +325,20 @@ mod tests {
         assert_eq!(got, [StageTwo::Shuffled, StageTwo::None, StageTwo::Identity]);
         assert!("guest0=shuffle".parse::<Setting<StageTwo>>().is_err());
         assert!("device".parse::<Setting<PasidTable>>().is_err());
+    }
+
+    #[test]
+    fn a_guest_may_take_its_time_or_not() {
+        let page_request_timeout = settings(&["250", "guest1=never"]);
+        let configs = Shares { page_request_timeout, ..Shares::default() }.of(&names()).unwrap();
+        let got: Vec<_> = configs.iter().map(|config| config.page_request_timeout).collect();
+        let soon = PageTimeout::After(Duration::from_millis(250));
+        assert_eq!(got, [soon, PageTimeout::Never, soon]);
+        assert_eq!(PageTimeout::Never.policy().timeout, None);
+        assert_eq!(soon.policy().timeout, Some(Duration::from_millis(250)));
+        for wrong in ["0", "1s", "forever", ""] {
+            assert!(wrong.parse::<PageTimeout>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

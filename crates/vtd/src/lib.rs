@@ -12,8 +12,8 @@
 //! [`spec`] holds what the specification lays down: the register table, bit fields, table entries,
 //! descriptors and fault codes. The `model` feature adds the device side. It has no sockets,
 //! threads or clocks: it is driven by calls, and what it wants done leaves as values. The `driver`
-//! feature adds what a guest's operating system needs to take its PASIDs from its host. Each
-//! compiles without the other; both are on by default.
+//! feature adds what a guest's operating system needs to take its PASIDs from its host, and to
+//! answer what devices ask for. Each compiles without the other; both are on by default.
 //!
 //! Section numbers are those of revision 5.10 of the specification (D51397-018) where no other is
 //! named.

@@ -3,6 +3,7 @@
 #![cfg(feature = "model")]
 
 mod guest;
+mod page_requests;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -67,7 +68,7 @@ fn faults_of_real_walks_have_the_codes_of_table_30() {
         (Gpa(0x1008), 0x2003, 0x3a),          // … reserved
         (Gpa(0x1008), 0x4000_0001, 0x40),     // context table without memory
         (Gpa(0x2000), 0, 0x41),               // context entry
-        (Gpa(0x2000), 0x3e1d, 0x42),          // … reserved (PRE)
+        (Gpa(0x2000), 0x3e2d, 0x42),          // … reserved
         (Gpa(0x2000), 0x3e05, 0x45),          // … without PASIDE
         (Gpa(0x2000), 0x4000_0e0d, 0x50),     // PASID directory without memory
         (Gpa(0x3000), 0, 0x51),               // PASID directory entry

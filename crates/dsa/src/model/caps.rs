@@ -169,9 +169,10 @@ impl Caps {
         u16::from(self.0.queues) + 1
     }
 
-    /// GENCAP. Block on fault is off: it needs page requests, which the device does not send.
+    /// GENCAP.
     pub(super) fn gencap(&self) -> GenCap {
         GenCap::new()
+            .with_block_on_fault(true)
             .with_overlapping_copy(true)
             .with_cache_control_memory(true)
             .with_command_capabilities(self.0.interrupt_handles)

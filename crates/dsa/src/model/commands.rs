@@ -50,7 +50,7 @@ impl State {
             let head = SwErrorHead::new().with_code(SwError::COMMAND_ACTIVE);
             return self.software_error(SwError { head, ..SwError::default() }, fx);
         }
-        let start = Command::decode(cmd).and_then(|command| self.start(command));
+        let start = Command::decode(cmd).and_then(|command| self.start(command, fx));
         match start {
             Ok(Start::Done(result)) => self.complete_command(Ok(result), cmd.interrupt(), fx),
             Err(error) => self.complete_command(Err(error), cmd.interrupt(), fx),
@@ -110,7 +110,7 @@ impl State {
     }
 
     /// Checks a command and does the part of it that comes before any waiting.
-    fn start(&mut self, command: Command) -> Result<Start, CommandError> {
+    fn start(&mut self, command: Command, fx: &mut Effects) -> Result<Start, CommandError> {
         if self.device == DeviceState::Halted {
             return self.start_halted(command);
         }
@@ -128,10 +128,10 @@ impl State {
                 Ok(Start::Wait(Scope::All, Then::DisableDevice))
             }
             Command::DrainAll => Ok(Start::Wait(Scope::All, Then::Nothing)),
-            Command::AbortAll => Ok(self.abort(Scope::All, Then::Nothing)),
+            Command::AbortAll => Ok(self.abort(Scope::All, Then::Nothing, fx)),
             Command::ResetDevice => {
                 self.stop_intake();
-                Ok(self.abort(Scope::All, Then::ResetDevice))
+                Ok(self.abort(Scope::All, Then::ResetDevice, fx))
             }
             Command::EnableWq(index) => {
                 let wq = self.check_enable_wq(index)?;
@@ -148,7 +148,7 @@ impl State {
             }
             Command::AbortWq(set) => {
                 let set = self.enabled_wqs(set)?;
-                Ok(self.abort(Scope::Wqs(set), Then::Nothing))
+                Ok(self.abort(Scope::Wqs(set), Then::Nothing, fx))
             }
             Command::ResetWq(set) => {
                 let set = self.wq_bits(set)?;
@@ -157,13 +157,16 @@ impl State {
                         wq.set_state(WqState::Disabling);
                     }
                 });
-                Ok(self.abort(Scope::Wqs(set), Then::ResetWqs(set)))
+                Ok(self.abort(Scope::Wqs(set), Then::ResetWqs(set), fx))
             }
             Command::DrainPasid(pasid) => {
                 Ok(Start::Wait(Scope::Pasid(Pasid::from_field(pasid)), Then::Nothing))
             }
             Command::AbortPasid(pasid) => {
-                Ok(self.abort(Scope::Pasid(Pasid::from_field(pasid)), Then::Nothing))
+                let pasid = Pasid::from_field(pasid);
+                let start = self.abort(Scope::Pasid(pasid), Then::Nothing, fx);
+                self.stop_pasid(pasid);
+                Ok(start)
             }
             Command::RequestInterruptHandle(operand) | Command::ReleaseInterruptHandle(operand) => {
                 self.interrupt_handle(operand)
@@ -181,8 +184,8 @@ impl State {
     }
 
     /// Abandons what there is in `scope`; then waits until it is over.
-    fn abort(&mut self, scope: Scope, then: Then) -> Start {
-        self.cancel(scope);
+    fn abort(&mut self, scope: Scope, then: Then, fx: &mut Effects) -> Start {
+        self.cancel(scope, fx);
         let scope = if sabotage::is(Sabotage::HastyAbort) { Scope::Wqs(0) } else { scope };
         Start::Wait(scope, then)
     }

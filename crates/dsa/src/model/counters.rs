@@ -79,6 +79,22 @@ counters! {
     command_errors,
     /// Interrupts raised.
     interrupts,
+    /// Page requests sent.
+    page_requests,
+    /// Stop markers sent: PASIDs aborted while requests for them were out.
+    stop_markers,
+    /// Page requests answered "success", whether something still waited for it or not.
+    page_responses_success,
+    /// … answered "invalid".
+    page_responses_invalid,
+    /// … answered "failure".
+    page_responses_failure,
+    /// Answers to what was not asked.
+    page_responses_unexpected,
+    /// Descriptors that had to wait for others' answers before they could ask for a page.
+    credits_exhausted,
+    /// Descriptors that wait for a page now, or have an answer that their engine has not taken up.
+    blocked,
 }
 
 impl Counters {
@@ -101,13 +117,18 @@ impl Tally {
     }
 }
 
-/// One count. It only ever grows, and nothing is ordered by it.
+/// One count. Nothing is ordered by it.
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
 
 impl Count {
     pub(super) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// For what is counted as it is now.
+    pub(super) fn subtract(&self, count: u64) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
     }
 
     fn get(&self) -> u64 {

@@ -1,9 +1,9 @@
 //! The handle of a device, and the device as a PCI function.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::fmt;
 
-use iommu::{Endpoint, Pasid};
+use iommu::{Endpoint, PageResponse, PageResponses, Pasid};
 use pci::{Bar, Function, InterruptSink, Message, MsiX};
 use spin::Mutex;
 
@@ -12,6 +12,7 @@ use super::counters::{Counters, Tally};
 use super::effects::Effects;
 use super::engine::Engine;
 use super::function::{self, BAR0_SIZE, PORTAL_BAR, REGISTER_BAR};
+use super::paging::Outgoing;
 use super::portal::Fed;
 use super::queue::Submission;
 use super::state::State;
@@ -50,16 +51,19 @@ impl Device {
         let space = function::config_space(&caps)?;
         let msix = MsiX::new(function::msix_capability(&caps));
         let tally = Arc::new(Tally::default());
-        let shared = Shared {
+        let requester = endpoint.requester();
+        let shared = Arc::new(Shared {
             endpoint,
             tally: tally.clone(),
-            state: Mutex::new(State::new(caps, tally, space, msix)),
+            state: Mutex::new(State::new(caps, tally, space, msix, requester)),
             sink: Mutex::new(None),
             waker: Mutex::new(None),
             bars: function::bars(&caps),
             vectors: caps.vectors(),
-        };
-        Ok(Self { shared: Arc::new(shared) })
+        });
+        let answers = Answers(Arc::downgrade(&shared));
+        shared.endpoint.set_page_responses(Some(Arc::new(answers)));
+        Ok(Self { shared })
     }
 
     /// Number of engines.
@@ -148,9 +152,29 @@ impl Shared {
     /// Changes the state, then carries out what follows from it, with the lock released.
     pub(super) fn change<R>(&self, change: impl FnOnce(&mut State, &mut Effects) -> R) -> R {
         let mut fx = Effects::default();
-        let result = change(&mut self.state.lock(), &mut fx);
+        let (result, must_send) = {
+            let mut state = self.state.lock();
+            let result = change(&mut state, &mut fx);
+            (result, state.paging.must_send())
+        };
         self.perform(&fx);
+        if must_send {
+            self.send();
+        }
         result
+    }
+
+    /// Sends the messages that wait, those included that come of sending them.
+    fn send(&self) {
+        loop {
+            // The lock is released before anything is sent: the answer may come at once.
+            let next = self.state.lock().paging.next_message();
+            match next {
+                Some(Outgoing::Request(request)) => self.endpoint.send_page_request(request),
+                Some(Outgoing::Forget) => self.endpoint.forget_page_requests(),
+                None => return,
+            }
+        }
     }
 
     fn perform(&self, fx: &Effects) {
@@ -174,6 +198,17 @@ impl Shared {
         if let Some(sink) = sink {
             self.tally.interrupts.add(1);
             sink.raise(vector);
+        }
+    }
+}
+
+/// What the host answers through. It does not keep the device alive.
+struct Answers(Weak<Shared>);
+
+impl PageResponses for Answers {
+    fn respond(&self, response: PageResponse) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.change(|state, fx| state.page_response(&response, fx));
         }
     }
 }

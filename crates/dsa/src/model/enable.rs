@@ -91,6 +91,8 @@ impl State {
     pub(super) fn check_enable_wq(&mut self, index: u8) -> Result<&mut WorkQueue, CommandError> {
         let (gencap, wqcap) = (self.caps.gencap(), self.caps.wqcap());
         let pasid = self.function.pasid().unwrap_or_default();
+        let page_requests = self.function.pri().is_some_and(|pri| pri.enable());
+        let blocks = gencap.block_on_fault() && page_requests;
         let wq = self.wqs.get_mut(usize::from(index)).ok_or(CommandError::BadWq)?;
         let mode = wq.config.mode;
         let dedicated = mode.dedicated();
@@ -101,7 +103,7 @@ impl State {
             (wq.config.size == 0, CommandError::WqSizeZero),
             (wqcap.priority() && mode.priority() == 0, CommandError::WqPriorityZero),
             (if dedicated { !wqcap.dedicated() } else { !wqcap.shared() }, CommandError::WqMode),
-            (mode.block_on_fault() && !gencap.block_on_fault(), CommandError::WqBlockOnFault),
+            (mode.block_on_fault() && !blocks, CommandError::WqBlockOnFault),
             (
                 if mode.pasid_enable() { !pasid.enable() } else { !dedicated },
                 CommandError::WqPasidEnable,

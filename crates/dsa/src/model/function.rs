@@ -85,6 +85,15 @@ impl State {
         if let Some(change) = changed.ats {
             fx.ats = Some(change.to.enable());
         }
+        if let Some(change) = changed.pri_allocation {
+            self.allocate_page_requests(change.to, fx);
+        }
+        if let Some(change) = changed.pri {
+            self.set_page_requests(change.to.enable());
+        }
+        if changed.pri_reset {
+            self.reset_page_requests();
+        }
         if self.device != DeviceState::Disabled && breaks_a_running_device(&changed) {
             let head = SwErrorHead::new().with_code(SwError::CONFIG_CHANGE);
             self.software_error(SwError { head, ..SwError::default() }, fx);

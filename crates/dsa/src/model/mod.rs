@@ -43,6 +43,7 @@ mod enable;
 mod engine;
 mod function;
 mod ops;
+mod paging;
 mod portal;
 mod queue;
 mod registers;
@@ -50,6 +51,7 @@ mod registers;
 pub mod sabotage;
 #[cfg(not(feature = "sabotage"))]
 mod sabotage;
+mod schedule;
 mod state;
 
 pub use caps::{Config, ConfigError, MAX_ENGINES, MAX_ENTRIES, MAX_GROUPS, MAX_QUEUES};
@@ -57,5 +59,6 @@ pub use counters::Counters;
 pub use device::{Device, Waker};
 pub use engine::{Engine, Ran};
 pub use ops::CHUNK;
+pub use paging::{RETRY_LIMIT, SET_ASIDE};
 pub use portal::ASSEMBLIES;
 pub use queue::Submission;

@@ -16,6 +16,12 @@ pub enum Sabotage {
     ForgeablePasid = 3,
     /// An abort completes while what it abandoned still runs.
     HastyAbort = 4,
+    /// A page that cannot be had is taken for one that is there.
+    IgnoreInvalidAnswer = 5,
+    /// A descriptor whose page comes is not taken up again.
+    LoseBlocked = 6,
+    /// An engine does nothing else while a descriptor of it waits for a page.
+    BlockTheQueue = 7,
 }
 
 /// Whether `defect` is on.

@@ -2,20 +2,22 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 use iommu::AddressSpace;
-use pci::{ConfigSpace, MsiX};
+use pci::{ConfigSpace, MsiX, RequesterId};
 
 use super::caps::{pasid_field, Caps};
 use super::commands::Pending;
 use super::counters::Tally;
 use super::effects::Effects;
+use super::paging::Paging;
 use super::queue::{Entry, Scope, Sequence, Submission, WorkQueue};
 use super::sabotage::{self, Sabotage};
+use super::schedule::{EngineSlot, Running};
 use crate::spec::{
-    CmdStatus, Descriptor, DeviceState, GenCfg, GenCtrl, GroupFlags, IntCause, MsixPerm, Opcode,
-    Portal, ResetType, SwError, SwErrorHead, WqLimits, WqMode, WqState,
+    CmdStatus, Descriptor, DeviceState, GenCfg, GenCtrl, GroupFlags, IntCause, MsixPerm, Portal,
+    ResetType, SwError, SwErrorHead, WqState,
 };
 
 /// A group's configuration (GRPCFG), as written.
@@ -39,46 +41,6 @@ impl Group {
     }
 }
 
-/// A descriptor that an engine has taken and not finished.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Running {
-    pub(super) wq: usize,
-    pub(super) sequence: Sequence,
-    pub(super) space: AddressSpace,
-}
-
-/// An engine as the registers' side sees it.
-#[derive(Debug, Default)]
-pub(super) struct EngineSlot {
-    /// Whether the engine was handed out to somebody who runs it.
-    pub(super) taken: bool,
-    pub(super) running: Option<Running>,
-    /// Set to make the engine abandon what it runs.
-    pub(super) cancel: Arc<AtomicBool>,
-}
-
-/// A descriptor on its way to an engine, with what it may do.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dispatch {
-    pub(super) descriptor: Descriptor,
-    pub(super) running: Running,
-    pub(super) rules: Rules,
-}
-
-/// What the configuration lets descriptors of a queue do. Nothing of it can change while they run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Rules {
-    pub(super) wq: u8,
-    pub(super) mode: WqMode,
-    pub(super) limits: WqLimits,
-    /// Unprivileged descriptors with a PASID may ask for interrupts.
-    pub(super) user_interrupts: bool,
-    /// The function may issue privileged requests.
-    pub(super) privileged_enable: bool,
-    /// Accesses are made with translation requests.
-    pub(super) ats: bool,
-}
-
 /// Everything that registers and commands change.
 #[derive(Debug)]
 pub(super) struct State {
@@ -99,10 +61,17 @@ pub(super) struct State {
     pub(super) pending: Option<Pending>,
     pub(super) engines: Vec<EngineSlot>,
     pub(super) sequence: Sequence,
+    pub(super) paging: Paging,
 }
 
 impl State {
-    pub(super) fn new(caps: Caps, tally: Arc<Tally>, function: ConfigSpace, msix: MsiX) -> Self {
+    pub(super) fn new(
+        caps: Caps,
+        tally: Arc<Tally>,
+        function: ConfigSpace,
+        msix: MsiX,
+        requester: RequesterId,
+    ) -> Self {
         let mut state = Self {
             caps,
             tally,
@@ -121,6 +90,7 @@ impl State {
             pending: None,
             engines: (0..caps.engines()).map(|_| EngineSlot::default()).collect(),
             sequence: 0,
+            paging: Paging::new(requester),
         };
         state.clear_configuration();
         state
@@ -130,7 +100,7 @@ impl State {
     /// engine still runs stays on its slot until the engine notices, so that later commands wait
     /// for it.
     pub(super) fn power_on_reset(&mut self, fx: &mut Effects) {
-        self.cancel(Scope::All);
+        self.cancel(Scope::All, fx);
         self.clear_configuration();
         let Self {
             caps: _,
@@ -151,6 +121,7 @@ impl State {
             pending,
             engines: _,
             sequence: _,
+            paging,
         } = self;
         function.reset();
         msix.reset();
@@ -159,6 +130,7 @@ impl State {
         *cmdstatus = CmdStatus::new();
         *swerror = SwError::default();
         *pending = None;
+        paging.power_on_reset();
         fx.ats = Some(false);
     }
 
@@ -199,7 +171,7 @@ impl State {
     pub(super) fn halt(&mut self, needed: ResetType, fx: &mut Effects) {
         self.device = DeviceState::Halted;
         self.reset_needed = needed;
-        self.cancel(Scope::All);
+        self.cancel(Scope::All, fx);
         for wq in &mut self.wqs {
             wq.set_state(WqState::Disabled);
         }
@@ -209,8 +181,9 @@ impl State {
         }
     }
 
-    /// Abandons everything submitted so far: what is queued goes at once, what runs is told to stop.
-    pub(super) fn cancel(&mut self, scope: Scope) {
+    /// Abandons everything submitted so far: what is queued or set aside goes at once, what runs is
+    /// told to stop.
+    pub(super) fn cancel(&mut self, scope: Scope, fx: &mut Effects) {
         for (index, wq) in self.wqs.iter_mut().enumerate() {
             let gone = wq.retain(|entry| !scope.covers(index, entry.space));
             self.tally.abandoned.add(gone as u64);
@@ -221,6 +194,13 @@ impl State {
                 engine.cancel.store(true, Ordering::Release);
             }
         }
+        self.abandon_blocked(|_, r| scope.covers(r.wq, r.space), fx);
+        // What is left may have waited behind what is gone.
+        for wq in 0..self.wqs.len() {
+            if self.wqs[wq].head().is_some() {
+                self.wake_engines_of(wq, fx);
+            }
+        }
     }
 
     /// Whether something that was submitted up to `barrier` is queued or runs.
@@ -228,8 +208,8 @@ impl State {
         let queued = self.wqs.iter().enumerate().any(|(index, wq)| {
             wq.entries().any(|entry| scope.covers(index, entry.space) && entry.sequence <= barrier)
         });
-        let running = self.engines.iter().filter_map(|engine| engine.running.as_ref());
-        queued || running.into_iter().any(|r| scope.covers(r.wq, r.space) && r.sequence <= barrier)
+        let covered = |r: &Running| scope.covers(r.wq, r.space) && r.sequence <= barrier;
+        queued || self.taken_up().any(covered)
     }
 
     /// Takes a descriptor that was stored to a portal of queue `wq` (a posted write: nobody hears
@@ -299,88 +279,6 @@ impl State {
             queue.push(Entry { descriptor, sequence, space });
         }
         self.wake_engines_of(wq, fx);
-    }
-
-    /// Wakes the idle engines of the group of `wq`.
-    fn wake_engines_of(&self, wq: usize, fx: &mut Effects) {
-        let groups = || self.groups.iter().filter(|group| group.has_wq(wq));
-        for (index, engine) in self.engines.iter().enumerate() {
-            if engine.running.is_none() && groups().any(|group| group.has_engine(index)) {
-                fx.wake(index);
-            }
-        }
-    }
-
-    /// The next descriptor for `engine`: from the queues of its group in turn, each as often as
-    /// its priority says.
-    pub(super) fn dispatch(&mut self, engine: usize, fx: &mut Effects) -> Option<Dispatch> {
-        if self.engines.get(engine)?.running.is_some() {
-            return None;
-        }
-        let group = self.groups.iter().position(|group| group.has_engine(engine))?;
-        let wq = self.next_queue(group)?;
-        let queue = self.wqs.get_mut(wq)?;
-        let entry = queue.pop()?;
-        let (mode, limits) = (queue.config.mode, queue.config.limits);
-        // A drain kept what is behind it from everyone; now there may be work for others.
-        if entry.descriptor.opcode() == Ok(Opcode::Drain) && queue.head().is_some() {
-            self.wake_engines_of(wq, fx);
-        }
-        let running = Running { wq, sequence: entry.sequence, space: entry.space };
-        let slot = self.engines.get_mut(engine)?;
-        slot.running = Some(running);
-        slot.cancel.store(false, Ordering::Release);
-        let rules = Rules {
-            wq: wq as u8,
-            mode,
-            limits,
-            user_interrupts: self.gencfg.user_interrupts(),
-            privileged_enable: self.function.pasid().is_some_and(|pasid| pasid.privileged()),
-            ats: self.function.ats().is_some_and(|ats| ats.enable()),
-        };
-        Some(Dispatch { descriptor: entry.descriptor, running, rules })
-    }
-
-    /// The queue of `group` whose turn it is.
-    fn next_queue(&mut self, group: usize) -> Option<usize> {
-        let (last, members) = {
-            let group = self.groups.get(group)?;
-            let members = (0..self.wqs.len()).fold(0u32, |bits, wq| {
-                bits | u32::from(group.has_wq(wq) && self.is_ready(wq)) << wq
-            });
-            (group.last, members)
-        };
-        let count = self.wqs.len();
-        let in_turn = || (0..count).map(|i| (last + i) % count).filter(|wq| members >> wq & 1 != 0);
-        let mut found = in_turn().find(|&wq| self.wqs[wq].spend());
-        if found.is_none() {
-            in_turn().for_each(|wq| self.wqs[wq].refill());
-            found = in_turn().find(|&wq| self.wqs[wq].spend());
-        }
-        // The queue keeps its turn while it has credit.
-        self.groups.get_mut(group)?.last = found?;
-        found
-    }
-
-    /// Whether the oldest entry of `wq` may be dispatched: a drain only once everything before it
-    /// in its queue (shared: with its PASID) is over.
-    fn is_ready(&self, wq: usize) -> bool {
-        let Some(queue) = self.wqs.get(wq) else { return false };
-        let Some(drain) = queue.drain_at_head() else { return queue.head().is_some() };
-        // In a dedicated queue everything has one PASID.
-        !self
-            .engines
-            .iter()
-            .filter_map(|engine| engine.running.as_ref())
-            .any(|running| running.wq == wq && running.space.pasid == drain.space.pasid)
-    }
-
-    /// `engine` has finished what it ran, all of its writes and interrupts included.
-    pub(super) fn finished(&mut self, engine: usize, fx: &mut Effects) {
-        let Some(slot) = self.engines.get_mut(engine) else { return };
-        slot.running = None;
-        slot.cancel.store(false, Ordering::Release);
-        self.progress(fx);
     }
 
     /// Whether a descriptor with accesses in `space` may use `handle`, and whether its interrupts

@@ -11,6 +11,7 @@ use mem::{Gpa, GuestMemory, MemoryMap};
 use pci::{Function, InterruptSink, RequesterId};
 
 pub mod naive;
+pub mod paged;
 
 /// Offsets of the tables in BAR 0, as OFFSETS gives them.
 pub const MSIXPERM: u64 = 0x200;
@@ -24,6 +25,9 @@ pub const FLAT: u64 = 0x10_0000;
 pub const FLAT_LEN: u64 = 0x80_0000;
 /// No memory is here.
 pub const HOLE: u64 = 0x4000_0000;
+
+/// Who the device is.
+pub const DEVICE: RequesterId = RequesterId::from_bits(0x80);
 
 /// Steps after which an engine that is still busy is stuck: no test has more work than this.
 const STEPS: usize = 100_000;
@@ -64,8 +68,12 @@ impl Rig {
         let mut ranges = ranges.to_vec();
         ranges.push((Gpa(RECORDS), 0x1000));
         let memory = Arc::new(MemoryMap::anonymous(&ranges).unwrap());
-        let requester = RequesterId::from_bits(0x80);
-        let endpoint = Endpoint::identity(requester, memory.clone());
+        let endpoint = Endpoint::identity(DEVICE, memory.clone());
+        Self::on(config, memory, endpoint)
+    }
+
+    /// A device as after power-on at `endpoint`, beyond which `memory` is.
+    pub fn on(config: Config, memory: Arc<MemoryMap>, endpoint: Endpoint) -> Self {
         let device = Device::new(config, endpoint).unwrap();
         let engines = (0..device.engines()).map(|i| device.engine(i).unwrap()).collect();
         let interrupts = Arc::new(Interrupts::default());

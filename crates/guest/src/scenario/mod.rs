@@ -11,13 +11,21 @@ use crate::report::{Account, Counts, Report};
 use crate::setup;
 
 mod accessed_dirty;
+mod cow_fork;
+mod endless;
 mod in_flight;
+mod injected;
 mod isolation;
+mod lazy_anon;
+mod lazy_file;
 mod misplaced;
+mod mprotect_munmap;
+mod oom_kill;
 mod rebind;
 mod stage_two;
 mod storm;
 mod sva_copy;
+mod swap;
 mod vcmd;
 
 /// Something that the lab can ask for.
@@ -32,6 +40,10 @@ pub(crate) struct Scenario {
 enum Run {
     /// The accelerator, which is configured first.
     Accelerator(fn(&mut Report, u64) -> Outcome<Counts>),
+    /// The accelerator's queues that may block on a fault, too.
+    Blocking(fn(&mut Report, u64) -> Outcome<Counts>),
+    /// The same, by somebody who cannot say all that was done.
+    Killing(fn(&mut Report, u64) -> Outcome<Account>),
     /// The kernel's PASID allocator.
     Allocator(fn(&mut Report, u64) -> Outcome<Account>),
 }
@@ -48,15 +60,32 @@ const fn on_accelerator(
     Scenario { name, deadline: DEADLINE, run: Run::Accelerator(run) }
 }
 
-static SCENARIOS: [Scenario; 10] = [
+const fn blocking(name: &'static str, run: fn(&mut Report, u64) -> Outcome<Counts>) -> Scenario {
+    Scenario { name, deadline: DEADLINE, run: Run::Blocking(run) }
+}
+
+static SCENARIOS: [Scenario; 23] = [
     on_accelerator(name::SVA_COPY, sva_copy::run),
     on_accelerator(name::ISOLATION, isolation::run),
     on_accelerator(name::REBIND, rebind::run),
     on_accelerator(name::ACCESSED_DIRTY, accessed_dirty::run),
     on_accelerator(name::IN_FLIGHT, in_flight::run),
     on_accelerator(name::STAGE_TWO, stage_two::run),
+    blocking(name::LAZY_ANON, lazy_anon::run),
+    blocking(name::LAZY_FILE, lazy_file::run),
+    blocking(name::COW_FORK, cow_fork::run),
+    blocking(name::MPROTECT_MUNMAP, mprotect_munmap::run),
+    blocking(name::SWAP, swap::run),
+    Scenario { name: name::OOM_KILL, deadline: DEADLINE, run: Run::Killing(oom_kill::run) },
+    blocking(name::STORM, storm::run),
+    blocking(name::DROP_RESPONSE, injected::drop_response),
+    blocking(name::DELAY_RESPONSE, injected::delay_response),
+    blocking(name::OVERFLOW_QUEUE, injected::overflow_queue),
+    blocking(name::DELAY_INVALIDATION, injected::delay_invalidation),
+    blocking(name::FAIL_WALK, injected::fail_walk),
+    blocking(name::ANSWER_TWICE, injected::answer_twice),
     Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
-    Scenario { name: name::STORM, deadline: UNTIL_STOPPED, run: Run::Accelerator(storm::run) },
+    Scenario { name: name::ENDLESS, deadline: UNTIL_STOPPED, run: Run::Accelerator(endless::run) },
     Scenario {
         name: name::STREAM,
         deadline: UNTIL_STOPPED,
@@ -71,10 +100,12 @@ struct Worker {
     run: fn(&mut Report, &[String]) -> Outcome<Counts>,
 }
 
-static WORKERS: [Worker; 3] = [
+static WORKERS: [Worker; 5] = [
     Worker { name: isolation::WORKER, run: isolation::work },
     Worker { name: rebind::WORKER, run: rebind::work },
+    Worker { name: oom_kill::WORKER, run: oom_kill::work },
     Worker { name: storm::WORKER, run: storm::work },
+    Worker { name: endless::WORKER, run: endless::work },
 ];
 
 /// The scenario of this name.
@@ -89,19 +120,42 @@ pub(crate) fn run(report: &mut Report, name: &str, seed: u64) {
     };
     let end = "the scenario reached its end";
     match scenario.run {
-        Run::Accelerator(run) => match setup::ready() {
-            Ok(accelerator) => {
-                report.note(&accelerator.to_string());
-                let ended = run(report, seed);
-                conclude(report, ended, end);
-            }
-            Err(error) => report.check("the accelerator is configured", Err(error.into())),
-        },
+        Run::Accelerator(run) if ready(report, false) => {
+            let ended = run(report, seed);
+            conclude(report, ended, end);
+        }
+        Run::Blocking(run) if ready(report, true) => {
+            let ended = run(report, seed);
+            conclude(report, ended, end);
+        }
+        Run::Killing(run) if ready(report, true) => {
+            let ended = run(report, seed);
+            conclude(report, ended, end);
+        }
         Run::Allocator(run) => {
             let ended = run(report, seed);
             conclude(report, ended, end);
         }
+        Run::Accelerator(_) | Run::Blocking(_) | Run::Killing(_) => {}
     }
+}
+
+/// Configures the accelerator. False, and a check that does not hold, if it is not as it is wanted.
+fn ready(report: &mut Report, blocking: bool) -> bool {
+    let accelerator = match setup::ready() {
+        Ok(accelerator) => accelerator,
+        Err(error) => {
+            report.check("the accelerator is configured", Err(error.into()));
+            return false;
+        }
+    };
+    report.note(&accelerator.to_string());
+    if blocking && !accelerator.can_block() {
+        let text = "its capabilities say that it cannot, or its page requests are off";
+        report.check("the accelerator blocks on a fault", Err(Failure::new(text)));
+        return false;
+    }
+    true
 }
 
 /// Runs a part of a scenario to its end in this process.

@@ -1,98 +1,166 @@
-//! `storm`: copies on both queues for as long as the machine lives. The lab kills it meanwhile.
+//! `storm`: many descriptors of several processes fault at once, and the device has few credits for
+//! page requests. Meanwhile somebody else's queue, whose pages are all there, goes on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dsa::spec::{Flags, Operation};
-use guest_protocol::{sync, FromGuest};
+use dsa::spec::{Flags, Status};
+use guest_protocol::sync;
 
-use crate::child::{Child, Event};
-use crate::dma::{Mapping, Place, HUGE_PAGE};
+use crate::child::Child;
+use crate::dma::{Mapping, Place, PAGE};
 use crate::failure::{ensure, same, Failure, Outcome};
 use crate::job;
-use crate::queue::{bad_status, go_on, is_partial, pause, Queue};
+use crate::model::pattern::Random;
+use crate::pagemap::untouched;
+use crate::queue::{bad_status, Queue};
 use crate::report::{Counts, Report};
-use crate::setup::{QUEUES, QUEUE_SIZE};
+use crate::setup::{self, BLOCKING, QUEUES, QUEUE_SIZE};
 
 /// Name of the worker.
 pub(super) const WORKER: &str = "storm";
 
-/// Copies that a worker keeps outstanding.
-const OUTSTANDING: usize = 4;
-const _: () = assert!(OUTSTANDING <= QUEUE_SIZE);
-/// How long a worker may take to say that it is busy.
-const BUSY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a worker goes on if nobody kills the machine.
-const STORM: Duration = Duration::from_secs(1800);
+/// Page requests that the device may have outstanding.
+const CREDITS: u32 = 4;
+/// Bytes of each copy of a worker, all of them in pages that are not there.
+const COPY: usize = 16 * PAGE;
+/// Storms, one after the other.
+const ROUNDS: u64 = 3;
+/// After which the lab samples what the server holds.
+const SAMPLED: [u64; 2] = [1, ROUNDS];
+/// How long a storm may take.
+const WITHIN: Duration = Duration::from_secs(60);
+/// Copies of the bystander in a storm, at least.
+const PROGRESS: u32 = 20;
+/// The longest that one of them may take; alone it takes a millisecond.
+const WORST: Duration = Duration::from_secs(2);
 
-pub(super) fn run(report: &mut Report, _seed: u64) -> Outcome<Counts> {
-    let mut workers = Vec::new();
-    for queue in QUEUES {
-        let mut worker = Child::worker(&["worker", WORKER, &queue.to_string()])?;
-        match worker.event(Instant::now() + BUSY_WITHIN)? {
-            Event::Message(FromGuest::Sync { .. }) => worker.go_on(true)?,
-            other => return Err(Failure::new(format!("queue {queue}: {other:?}"))),
-        }
-        workers.push(worker);
-    }
-    report.sync(sync::STORM, &[])?;
-    report.note(&format!("{OUTSTANDING} copies outstanding on each of {} queues", workers.len()));
+/// The scenario.
+pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let mut counts = Counts::default();
-    let deadline = Instant::now() + STORM + BUSY_WITHIN;
-    for worker in workers {
-        super::finish(worker, deadline, &mut counts)?;
-    }
-    report.check("the storm", Err(Failure::new("nobody killed the machine")));
+    let few = setup::restart(Some(CREDITS));
+    let configured = few.map(|_| format!("{CREDITS} page requests at a time"));
+    report.check("the device gets few credits", configured.map_err(Failure::from));
+    let stormed = storms(report, seed, &mut counts);
+    let usual = setup::restart(None).map(|accelerator| accelerator.to_string());
+    report.check("and as many as before", usual.map_err(Failure::from));
+    stormed?;
+    report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
 
-/// The worker: keeps its queue busy with large copies.
+fn storms(report: &mut Report, seed: u64, counts: &mut Counts) -> Outcome<()> {
+    for round in 1..=ROUNDS {
+        let over = AtomicBool::new(false);
+        let (stormed, stood_by) = std::thread::scope(|scope| {
+            let bystander = scope.spawn(|| stand_by(&over));
+            let stormed = storm(seed ^ round << 8, counts);
+            over.store(true, Ordering::SeqCst);
+            let panicked = |_| Err(Failure::new("the bystander panicked"));
+            (stormed, bystander.join().unwrap_or_else(panicked))
+        });
+        report.check(&format!("storm {round}"), stormed);
+        let judged = stood_by.and_then(|(progress, done)| {
+            counts.add(done);
+            progress.judge()
+        });
+        report.check(&format!("storm {round}: another queue goes on"), judged);
+        if SAMPLED.contains(&round) {
+            report.sync(sync::STEADY, &[("iteration", round)])?;
+        }
+    }
+    Ok(())
+}
+
+/// A worker on each queue that may block, all at once.
+fn storm(seed: u64, counts: &mut Counts) -> Outcome {
+    let begun = Instant::now();
+    let mut workers = Vec::new();
+    for queue in BLOCKING {
+        let arguments = [queue.to_string(), (seed + queue as u64).to_string()];
+        let [queue, seed] = arguments.each_ref().map(String::as_str);
+        workers.push(Child::worker(&["worker", WORKER, queue, seed])?);
+    }
+    let deadline = begun + WITHIN;
+    for worker in workers {
+        super::finish(worker, deadline, counts)?;
+    }
+    let pages = BLOCKING.len() * QUEUE_SIZE * 2 * COPY / PAGE;
+    Ok(format!(
+        "{} processes, {pages} pages missing, all copied in {:.1} s",
+        BLOCKING.len(),
+        begun.elapsed().as_secs_f64()
+    ))
+}
+
+/// The worker: fills its queue with copies between pages that are not there.
 pub(super) fn work(report: &mut Report, arguments: &[String]) -> Outcome<Counts> {
-    let [queue] = arguments else {
+    let [queue, seed] = arguments else {
         return Err(Failure::new(format!("arguments {arguments:?}")));
     };
+    let mut random = Random::new(seed.parse()?);
     let mut queue = Queue::open(queue.parse()?)?;
-    let memory = Mapping::anonymous(Place::Anywhere, (OUTSTANDING + 1) * HUGE_PAGE)?;
-    let part = |index: usize| memory.span().part(index * HUGE_PAGE, HUGE_PAGE);
-    memory.span().fill(0);
-    part(OUTSTANDING).fill(0x42);
-    let source = part(OUTSTANDING);
-    let mut copies: Vec<Operation> =
-        (0..OUTSTANDING).map(|slot| job::copy(source, part(slot))).collect();
-    for (slot, copy) in copies.iter().enumerate() {
-        queue.submit(slot, *copy, Flags::REQUEST_RECORD);
+    let sources = Mapping::anonymous(Place::Anywhere, QUEUE_SIZE * COPY)?;
+    let targets = Mapping::anonymous(Place::Anywhere, QUEUE_SIZE * COPY)?;
+    for mapping in [&sources, &targets] {
+        mapping.want_small_pages()?;
+        untouched(mapping.span())?;
     }
-    let mut completed = 0;
-    let mut told = false;
-    let mut looks = 0;
-    let until = Instant::now() + STORM;
-    while Instant::now() < until {
-        for (slot, copy) in copies.iter_mut().enumerate() {
-            let Some(record) = queue.poll(slot) else { continue };
-            looks = 0;
-            queue.account(copy, &record);
-            if is_partial(&record) {
-                *copy = go_on(copy, &record)?;
-            } else {
-                ensure!(
-                    record.result == 0 && is_success(&record),
-                    "{}",
-                    bad_status(*copy, &record)
-                );
-                *copy = job::copy(source, part(slot));
-                completed += 1;
-            }
-            queue.submit(slot, *copy, Flags::REQUEST_RECORD);
+    let source = |slot: usize| sources.span().part(slot * COPY, COPY);
+    let target = |slot: usize| targets.span().part(slot * COPY, COPY);
+    // The device writes the source, too, so that each copy has something to copy.
+    let words: Vec<u64> = (0..QUEUE_SIZE).map(|_| random.next() | 1).collect();
+    let flags = Flags::REQUEST_RECORD | Flags::BLOCK_ON_FAULT;
+    for fill_first in [true, false] {
+        let operation = |slot: usize| match fill_first {
+            true => job::fill(words[slot], source(slot)),
+            false => job::copy(source(slot), target(slot)),
+        };
+        for slot in 0..QUEUE_SIZE {
+            queue.submit(slot, operation(slot), flags);
         }
-        if !told && completed >= OUTSTANDING {
-            same("copied bytes", &part(0).read(), &source.read())?;
-            report.sync("busy", &[])?;
-            told = true;
+        for slot in 0..QUEUE_SIZE {
+            let record = queue.wait_for(slot, &operation(slot), WITHIN)?;
+            let ended = record.status.status();
+            ensure!(ended == Ok(Status::Success), "{}", bad_status(operation(slot), &record));
         }
-        pause(&mut looks);
     }
+    for (slot, word) in words.iter().enumerate() {
+        let expected = crate::model::pattern::repeated(*word, COPY);
+        same("a copy", &target(slot).read(), &expected)?;
+    }
+    report.check("copies", Ok(QUEUE_SIZE.to_string()));
     Ok(queue.counts())
 }
 
-fn is_success(record: &dsa::spec::CompletionRecord) -> bool {
-    record.status.status() == Ok(dsa::spec::Status::Success)
+/// How the bystander fared.
+struct Progress {
+    copies: u32,
+    worst: Duration,
+}
+
+impl Progress {
+    fn judge(&self) -> Outcome {
+        let Self { copies, worst } = *self;
+        ensure!(copies >= PROGRESS, "only {copies} copies beside the storm");
+        ensure!(worst <= WORST, "a copy took {worst:?}");
+        Ok(format!("{copies} copies of a page, the longest {} ms", worst.as_millis()))
+    }
+}
+
+/// Copies on a queue of its own until the storm is over, and a little longer if it was short.
+fn stand_by(over: &AtomicBool) -> Outcome<(Progress, Counts)> {
+    let mut queue = Queue::open(QUEUES[0])?;
+    let memory = Mapping::anonymous(Place::Anywhere, 2 * PAGE)?;
+    memory.span().fill(7);
+    let copy = job::copy(memory.span().part(0, PAGE), memory.span().part(PAGE, PAGE));
+    let mut progress = Progress { copies: 0, worst: Duration::ZERO };
+    while !over.load(Ordering::SeqCst) {
+        let begun = Instant::now();
+        queue.complete(copy, Flags::empty())?;
+        progress.worst = progress.worst.max(begun.elapsed());
+        progress.copies += 1;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok((progress, queue.counts()))
 }

@@ -1,30 +1,20 @@
-//! The IOTLB of one channel: a set-associative table of translations.
-//!
-//! An entry is keyed by the 4 KiB page that was asked for, whatever the size of the mapping, so
-//! a lookup is one probe of one set. It remembers how large the mapping really is: for the length
-//! of a window, and so that the invalidation of any page of a large mapping forgets all that was
-//! derived from it.
+//! The IOTLB of one channel: what its translations are called there, and what they say.
 
-use alloc::boxed::Box;
-use alloc::vec;
+use mem::{Access, Gpa, Iova};
 
-use mem::{Access, Gpa, Iova, Range};
-
+use super::table::{Entry, Mapping, Table, PAGE_BITS};
 use crate::stage_two::Output;
-use crate::{Asid, DomainId, Pasid, Vmid};
+use crate::{AddressSpace, Asid, DomainId, Pasid, Vmid};
 
-/// Sets of an IOTLB; a power of two.
+/// Sets of an IOTLB.
 const SETS: usize = 256;
-/// Entries of a set.
-const WAYS: usize = 4;
-/// Translations that a channel caches at most.
-#[cfg(all(test, not(loom)))]
-pub(crate) const CAPACITY: usize = SETS * WAYS;
 
-const PAGE_BITS: u32 = 12;
+/// The IOTLB of one channel.
+pub(crate) type Iotlb = Table<Cached, SETS>;
 
-/// Under which name a translation is cached: the domain (SMMUv3: VMID), the PASID that was used for
-/// it, whether the request carried that PASID or had none, and the ASID where there is one.
+/// Under which name a translation is cached. In the IOTLB: the domain (SMMUv3: VMID), the PASID that
+/// was used for it, whether the request carried that PASID or had none, and the ASID where there is
+/// one. In a device's TLB: what the device knows, so the PASID it asked with and its privilege.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tag(u64);
 
@@ -35,7 +25,9 @@ impl Tag {
     const PHYSICAL: u64 = 1 << 60;
     const HAS_ASID: u64 = 1 << 59;
     const GLOBAL: u64 = 1 << 58;
-    const NONE: Self = Self(0);
+    const PRIVILEGED: u64 = 1 << 57;
+    /// No translation's.
+    pub(super) const NONE: Self = Self(0);
 
     /// A translation of a guest physical address, for a request while translation is off. Of no
     /// domain: only the host's stage 2 makes such.
@@ -66,6 +58,13 @@ impl Tag {
         Self(Self::VALID | Self::GLOBAL | u64::from(vmid.0))
     }
 
+    /// What a device asked for in `space`. Without PASID there are no privileges.
+    pub(crate) fn of_space(space: AddressSpace) -> Self {
+        let Some(pasid) = space.pasid else { return Self(Self::VALID) };
+        let privileged = if space.privileged { Self::PRIVILEGED } else { 0 };
+        Self(Self::of_pasid(DomainId(0), pasid, true).0 | privileged)
+    }
+
     pub(crate) fn asid(self) -> Option<Asid> {
         (self.0 & Self::HAS_ASID != 0).then_some(Asid((self.0 >> 36) as u16))
     }
@@ -80,7 +79,7 @@ impl Tag {
     }
 
     /// Whether it names a domain.
-    fn has_domain(self) -> bool {
+    pub(super) fn has_domain(self) -> bool {
         self != Self::NONE && self.0 & Self::PHYSICAL == 0
     }
 
@@ -92,6 +91,12 @@ impl Tag {
     /// The PASID in the request.
     pub(crate) fn requested(self) -> Option<Pasid> {
         self.pasid().filter(|_| self.0 & Self::REQUESTED != 0)
+    }
+
+    /// Where the sets of its address space begin: close domains and PASIDs are spread over all sets.
+    pub(super) fn start(self) -> u64 {
+        // Fibonacci hashing, by the golden ratio.
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48
     }
 }
 
@@ -179,133 +184,29 @@ impl<A: Base> Cached<A> {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    tag: Tag,
-    /// Number of the 4 KiB page that was asked for.
-    page: u64,
-    cached: Cached,
-}
-
-impl Entry {
-    const EMPTY: Self = Self {
-        tag: Tag::NONE,
-        page: 0,
-        cached: Cached {
-            base: Output(0),
-            size_bits: PAGE_BITS as u8,
-            scope_bits: PAGE_BITS as u8,
-            kind: Kind::StageOne,
-            allowed: Allowed(0),
-        },
+impl Mapping for Cached {
+    const NONE: Self = Self {
+        base: Output(0),
+        size_bits: PAGE_BITS as u8,
+        scope_bits: PAGE_BITS as u8,
+        kind: Kind::StageOne,
+        allowed: Allowed(0),
     };
 
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    pub(crate) fn kind(&self) -> Kind {
-        self.cached.kind
-    }
-
-    /// Whether the mapping that this was derived from has an address in `range`.
-    pub(crate) fn overlaps(&self, range: &Range<Iova>) -> bool {
-        let mask = (1u64 << self.cached.scope_bits) - 1;
-        let start = (self.page << PAGE_BITS) & !mask;
-        Range { start: Iova(start), last: Iova(start | mask) }.overlaps(range)
+    fn scope_bits(&self) -> u8 {
+        self.scope_bits
     }
 }
 
-/// A set-associative table of translations, of fixed size.
-#[derive(Debug)]
-pub(crate) struct Iotlb {
-    /// Empty if closed.
-    sets: Box<[[Entry; WAYS]]>,
-    len: usize,
-    /// Way that is replaced next in a full set.
-    victim: u8,
-    #[cfg(feature = "sabotage")]
-    leaked: alloc::vec::Vec<Entry>,
+impl Entry<Cached> {
+    pub(crate) fn kind(&self) -> Kind {
+        self.mapping().kind
+    }
 }
 
 impl Iotlb {
-    pub(crate) fn new() -> Self {
-        Self { sets: vec![[Entry::EMPTY; WAYS]; SETS].into_boxed_slice(), ..Self::closed() }
-    }
-
-    /// A table that never holds anything.
-    pub(crate) fn closed() -> Self {
-        Self {
-            sets: Box::default(),
-            len: 0,
-            victim: 0,
-            #[cfg(feature = "sabotage")]
-            leaked: alloc::vec::Vec::new(),
-        }
-    }
-
-    /// Number of translations that it holds.
-    pub(crate) fn len(&self) -> usize {
-        #[cfg(feature = "sabotage")]
-        return self.len + self.leaked.len();
-        #[cfg(not(feature = "sabotage"))]
-        self.len
-    }
-
     /// The domain of each translation.
     pub(crate) fn domains(&self) -> impl Iterator<Item = DomainId> + '_ {
-        let entries = self.sets.as_flattened().iter();
-        entries.filter(|entry| entry.tag.has_domain()).map(|entry| entry.tag.domain())
+        self.tags().filter(|tag| tag.has_domain()).map(Tag::domain)
     }
-
-    /// The translation of the page of `iova` under `tag`.
-    pub(crate) fn get(&self, tag: Tag, iova: Iova) -> Option<&Cached> {
-        let page = iova.0 >> PAGE_BITS;
-        let set = self.sets.get(index(tag, page))?;
-        set.iter().find(|entry| entry.tag == tag && entry.page == page).map(|entry| &entry.cached)
-    }
-
-    /// Remembers a translation of the page of `iova`, in place of an older one.
-    pub(crate) fn insert(&mut self, tag: Tag, iova: Iova, cached: Cached) {
-        let page = iova.0 >> PAGE_BITS;
-        let Some(set) = self.sets.get_mut(index(tag, page)) else { return };
-        let same = set.iter().position(|entry| entry.tag == tag && entry.page == page);
-        let free = || set.iter().position(|entry| entry.tag == Tag::NONE);
-        let way = same.or_else(free).unwrap_or_else(|| {
-            self.victim = (self.victim + 1) % WAYS as u8;
-            usize::from(self.victim)
-        });
-        if set[way].tag == Tag::NONE {
-            self.len += 1;
-        }
-        set[way] = Entry { tag, page, cached };
-    }
-
-    /// Forgets every translation that `keep` does not want.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
-        if self.len == 0 {
-            return;
-        }
-        for entry in self.sets.as_flattened_mut() {
-            if entry.tag != Tag::NONE && !keep(entry) {
-                #[cfg(feature = "sabotage")]
-                if crate::sabotage::is(crate::sabotage::Sabotage::LeakCache) {
-                    self.leaked.push(*entry);
-                }
-                *entry = Entry::EMPTY;
-                self.len -= 1;
-            }
-        }
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.retain(|_| false);
-    }
-}
-
-/// Neighbouring pages go to neighbouring sets; address spaces start at different ones.
-fn index(tag: Tag, page: u64) -> usize {
-    // Fibonacci hashing: the golden ratio spreads close domains and PASIDs over all sets.
-    let start = tag.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
-    (page.wrapping_add(start) as usize) % SETS
 }

@@ -65,7 +65,7 @@ impl Caches {
 }
 
 /// The addresses of `range` without their top bytes, and maybe more.
-fn range_without_top_byte(range: Range<Iova>) -> Range<Iova> {
+pub(super) fn range_without_top_byte(range: Range<Iova>) -> Range<Iova> {
     let (start, last) = (without_top_byte(range.start), without_top_byte(range.last));
     let one_top_byte = range.last.0 - range.start.0 < 1 << 56;
     if one_top_byte && start <= last {

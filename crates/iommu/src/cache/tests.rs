@@ -1,7 +1,6 @@
 use mem::{Access, Gpa, Iova, Range};
 use pci::RequesterId;
 
-use super::iotlb::CAPACITY;
 use super::*;
 use crate::format::vtd::Translation;
 use crate::stage_two::Output;
@@ -116,21 +115,12 @@ fn page_scopes() {
 }
 
 #[test]
-fn device_scopes() {
+fn scopes_of_the_devices_own_tlb_leave_the_iotlb_alone() {
     let range = pages(PAGE, 4096).range;
-    let other = RequesterId::from_bits(0x0124);
-    let plain = |requester| Invalidation::DeviceTlb { requester, range };
-    assert_eq!(forgotten(plain(DEVICE)), ["device", "device-other-domain", "first-rid"]);
-    assert!(forgotten(plain(other)).is_empty());
-    let with = |requester, number: Option<u32>| Invalidation::DeviceTlbPasid {
-        requester,
-        pasid: number.map(pasid),
-        range,
-    };
-    assert_eq!(forgotten(with(DEVICE, Some(8))), ["first-8"]);
-    let all = ["first-7", "first-8", "second-7", "nested-7", "nested-large-9"];
-    assert_eq!(forgotten(with(DEVICE, None)), all);
-    assert!(forgotten(with(other, None)).is_empty());
+    let of = |pasid| Invalidation::DeviceTlbPasid { requester: DEVICE, pasid, range };
+    for scope in [of(None), of(Some(pasid(8))), Invalidation::of_device_tlb(DEVICE, None, range)] {
+        assert!(forgotten(scope).is_empty());
+    }
 }
 
 #[test]
@@ -196,13 +186,13 @@ fn pasid_scopes() {
 #[test]
 fn caches_are_bounded_and_count_what_they_hold() {
     let mut caches = Caches::new(DEVICE);
-    for page in 0..3 * CAPACITY as u64 {
+    for page in 0..3 * Iotlb::CAPACITY as u64 {
         let tag = Tag::of_device(DomainId(1));
         caches.iotlb.insert(tag, Iova(page << 12), cached(Kind::StageTwo, 12));
         assert!(caches.iotlb.get(tag, Iova(page << 12 | 0xfff)).is_some(), "the newest is there");
-        assert!(caches.iotlb.len() <= CAPACITY);
+        assert!(caches.iotlb.len() <= Iotlb::CAPACITY);
     }
-    assert_eq!(caches.iotlb.len(), CAPACITY);
+    assert_eq!(caches.iotlb.len(), Iotlb::CAPACITY);
     // Inserting the same page again replaces it.
     let tag = Tag::of_device(DomainId(1));
     caches.iotlb.clear();
@@ -233,10 +223,11 @@ fn closed_caches_hold_nothing() {
     caches.iotlb.insert(tag, Iova(0), cached(Kind::StageTwo, 12));
     assert!(caches.iotlb.get(tag, Iova(0)).is_none());
     assert_eq!(caches.iotlb.len(), 0);
+    assert_eq!((caches.device_tlb.len(), caches.close_device_tlb().len()), (0, 0));
     caches.forget_all();
 }
 
 #[test]
 fn an_entry_is_two_to_a_half_cache_line() {
-    assert_eq!(size_of::<iotlb::Entry>(), 32);
+    assert_eq!(size_of::<table::Entry<Cached>>(), 32);
 }

@@ -2,7 +2,7 @@
 
 use mem::{Gpa, GuestMemory};
 
-use super::{check_interrupt_range, target, Engine, Refusal, Request, Stop, Target};
+use super::{check_interrupt_range, target, Engine, Origin, Refusal, Request, Stop, Target};
 use crate::cache::{PasidState, Tag};
 use crate::format::vtd::{exceeds, DirectoryEntry, EntryError, PasidEntry, StageOne, Translation};
 use crate::sabotage::{self, Sabotage};
@@ -40,7 +40,7 @@ pub(super) fn check_privilege(entry: &StageOne, privileged: bool) -> Result<(), 
 impl<M: GuestMemory> Engine<'_, M> {
     /// The translation of most requests: entry and page are cached. Nothing is copied on the way.
     pub(super) fn hit_by_entry(
-        &self,
+        &mut self,
         request: &Request,
         pasid: Pasid,
         privileged: bool,
@@ -63,6 +63,9 @@ impl<M: GuestMemory> Engine<'_, M> {
             return None;
         }
         self.counters.iotlb_hits.add(1);
+        if let Some(origin) = &mut self.origin {
+            **origin = Origin { cached: *cached, privileged };
+        }
         Some(target(cached, request.address, state.fault_disable))
     }
 

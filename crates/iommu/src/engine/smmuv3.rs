@@ -8,7 +8,7 @@ use mem::{Gpa, GuestMemory, Iova};
 use pgtable::{ArmRegime, Format, SelectError};
 
 use super::walk::{self, Table};
-use super::{half_of, target, Engine, Refusal, Request, Stop, Target};
+use super::{half_of, Engine, Refusal, Request, Stop, Target};
 use crate::cache::{without_top_byte, Cached, DescriptorState, Tag};
 use crate::format::vtd::exceeds;
 use crate::sabotage::{self, Sabotage};
@@ -79,7 +79,7 @@ impl<M: GuestMemory> Engine<'_, M> {
         let cached = self
             .by_regime(request, &state, tag, privileged, two)
             .map_err(|stop| record.refusal(stop))?;
-        Ok(target(&cached, request.address, false))
+        Ok(self.target(&cached, request.address, (privileged, false)))
     }
 
     /// The translation by a context descriptor: from the cache, where it may be that of another
@@ -121,21 +121,21 @@ impl<M: GuestMemory> Engine<'_, M> {
         stream: &StreamContext,
         two: &SmmuStageTwo,
     ) -> Result<Target, Refusal> {
+        let privileged = is_privileged(request, stream.privilege);
         let cached = self
-            .by_guests_stage_two(request, stream, two)
+            .by_guests_stage_two(request, (stream, privileged), two)
             .map_err(|stop| Record { one: true, two: two.record }.refusal(stop))?;
-        Ok(target(&cached, request.address, false))
+        Ok(self.target(&cached, request.address, (privileged, false)))
     }
 
     fn by_guests_stage_two(
         &mut self,
         request: &Request,
-        stream: &StreamContext,
+        (stream, privileged): (&StreamContext, bool),
         two: &SmmuStageTwo,
     ) -> Result<Cached, Stop> {
         let Request { address, access, .. } = *request;
         let tag = Tag::of_device(DomainId(stream.vmid.0));
-        let privileged = is_privileged(request, stream.privilege);
         if let Some(cached) = self.hit(&[tag], address, access, privileged) {
             return Ok(cached);
         }
@@ -163,7 +163,7 @@ impl<M: GuestMemory> Engine<'_, M> {
                 self.fill(tag, address, half_of(address), access).map_err(recorded)?
             }
         };
-        Ok(target(&cached, address, false))
+        Ok(self.target(&cached, address, (privileged, false)))
     }
 }
 

@@ -106,12 +106,13 @@ fn translate_over(
     let mut caches = Caches::new(DEVICE);
     let counters = ChannelCounters::default();
     let answer = Engine {
-        memory: &GuestPhysical::new(memory, stage_two, &counters.stage_two_walks),
+        memory: &GuestPhysical::new(memory, stage_two, &counters.tables),
         attached: None,
         contexts: Some(&Fixed(context)),
         grants: None,
         caches: &mut caches,
         counters: &counters,
+        origin: None,
     }
     .translate(&request);
     (answer, memory.accesses.get())

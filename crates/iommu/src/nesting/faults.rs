@@ -11,6 +11,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use pci::RequesterId;
 
@@ -94,6 +95,36 @@ pub enum DeviceFaultError {
     /// The host refused (`-ENODEV` if it has no page requests).
     #[error(transparent)]
     Object(ObjectError),
+}
+
+/// An answer that the host is still to be given. Who keeps [`DeviceFaults`] behind a lock gives it
+/// when that is released: the device hears it at once.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "the device waits for it"]
+pub struct GroupAnswer {
+    queue: FaultQueueId,
+    cookie: u32,
+    code: ResponseCode,
+    device: RequesterId,
+    group: PrgIndex,
+}
+
+impl GroupAnswer {
+    /// Gives it to the host.
+    ///
+    /// # Errors
+    ///
+    /// [`NotPending`](DeviceFaultError::NotPending) if the host has answered in the meantime;
+    /// [`Object`](DeviceFaultError::Object).
+    pub fn give<V: Vm>(self, vm: &V) -> Result<(), DeviceFaultError> {
+        let Self { queue, cookie, code, device, group } = self;
+        vm.respond_page_fault(queue, cookie, code).map_err(|error| match error {
+            ObjectError::Invalid(InvalidField::Cookie) => {
+                DeviceFaultError::NotPending { device, group }
+            }
+            error => DeviceFaultError::Object(error),
+        })
+    }
 }
 
 /// A group that a handler was told of.
@@ -200,12 +231,29 @@ impl<V: Vm> DeviceFaults<V> {
     ///
     /// [`Object`](DeviceFaultError::Object): the queue could not be read.
     pub fn poll(&mut self, budget: usize) -> Result<usize, DeviceFaultError> {
+        let mut answers = Vec::new();
+        let polled = self.poll_for_answers(budget, &mut answers);
+        self.give_all(answers);
+        polled
+    }
+
+    /// The same, with the answers for the caller to give.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](Self::poll); there may be answers even so.
+    pub fn poll_for_answers(
+        &mut self,
+        budget: usize,
+        answers: &mut Vec<GroupAnswer>,
+    ) -> Result<usize, DeviceFaultError> {
         for taken in 0..budget {
             let fault = self.vm.take_page_fault(self.queue).map_err(DeviceFaultError::Object)?;
             let Some(fault) = fault else { return Ok(taken) };
-            if self.report(&fault).is_err() && fault.request.wants_response() {
-                // The host may have answered it already.
-                let _ = self.respond(fault.cookie, ResponseCode::Invalid);
+            let PageFault { cookie, request } = fault;
+            if self.report(&fault).is_err() && request.wants_response() {
+                let (device, group) = (request.requester, request.group);
+                answers.push(self.answer(device, group, cookie, ResponseCode::Invalid));
             }
         }
         Ok(budget)
@@ -240,31 +288,74 @@ impl<V: Vm> DeviceFaults<V> {
         device: RequesterId,
         response: &GroupResponse,
     ) -> Result<(), DeviceFaultError> {
+        self.take_pending(device, response)?.give(&self.vm)
+    }
+
+    /// The same, with the answer for the caller to give: the group is not pending any more.
+    ///
+    /// # Errors
+    ///
+    /// [`NoHandler`](DeviceFaultError::NoHandler), [`NotPending`](DeviceFaultError::NotPending).
+    pub fn take_pending(
+        &mut self,
+        device: RequesterId,
+        response: &GroupResponse,
+    ) -> Result<GroupAnswer, DeviceFaultError> {
+        let &GroupResponse { pasid, group, code } = response;
         let handled = self.devices.get_mut(&device).ok_or(DeviceFaultError::NoHandler(device))?;
-        let not_pending = DeviceFaultError::NotPending { device, group: response.group };
-        let pending = *handled.pending.get(&response.group).ok_or(not_pending)?;
-        if pending.pasid.is_some() && pending.pasid != response.pasid {
+        let not_pending = DeviceFaultError::NotPending { device, group };
+        let pending = *handled.pending.get(&group).ok_or(not_pending)?;
+        if pending.pasid.is_some() && pending.pasid != pasid {
             return Err(not_pending);
         }
-        handled.pending.remove(&response.group);
-        self.respond(pending.cookie, response.code).map_err(|error| match error {
-            ObjectError::Invalid(InvalidField::Cookie) => not_pending,
-            error => DeviceFaultError::Object(error),
+        handled.pending.remove(&group);
+        Ok(self.answer(device, group, pending.cookie, code))
+    }
+
+    /// Devices that have such a group pending, of which an answer does not say the device.
+    pub fn pending_at<'a>(
+        &'a self,
+        response: &'a GroupResponse,
+    ) -> impl Iterator<Item = RequesterId> + 'a {
+        self.devices.iter().filter_map(|(device, handled)| {
+            let pending = handled.pending.get(&response.group)?;
+            let is_it = pending.pasid.is_none() || pending.pasid == response.pasid;
+            is_it.then_some(*device)
         })
     }
 
-    fn respond(&self, cookie: u32, code: ResponseCode) -> Result<(), ObjectError> {
-        self.vm.respond_page_fault(self.queue, cookie, code)
+    fn answer(
+        &self,
+        device: RequesterId,
+        group: PrgIndex,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> GroupAnswer {
+        GroupAnswer { queue: self.queue, cookie, code, device, group }
+    }
+
+    fn give_all(&self, answers: Vec<GroupAnswer>) {
+        for answer in answers {
+            // The host may have answered it already.
+            let _ = answer.give(&self.vm);
+        }
     }
 
     /// Answers what is pending of a device with Invalid and ends its handler, as when it is taken
     /// from its user.
     pub fn release_device(&mut self, device: RequesterId) {
-        let Some(handled) = self.devices.remove(&device) else { return };
-        for pending in handled.pending.into_values() {
-            // The host may have answered it already.
-            let _ = self.respond(pending.cookie, ResponseCode::Invalid);
-        }
+        let answers = self.release_for_answers(device);
+        self.give_all(answers);
+    }
+
+    /// The same, with the answers for the caller to give.
+    #[must_use = "the device waits for them"]
+    pub fn release_for_answers(&mut self, device: RequesterId) -> Vec<GroupAnswer> {
+        let Some(handled) = self.devices.remove(&device) else { return Vec::new() };
+        let invalid = |(group, pending): (PrgIndex, Pending)| {
+            self.answer(device, group, pending.cookie, ResponseCode::Invalid)
+        };
+        handled.pending.into_iter().map(invalid).collect()
     }
 
     /// Ends the handlers and the queue: what is pending is answered with Invalid. The page tables

@@ -8,6 +8,9 @@ use crate::{DefaultSubstream, DescriptorForm};
 const CONFIG_STAGE_ONE: u8 = 5;
 /// S1CIR and S1COR: write-back, read-allocate.
 const CACHEABLE: u8 = 1;
+/// EATS: address translation services, which the posted structure leaves to the host: where the
+/// hardware has them, they are a device's to use.
+const ATS: u8 = 1;
 /// S1CSH: inner shareable.
 const INNER_SHAREABLE: u8 = 3;
 
@@ -41,6 +44,7 @@ pub(super) fn stage_one(
         .with_default_substream(s1dss)
         .with_inner_cacheability(CACHEABLE)
         .with_outer_cacheability(CACHEABLE)
-        .with_shareability(INNER_SHAREABLE);
+        .with_shareability(INNER_SHAREABLE)
+        .with_ats(ATS);
     [word0.into_bits(), word1.into_bits()]
 }

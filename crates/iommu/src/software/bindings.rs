@@ -11,11 +11,11 @@ use alloc::sync::{Arc, Weak};
 
 use ioasid::{Event, HoldError, Priority, Refusal, SubscribeError, Tag};
 
-use super::pasids::{Cut, Ref, Since};
+use super::pasids::{Cut, Kept, Ref};
 use super::vm::VmShared;
 use crate::{GuestPasid, HostPasid, Pasid};
 
-pub(crate) type Binding = ioasid::Binding<Since, Cut>;
+pub(crate) type Binding = ioasid::Binding<Kept, Cut>;
 
 /// What somebody is told of a PASID of a VM.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub struct PasidEvent<'e> {
     pub host: HostPasid,
     /// Which life of the host's number it is.
     pub tag: Tag,
-    event: &'e Event<'e, Since, Cut>,
+    event: &'e Event<'e, Kept, Cut>,
 }
 
 impl PasidEvent<'_> {
@@ -94,7 +94,7 @@ pub trait PasidSubscriber: Send + Sync {
 #[derive(Debug)]
 #[must_use = "dropping a subscription ends it"]
 pub struct PasidSubscription {
-    _subscription: ioasid::Subscription<Since, Cut>,
+    _subscription: ioasid::Subscription<Kept, Cut>,
 }
 
 /// A [`PasidSubscriber`] as the space tells it.
@@ -102,7 +102,7 @@ pub(super) struct Adapter(pub(super) Arc<dyn PasidSubscriber>);
 
 impl Adapter {
     /// Not of PASIDs outside of VMs, which are the host's own.
-    fn tell(event: &Event<'_, Since, Cut>, tell: impl FnOnce(&PasidEvent<'_>)) {
+    fn tell(event: &Event<'_, Kept, Cut>, tell: impl FnOnce(&PasidEvent<'_>)) {
         let Some(vm) = event.set_name() else { return };
         let host = Pasid::from_field(event.id().0);
         // Without a number in its set it has the host's.
@@ -112,26 +112,26 @@ impl Adapter {
     }
 }
 
-impl ioasid::Subscriber<Since, Cut> for Adapter {
-    fn prepare_bind(&self, event: &Event<'_, Since, Cut>) -> Result<(), Refusal> {
+impl ioasid::Subscriber<Kept, Cut> for Adapter {
+    fn prepare_bind(&self, event: &Event<'_, Kept, Cut>) -> Result<(), Refusal> {
         let mut answer = Ok(());
         Self::tell(event, |event| answer = self.0.prepare(event));
         answer
     }
 
-    fn commit_bind(&self, event: &Event<'_, Since, Cut>) {
+    fn commit_bind(&self, event: &Event<'_, Kept, Cut>) {
         Self::tell(event, |event| self.0.commit(event));
     }
 
-    fn abort_bind(&self, event: &Event<'_, Since, Cut>) {
+    fn abort_bind(&self, event: &Event<'_, Kept, Cut>) {
         Self::tell(event, |event| self.0.abort(event));
     }
 
-    fn unbind(&self, event: &Event<'_, Since, Cut>) {
+    fn unbind(&self, event: &Event<'_, Kept, Cut>) {
         Self::tell(event, |event| self.0.unbind(event));
     }
 
-    fn free(&self, event: &Event<'_, Since, Cut>) {
+    fn free(&self, event: &Event<'_, Kept, Cut>) {
         Self::tell(event, |event| self.0.free(event));
     }
 }
@@ -142,8 +142,8 @@ pub(super) struct Driver {
     pub(super) vm: Weak<VmShared>,
 }
 
-impl ioasid::Subscriber<Since, Cut> for Driver {
-    fn free(&self, event: &Event<'_, Since, Cut>) {
+impl ioasid::Subscriber<Kept, Cut> for Driver {
+    fn free(&self, event: &Event<'_, Kept, Cut>) {
         if let Some(vm) = self.vm.upgrade() {
             vm.take_down(event.tag());
         }
@@ -151,7 +151,7 @@ impl ioasid::Subscriber<Since, Cut> for Driver {
 }
 
 /// The driver's subscription to the PASIDs of its VM.
-pub(super) type Watch = ioasid::Subscription<Since, Cut>;
+pub(super) type Watch = ioasid::Subscription<Kept, Cut>;
 
 /// Wraps a subscription that was begun.
 pub(super) fn subscription(

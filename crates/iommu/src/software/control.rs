@@ -8,13 +8,14 @@ use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::bindings::Watch;
+use super::device_tlbs::{Asker, DeviceTlbs};
 use super::grants::{Grants, Released, Taken};
 use super::objects::{Devices, Objects, Outcome};
 use super::platform::Domain;
 use super::Place;
 use crate::channel::{Batch, ChannelShared, Leftover};
 use crate::stage_two::Retired;
-use crate::{AllocPasidError, ContextSource, Counters, GuestPasid, Ticket};
+use crate::{AllocPasidError, ContextSource, Counters, GuestPasid, Invalidation, Ticket};
 
 /// Everything of a VM that its model and its machine change.
 #[derive(Default)]
@@ -37,6 +38,8 @@ pub(super) struct Control {
     pub(super) objects: Objects,
     /// What is attached to the devices.
     pub(super) attached: Devices,
+    /// The devices' own TLBs.
+    pub(super) device_tlbs: DeviceTlbs,
     /// The tag of what an SMMUv3 caches of the VM.
     pub(super) vmid: Option<Arc<Domain>>,
     /// Hears of PASIDs that are given back, once any has been attached.
@@ -47,17 +50,65 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Posts a change to the channels that `concerns` picks; gives what that leaves to be
-    /// dropped after the lock is released.
+    /// The next ticket, of a change that concerns no channel.
+    pub(super) fn ticket(&mut self, asker: Asker) -> Ticket {
+        self.sequence = asker.next(self.sequence);
+        Ticket(self.sequence)
+    }
+
+    /// Posts a change of the host's to the channels that `concerns` picks; gives what that leaves
+    /// to be dropped after the lock is released.
     pub(super) fn post<R>(
         &mut self,
         concerns: impl Fn(&ChannelShared) -> bool,
         change: impl Fn(&mut Batch) -> R,
     ) -> (Ticket, Vec<R>) {
-        self.sequence += 1;
+        self.post_as(Asker::Host, concerns, change)
+    }
+
+    /// The same of whoever asks for it.
+    pub(super) fn post_as<R>(
+        &mut self,
+        asker: Asker,
+        concerns: impl Fn(&ChannelShared) -> bool,
+        change: impl Fn(&mut Batch) -> R,
+    ) -> (Ticket, Vec<R>) {
+        let ticket = self.ticket(asker);
         let channels = self.channels.iter().filter(|channel| concerns(channel));
-        let left = channels.map(|channel| channel.slot.post(self.sequence, &change)).collect();
-        (Ticket(self.sequence), left)
+        let left = channels.map(|channel| channel.slot.post(ticket.0, &change)).collect();
+        (ticket, left)
+    }
+
+    /// Forgets what a guest asks to have forgotten.
+    pub(super) fn invalidate(&mut self, what: Invalidation) -> Ticket {
+        self.history.invalidations += 1;
+        let concerns = |channel: &ChannelShared| what.concerns(channel.requester);
+        let (ticket, _) = self.post_as(Asker::Guest, concerns, |batch| batch.forget(what));
+        self.ask_device_tlb(&what, ticket);
+        ticket
+    }
+
+    /// Forgets several scopes of one device's, in the name of its guest.
+    pub(super) fn forget_of_device(
+        &mut self,
+        device: RequesterId,
+        scopes: &[Option<Invalidation>],
+    ) -> Ticket {
+        let has_tlb = self.device_tlbs.is_on(device);
+        let scopes = scopes.iter().flatten();
+        let scopes = scopes.filter(|scope| has_tlb || scope.device_tlb().is_none());
+        let forget = |batch: &mut Batch| scopes.clone().for_each(|scope| batch.forget(*scope));
+        let of_device = |channel: &ChannelShared| channel.requester == device;
+        let (ticket, _) = self.post_as(Asker::Guest, of_device, forget);
+        scopes.for_each(|scope| self.ask_device_tlb(scope, ticket));
+        ticket
+    }
+
+    /// If an invalidation is one of a device's own TLB, that device has to answer it.
+    fn ask_device_tlb(&mut self, what: &Invalidation, ticket: Ticket) {
+        let Some(device) = what.device_tlb() else { return };
+        self.history.device_tlb_invalidations += 1;
+        self.device_tlbs.ask(device, ticket);
     }
 
     /// Whether everything up to `ticket` is over; and what that leaves to be dropped after the
@@ -82,7 +133,8 @@ impl Control {
         while self.retired.front().is_some_and(|(ticket, _)| ticket.0 <= self.complete) {
             settled.tables.extend(self.retired.pop_front().map(|(_, tables)| tables));
         }
-        (ticket.0 <= self.complete && !self.attached.delays(ticket), settled)
+        let delayed = self.attached.delays(ticket) || self.device_tlbs.delays(ticket);
+        (ticket.0 <= self.complete && !delayed, settled)
     }
 
     /// Up to which ticket PASIDs that were given back are released: of one that is attached still,

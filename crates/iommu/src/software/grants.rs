@@ -109,7 +109,11 @@ impl Claim {
             let number = rest.find(is_free).ok_or(none)?;
             drop(guard);
             return match self.set.attach_spid(lease, Spid(number)) {
-                Ok(()) => Ok(Pasid::from_field(number)),
+                Ok(()) => {
+                    let number = Pasid::from_field(number);
+                    lease.set_guest(number);
+                    Ok(number)
+                }
                 // Parked, or somebody was faster.
                 Err(SpidError::InUse { .. }) => continue,
                 Err(SpidError::NoMemory) => Err(AllocPasidError::NoMemory),
@@ -233,7 +237,7 @@ impl Grants {
             return None;
         }
         let out = |guest, reference: &Ref, state| {
-            let (guest, since) = (GuestPasid(guest), **reference);
+            let (guest, since) = (GuestPasid(guest), reference.since);
             Out { guest, tag: reference.tag(), state, since }
         };
         let live = self
@@ -324,6 +328,19 @@ impl GrantCheck {
             Numbering::Private => {
                 guard.find_by_spid(set, Spid(number)).map(|(_, tag)| Pasid::from_field(tag.id().0))
             }
+        }
+    }
+}
+
+impl GrantCheck {
+    /// The VM's number for the host's PASID `host`, if that is granted to it now.
+    pub(crate) fn guest_of(&self, host: Pasid) -> Option<Pasid> {
+        let Self::Members { reader, set, numbering } = self else { return None };
+        let guard = reader.pin();
+        let kept = guard.find_in(set, Ioasid(host.get())).ok()?;
+        match numbering {
+            Numbering::Identity => Some(host),
+            Numbering::Private => kept.guest(),
         }
     }
 }

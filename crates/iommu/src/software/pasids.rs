@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
 use ioasid::{
@@ -28,6 +28,9 @@ const IOTLB: &str = "iotlb";
 /// Under whose name a PASID is held as long as an entry of the host's tables has it.
 const IOMMU: &str = "iommu";
 
+/// Under whose name a PASID is held as long as a table of a VM's processors has it.
+const CPU: &str = "cpu";
+
 /// Pieces of the work that frees cause which one poll does at most.
 const WORK_BUDGET: usize = 64;
 
@@ -37,22 +40,49 @@ pub(crate) type Cut = ioasid::Geometry;
 #[cfg(loom)]
 pub(crate) type Cut = ioasid::Geometry<1, 1>;
 
-/// What the space keeps with a PASID: when it was handed out.
+/// When a PASID was handed out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since(Option<Duration>);
 
-pub(crate) type Lease = ioasid::Lease<Since, Cut>;
-pub(crate) type Reader = ioasid::Reader<Since, Cut>;
-pub(crate) type Ref = ioasid::Ref<Since, Cut>;
-pub(crate) type Set = ioasid::Set<Since, Cut>;
+/// What the space keeps with a PASID.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) since: Since,
+    guest: AtomicU32,
+}
+
+impl Kept {
+    fn new(since: Option<Duration>) -> Self {
+        Self { since: Since(since), guest: AtomicU32::new(Self::UNNUMBERED) }
+    }
+
+    /// No VM has a number of its own for it.
+    const UNNUMBERED: u32 = u32::MAX;
+
+    /// Its VM's own number for it, if it has one.
+    pub(crate) fn guest(&self) -> Option<Pasid> {
+        // The number is set before anybody can have been given either of the two.
+        Pasid::new(self.guest.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_guest(&self, number: Pasid) {
+        self.guest.store(number.get(), Ordering::Relaxed);
+    }
+}
+
+pub(crate) type Lease = ioasid::Lease<Kept, Cut>;
+pub(crate) type Reader = ioasid::Reader<Kept, Cut>;
+pub(crate) type Ref = ioasid::Ref<Kept, Cut>;
+pub(crate) type Set = ioasid::Set<Kept, Cut>;
 
 /// The host's PASID space.
 #[derive(Debug)]
 pub(crate) struct HostPasids {
-    space: Space<Since, Cut>,
+    space: Space<Kept, Cut>,
     guest: Holder,
     iotlb: Holder,
     iommu: Holder,
+    cpu: Holder,
     clock: Option<Clock>,
     /// `None` if the caller lent an executor.
     polled: Option<Arc<Polled>>,
@@ -119,8 +149,9 @@ impl HostPasids {
                 HolderError::TooMany | HolderError::NoMemory => ConfigError::NoMemory,
             })
         };
-        let (guest, iotlb, iommu) = (holder(GUEST)?, holder(IOTLB)?, holder(IOMMU)?);
-        Ok(Self { space, guest, iotlb, iommu, clock, polled })
+        let (guest, iotlb) = (holder(GUEST)?, holder(IOTLB)?);
+        let (iommu, cpu) = (holder(IOMMU)?, holder(CPU)?);
+        Ok(Self { space, guest, iotlb, iommu, cpu, clock, polled })
     }
 
     /// Under whose name table entries hold PASIDs.
@@ -128,13 +159,18 @@ impl HostPasids {
         &self.iommu
     }
 
+    /// Under whose name tables of processors hold PASIDs.
+    pub(crate) fn cpu(&self) -> &Holder {
+        &self.cpu
+    }
+
     /// Tells a subscriber of every VM's PASIDs.
     pub(crate) fn subscribe(
         &self,
         name: &str,
         priority: Priority,
-        subscriber: Arc<dyn Subscriber<Since, Cut>>,
-    ) -> Result<ioasid::Subscription<Since, Cut>, SubscribeError> {
+        subscriber: Arc<dyn Subscriber<Kept, Cut>>,
+    ) -> Result<ioasid::Subscription<Kept, Cut>, SubscribeError> {
         let holder = self.space.holder(name).map_err(|_| SubscribeError::NoMemory)?;
         self.space.subscribe(&holder, priority, subscriber)
     }
@@ -177,12 +213,12 @@ impl HostPasids {
 
     /// A PASID for the host's own use: of those that are not promised to anyone.
     pub(crate) fn alloc(&self, range: PasidRange) -> Result<Lease, AllocPasidError> {
-        self.space.alloc(numbers(range), Since(self.now())).map_err(refusal)
+        self.space.alloc(numbers(range), Kept::new(self.now())).map_err(refusal)
     }
 
     /// A PASID for the VM whose set that is.
     pub(crate) fn alloc_in(&self, set: &Set, range: PasidRange) -> Result<Member, AllocPasidError> {
-        let lease = set.alloc(numbers(range), Since(self.now())).map_err(refusal)?;
+        let lease = set.alloc(numbers(range), Kept::new(self.now())).map_err(refusal)?;
         let share = |holder| {
             lease.share(holder).map_err(|error| match error {
                 HoldError::NoMemory => AllocPasidError::NoMemory,

@@ -6,15 +6,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use ioasid::Holder;
+use ioasid::{Holder, Priority};
 use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::attached::Attachments;
+use super::bindings::{subscription, Adapter};
 use super::control::Control;
+use super::device_tlbs::DeviceTlbs;
 use super::fault_log::FaultLog;
 use super::faults::FaultQueue;
-use super::grants::{Grants, GrantsReport};
+use super::grants::{GrantCheck, Grants, GrantsReport};
 use super::objects::{Events, Objects};
 use super::page_requests::PageRequests;
 use super::pasids::{HostPasids, ParkedAges};
@@ -24,6 +26,8 @@ use super::{Place, MAX_DEVICES};
 use crate::channel::{Batch, ChannelShared, ChannelState};
 use crate::counters::ChannelCounters;
 use crate::endpoint::Device;
+use crate::injection::WalkFailure;
+use crate::pasid::translation::{PasidTranslation, TranslationConfig, TranslationError};
 use crate::pasid::VmPasids;
 use crate::sabotage::{self, Sabotage};
 use crate::slot::Slot;
@@ -33,7 +37,8 @@ use crate::{
     FaultEvent, FaultQueueId, FreePasidError, GuestPasid, Hardware, HostError, HwptId, HwptRequest,
     Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest, PageRequestCounters,
     PageResponse, PageResponseError, Pasid, PasidRange, PasidUsage, ResponseCode,
-    StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig, VmEvent,
+    StageOneInvalidation, Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmConfig,
+    VmEvent,
 };
 
 /// A VM of a [`SoftwareHost`](crate::SoftwareHost). Clones are the same VM.
@@ -55,6 +60,7 @@ pub(crate) struct VmShared {
     pub(crate) fault_log: Arc<FaultLog>,
     /// The host's stage 2 for it. Changes are made under its lock, which is taken before `control`.
     pub(super) stage_two: Option<VmStageTwo>,
+    pub(super) walk_failure: Arc<WalkFailure>,
     /// Taken by the model and the machine, never by an access. Under it a slot's lock is only
     /// tried, and its list of pending changes locked for a few instructions.
     pub(super) control: Mutex<Control>,
@@ -83,6 +89,7 @@ impl SoftwareVm {
             page_requests,
             fault_log,
             stage_two,
+            walk_failure: Arc::default(),
             control: Mutex::new(control),
         })))
     }
@@ -94,6 +101,31 @@ impl SoftwareVm {
     /// Its name, for people.
     pub fn name(&self) -> &str {
         &self.0.config.name
+    }
+
+    /// Makes the table by which this VM's processors translate PASIDs when they submit to shared
+    /// queues. What is bound from now on is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationError`]. Nothing has changed.
+    pub fn translate_pasids(
+        &self,
+        config: TranslationConfig,
+    ) -> Result<PasidTranslation, TranslationError> {
+        let set = {
+            let control = self.0.control.lock();
+            if control.closed {
+                return Err(TranslationError::Closed);
+            }
+            control.grants.set().map(|(host, set)| (host.clone(), set.clone()))
+        };
+        PasidTranslation::new(config, |table| {
+            // Without a quota there are no PASIDs, so nothing to be told.
+            let Some((host, set)) = set else { return Ok(None) };
+            let adapter = Arc::new(Adapter(table));
+            subscription(set.subscribe(host.cpu(), Priority::Cpu, adapter)).map(Some)
+        })
     }
 
     /// The domains under which something is cached now, in channels that no access is using.
@@ -109,6 +141,19 @@ impl SoftwareVm {
         let mut pasids = BTreeMap::new();
         self.peek(|state| state.add_pasids(&mut pasids));
         pasids
+    }
+
+    /// For tests of what is above: has the `n`-th word of the guest's tables that a translation
+    /// loads from now on (the next one is the first) not be found, once, as if no memory were there.
+    /// `None` ends that.
+    pub fn inject_walk_failure(&self, n: Option<u64>) {
+        self.0.walk_failure.set(n);
+    }
+
+    /// For tests of what is above: has every device take at least `delay` to answer an invalidation
+    /// of its own TLB, by the time that [`tick`](Vm::tick) is told. `None` ends that.
+    pub fn delay_invalidation_answers(&self, delay: Option<Duration>) {
+        self.0.control.lock().device_tlbs.set_delay(delay);
     }
 
     /// Looks at every channel that no access is using.
@@ -159,9 +204,7 @@ impl Vm for SoftwareVm {
     }
 
     fn invalidate(&self, what: Invalidation) -> Ticket {
-        let mut control = self.0.control.lock();
-        control.history.invalidations += 1;
-        control.post(|channel| what.concerns(channel.requester), |batch| batch.forget(what)).0
+        self.0.control.lock().invalidate(what)
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -247,6 +290,7 @@ impl Vm for SoftwareVm {
             channel.counters.add_present(&mut sum);
         }
         sum.devices = control.devices.len() as u64;
+        sum.injected_walk_failures = self.0.walk_failure.count();
         self.0.faults.add_counts(&mut sum);
         sum
     }
@@ -320,8 +364,14 @@ impl Vm for SoftwareVm {
         self.0.respond_page_fault(queue, cookie, code)
     }
 
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        self.0.control.lock().device_tlbs.unanswered(ticket)
+    }
+
     fn tick(&self, now: Duration) -> Option<Duration> {
-        self.0.page_requests.tick(now)
+        let answers = self.0.control.lock().device_tlbs.tick(now);
+        let requests = self.0.page_requests.tick(now);
+        [answers, requests].into_iter().flatten().min()
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {
@@ -379,6 +429,7 @@ impl Vm for SoftwareVm {
             }
             control.closed = true;
             let devices = core::mem::take(&mut control.devices);
+            control.device_tlbs = DeviceTlbs::default();
             let old = (
                 core::mem::take(&mut control.memory),
                 control.contexts.take(),
@@ -453,6 +504,7 @@ impl VmShared {
             page_requests,
             fault_log,
             stage_two: None,
+            walk_failure: Arc::default(),
             control: Mutex::new(control),
         };
         (Arc::new(shared), 1)
@@ -484,12 +536,17 @@ impl VmShared {
         Some(VmPasids { name, numbering, enforced, closed, usage, entries })
     }
 
+    /// What tells which of the host's PASIDs are this VM's.
+    pub(crate) fn grant_check(&self) -> GrantCheck {
+        self.control.lock().grants.check()
+    }
+
     pub(crate) fn add_channel(&self, device: &Device) -> Arc<ChannelShared> {
         let mut control = self.control.lock();
         let attached = control.devices.get(&device.requester) == Some(&device.attachment);
         let memory = attached.then(|| MemoryMap::clone(&control.memory));
         let contexts = control.contexts.clone().filter(|_| attached);
-        let counters = Arc::<ChannelCounters>::default();
+        let counters = Arc::new(ChannelCounters::new(self.walk_failure.clone()));
         let grants = self.config.enforce_grants.then(|| control.grants.check());
         let adopted = control.attached.adopted(device.requester).filter(|_| attached);
         let adopted = adopted.map(|device| Attachments { device, grants: control.grants.check() });
@@ -503,6 +560,28 @@ impl VmShared {
             Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
+    }
+
+    /// Switches the ATS of `device`. What is in its own TLB when that is switched off, each access
+    /// that begins later finds gone.
+    pub(crate) fn set_ats(&self, device: &Device, on: bool) {
+        let mut control = self.control.lock();
+        device.switch_ats(on);
+        if control.devices.get(&device.requester) != Some(&device.attachment) {
+            return;
+        }
+        if control.device_tlbs.switch(device.requester, on) && !on {
+            let of = |channel: &ChannelShared| channel.attachment == device.attachment;
+            let (_ticket, _) = control.post(of, Batch::end_device_tlb);
+        }
+    }
+
+    /// Has `device` keep its answers to invalidations of its own TLB to itself, or give them.
+    pub(crate) fn withhold_invalidation_answers(&self, device: &Device, withhold: bool) {
+        let mut control = self.control.lock();
+        if control.devices.get(&device.requester) == Some(&device.attachment) {
+            control.device_tlbs.withhold(device.requester, withhold);
+        }
     }
 
     pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {
@@ -524,6 +603,7 @@ impl VmShared {
                 return Ticket(control.sequence);
             }
             control.devices.remove(&device.requester);
+            control.device_tlbs.remove(device.requester);
             let of = |channel: &ChannelShared| channel.attachment == device.attachment;
             let (ticket, _) = control.post(of, Batch::detach);
             let (unused, attached) = control.attached.remove(device.requester, ticket);

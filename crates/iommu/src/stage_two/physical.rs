@@ -7,7 +7,7 @@ use mem::{Access, Gpa, GuestMemory, HostAddr, Iova, MemError, MemoryMap, Window}
 use super::walk::HostLeaf;
 use super::{HostStageTwo, Untranslated};
 use crate::cache::Cached;
-use crate::counters::Counter;
+use crate::counters::TableReads;
 
 /// Where a translation ends: a host address in a VM with a stage 2, a guest physical address in
 /// one without.
@@ -43,8 +43,7 @@ impl Output {
 pub(crate) struct GuestPhysical<'a, M = MemoryMap> {
     memory: &'a M,
     stage_two: Option<&'a HostStageTwo>,
-    /// Walks of stage 2.
-    walks: &'a Counter,
+    reads: &'a TableReads,
     stop: Cell<Option<Untranslated>>,
 }
 
@@ -52,9 +51,9 @@ impl<'a, M: GuestMemory> GuestPhysical<'a, M> {
     pub(crate) fn new(
         memory: &'a M,
         stage_two: Option<&'a HostStageTwo>,
-        walks: &'a Counter,
+        reads: &'a TableReads,
     ) -> Self {
-        Self { memory, stage_two, walks, stop: Cell::new(None) }
+        Self { memory, stage_two, reads, stop: Cell::new(None) }
     }
 
     /// Whether addresses go through a stage 2.
@@ -100,7 +99,7 @@ impl<'a, M: GuestMemory> GuestPhysical<'a, M> {
         gpa: Gpa,
         access: Access,
     ) -> Result<HostLeaf, Untranslated> {
-        self.walks.add(1);
+        self.reads.stage_two_walks.add(1);
         stage_two.walk(gpa, access)
     }
 }
@@ -118,5 +117,12 @@ impl<M: GuestMemory> GuestMemory for GuestPhysical<'_, M> {
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         let len = (len - 1).min(left) + 1;
         Output(place.0).window(self.memory, self.stage_two, len, access)
+    }
+
+    fn load_u64(&self, gpa: Gpa) -> Result<u64, MemError> {
+        if self.reads.failure.strikes() {
+            return Err(MemError::Unmapped { gpa });
+        }
+        self.aligned(gpa, 8, Access::Read)?.load_u64(0).ok_or(MemError::Misaligned { gpa })
     }
 }

@@ -517,18 +517,18 @@ fn walks_mark_what_they_use() {
 
 #[test]
 fn guest_memory_through_a_stage_two() {
-    let counter = crate::counters::Counter::default();
+    let reads = crate::counters::TableReads::default();
     let (mut editor, _) = editor(SecondStageLevels::Four, SHUFFLED);
     let memory = map(&[(0, 4 << 20, Access::Write)]);
     drop(editor.set_memory(memory.clone()));
     drop(editor.clear(range(0x5000, 0x1000)).unwrap());
-    let physical = GuestPhysical::new(&memory, Some(editor.stage_two()), &counter);
+    let physical = GuestPhysical::new(&memory, Some(editor.stage_two()), &reads);
     let bytes: Vec<u8> = (0..0x3000u32).map(|at| at as u8 ^ (at >> 8) as u8).collect();
     memory.write(Gpa(0x1800), &bytes).unwrap();
     let mut read = alloc::vec![0; bytes.len()];
     physical.read(Gpa(0x1800), &mut read).unwrap();
     assert_eq!(read, bytes);
-    assert!(counter.get() >= 1);
+    assert!(reads.stage_two_walks.get() >= 1);
     assert_eq!(physical.take_stop(), None);
     assert!(physical.load_u64(Gpa(0x5008)).is_err());
     let stop = physical.take_stop().unwrap();

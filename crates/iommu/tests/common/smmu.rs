@@ -62,13 +62,13 @@ pub fn descriptor(root: Gpa, word0: u64) -> [u64; 8] {
 }
 
 pub fn stream(translation: StreamTranslation) -> DeviceContext {
-    DeviceContext::Smmuv3(StreamContext {
-        vmid: VMID,
-        translation,
-        privilege: None,
-        ats: false,
-        caps: SMMU,
-    })
+    stream_with(translation, false)
+}
+
+/// The stream of a device that may ask for translations, or may not.
+pub fn stream_with(translation: StreamTranslation, ats: bool) -> DeviceContext {
+    let (vmid, privilege, caps) = (VMID, None, SMMU);
+    DeviceContext::Smmuv3(StreamContext { vmid, translation, privilege, ats, caps })
 }
 
 /// A linear table of 2^`bits` descriptors.

@@ -17,10 +17,12 @@ const SID: u64 = 0x17;
 pub struct HostedStream {
     viommu: ViommuId,
     attached: Cell<Option<HwptId>>,
+    /// EATS.
+    ats: bool,
 }
 
 impl HostedStream {
-    pub fn new(guest: &Guest) -> Self {
+    pub fn new(guest: &Guest, ats: bool) -> Self {
         let vm = &guest.vm;
         let parent = HwptParent::Ioas(vm.ioas().unwrap());
         let flags = HwptFlags::NEST_PARENT;
@@ -28,7 +30,7 @@ impl HostedStream {
         let parent = vm.alloc_hwpt(&request).unwrap();
         let viommu = vm.alloc_viommu(DEVICE, parent, ViommuKind::Smmuv3).unwrap();
         vm.alloc_vdevice(viommu, DEVICE, SID).unwrap();
-        Self { viommu, attached: Cell::new(None) }
+        Self { viommu, attached: Cell::new(None), ats }
     }
 
     /// Has the device translated so.
@@ -38,7 +40,7 @@ impl HostedStream {
             device: DEVICE,
             parent: HwptParent::Viommu(self.viommu),
             flags: HwptFlags::empty(),
-            data: Some(StageOneTable::Smmuv3(words(translation))),
+            data: Some(StageOneTable::Smmuv3(words(translation, self.ats))),
             fault: None,
         };
         let hwpt = vm.alloc_hwpt(&request).unwrap();
@@ -96,11 +98,12 @@ fn command(what: SmmuInvalidation) -> [u64; 2] {
 }
 
 /// The first words of the guest's stream-table entry: V, Config, S1Fmt, S1ContextPtr, S1CDMax;
-/// S1DSS.
-fn words(translation: &StreamTranslation) -> [u64; 2] {
+/// S1DSS, EATS.
+fn words(translation: &StreamTranslation, ats: bool) -> [u64; 2] {
+    let ats = u64::from(ats) << 28;
     let table = match translation {
         StreamTranslation::Abort => return [1, 0],
-        StreamTranslation::Bypass => return [1 | 4 << 1, 0],
+        StreamTranslation::Bypass => return [1 | 4 << 1, ats],
         StreamTranslation::StageOne(table) => table,
         _ => panic!("stage 2 is the host's"),
     };
@@ -115,5 +118,5 @@ fn words(translation: &StreamTranslation) -> [u64; 2] {
         DefaultSubstream::Bypass => 1,
         DefaultSubstream::Zero => 2,
     };
-    [1 | 5 << 1 | form << 4 | root.0 | u64::from(bits) << 59, default]
+    [1 | 5 << 1 | form << 4 | root.0 | u64::from(bits) << 59, default | ats]
 }

@@ -192,7 +192,7 @@ fn every_configuration_from_every_other() {
             Hardware::Vtd(_) => {
                 StageOneTable::VtdPasidTable(VtdPasidTable { directory: Gpa(BASE), pasid_bits: 20 })
             }
-            Hardware::Smmuv3(_) => StageOneTable::Smmuv3([0x2000_0000_0008_000b, 0xd5]),
+            Hardware::Smmuv3(_) => StageOneTable::Smmuv3([0x2000_0000_0008_000b, 0x1000_00d5]),
         };
         let expected = |mode| match mode {
             Some(Translate) => Some(By::Nested(table)),
@@ -251,7 +251,7 @@ fn a_table_is_replaced_at_each_device_in_one_call() {
         panic!("{calls:?}")
     };
     assert_eq!(domain.configuration(), Configuration::Translate(next));
-    let moved = Some(By::Nested(StageOneTable::Smmuv3([0x2000_0000_0010_000b, 0xd5])));
+    let moved = Some(By::Nested(StageOneTable::Smmuv3([0x2000_0000_0010_000b, 0x1000_00d5])));
     assert_eq!(by(&mock, ONE), moved);
 
     // From anything else it is an attach.
@@ -276,7 +276,7 @@ fn the_words_of_a_stream_table_entry_say_what_the_call_says() {
     // S1CDMax 4 in 63:59, S1ContextPtr 0x80000, S1Fmt 0, Config 5, V.
     assert_eq!(words(linear), [0x2000_0000_0008_000b, 0xd4]);
     let two = with_format(DescriptorForm::Leaves4K, DefaultSubstream::Bypass);
-    assert_eq!(words(two), [0x2000_0000_0008_001b, 0xd5]);
+    assert_eq!(words(two), [0x2000_0000_0008_001b, 0x1000_00d5]);
     let base = Gpa(0xfff_ffff_ffc0);
     let large = with_format(DescriptorForm::Leaves64K, DefaultSubstream::Zero);
     let large = PasidTableConfig { pasid_bits: 10, base, ..large };

@@ -25,6 +25,10 @@ impl World {
         };
         let refused = |reason| Err(told((reason, None)));
         match self.kind {
+            // The host gives a device no device TLB in front of a guest's stage that does nothing.
+            Kind::Bypass if self.ats && self.host.is_some() => {
+                return refused(FaultReason::AtsDisabled);
+            }
             Kind::Abort => return Err(((FaultReason::ContextNotPresent, None), false)),
             Kind::Bypass | Kind::Two if of.is_some() => return refused(FaultReason::PasidDisabled),
             Kind::Bypass | Kind::Two => return bypass(),

@@ -24,6 +24,9 @@ const PORTAL_STRIDE: u64 = 0x4000;
 /// The limited portal, which user space gets.
 const LIMITED: u64 = 0x1000;
 
+/// Page requests that it may have out, as Linux allocates them.
+const CREDITS: u32 = 32;
+
 /// CMDSTATUS: the command is being carried out.
 pub const ACTIVE: u32 = 1 << 31;
 const INTERRUPT: u32 = 1 << 31;
@@ -77,17 +80,29 @@ pub struct Accelerator {
     grpcfg: u64,
     /// Portal slot of the next store.
     slot: Cell<u64>,
+    /// Whether it asks for pages.
+    paging: bool,
 }
 
 impl Accelerator {
     /// Finds the device as after power-on, turns on PASIDs and ATS, and resets it.
     pub fn probe(rig: &Rig) -> Verdict<Self> {
+        Self::probe_with(rig, false)
+    }
+
+    /// The same; whether it is to ask for pages.
+    pub fn probe_with(rig: &Rig, paging: bool) -> Verdict<Self> {
         let mut ids = [0; 4];
         rig.device.config_read(0, &mut ids);
         equal(u32::from_le_bytes(ids), 0x0b25_8086, "device and vendor id")?;
-        // Memory and bus master; then PASID, then ATS.
+        // Memory and bus master; then PASID, then page requests: reset, allocation, enabled; then ATS.
         rig.device.config_write(0x04, &6u16.to_le_bytes());
         rig.device.config_write(0x236, &1u16.to_le_bytes());
+        if paging {
+            rig.device.config_write(0x244, &2u16.to_le_bytes());
+            rig.device.config_write(0x24c, &CREDITS.to_le_bytes());
+            rig.device.config_write(0x244, &1u16.to_le_bytes());
+        }
         rig.device.config_write(0x226, &0x8000u16.to_le_bytes());
         equal(read32(rig, VERSION), 0x100, "VERSION")?;
         equal(read32(rig, GENSTS), 0, "GENSTS")?;
@@ -101,6 +116,7 @@ impl Accelerator {
             grpcfg: (offsets & 0xffff) * 0x100,
             wqcfg: (offsets >> 16 & 0xffff) * 0x100,
             slot: Cell::new(0),
+            paging,
         })
     }
 
@@ -124,7 +140,9 @@ impl Accelerator {
             // A shared queue takes PASIDs from its descriptors.
             None => u32::from(!queue.dedicated) << 28,
         };
-        let mode = u32::from(queue.dedicated) | 10 << 4 | pasid_bits;
+        // With page requests, descriptors may block on fault.
+        let bof = u32::from(self.paging) << 1;
+        let mode = u32::from(queue.dedicated) | bof | 10 << 4 | pasid_bits;
         // Transfers up to 2 MiB, batches up to 32.
         let limits = 21 | 5 << 5;
         let at = self.wqcfg + 32 * u64::from(queue.index);
@@ -196,6 +214,12 @@ pub fn copy([from, to, record]: [u64; 3], size: u32) -> Descriptor {
     Descriptor::new(Operation::MemoryMove { source, destination, size })
         .with_record(Iova(record))
         .with_flags(Flags::REQUEST_RECORD)
+}
+
+/// The same, waiting for pages that are not there.
+pub fn patient_copy(addresses: [u64; 3], size: u32) -> Descriptor {
+    let flags = Flags::REQUEST_RECORD | Flags::BLOCK_ON_FAULT;
+    copy(addresses, size).with_flags(flags)
 }
 
 /// The same in the name of `pasid`, as a processor puts it into a deferrable write.

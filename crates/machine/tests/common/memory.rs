@@ -241,6 +241,11 @@ impl Space {
         unreachable!("a level from 1 to 4")
     }
 
+    /// Whether a page is behind `at`.
+    pub fn has(&self, at: u64) -> bool {
+        self.pages.contains_key(&(at & !(PAGE - 1)))
+    }
+
     /// The page behind `at`.
     pub fn page(&self, at: u64) -> Gpa {
         self.physical(at & !(PAGE - 1))

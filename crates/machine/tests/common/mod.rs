@@ -12,6 +12,7 @@
 pub mod accelerator;
 pub mod drive;
 pub mod memory;
+pub mod pages;
 pub mod random;
 pub mod rig;
 pub mod scenarios;
@@ -26,6 +27,7 @@ use vtd::model::PasidTableMode;
 pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
 pub use memory::{pasid, Space, PAGE};
+pub use pages::{Code, Pages, Request};
 pub use rig::{Rig, DEVICE, RAM};
 pub use setup::Setup;
 pub use unit::Unit;
@@ -53,6 +55,8 @@ pub struct Guest {
     pub rig: Rig,
     pub unit: Unit,
     pub accelerator: Accelerator,
+    /// If its devices may ask for pages.
+    pub pages: Option<Pages>,
 }
 
 impl Guest {
@@ -66,7 +70,17 @@ impl Guest {
         let unit = Unit::boot(&mut rig)?;
         equal(rig.misplaced.load(Ordering::Relaxed), 0, "BARs in the wrong place")?;
         let accelerator = Accelerator::probe(&rig)?;
-        let guest = Self { rig, unit, accelerator };
+        let guest = Self { rig, unit, accelerator, pages: None };
+        guest.accelerator.configure(&guest.rig)?;
+        Ok(guest)
+    }
+
+    /// Boots on `rig` a guest whose memory comes when it is touched, by devices too.
+    pub fn boot_paging(mut rig: Rig) -> Verdict<Self> {
+        let pages = Pages::enable(&mut rig)?;
+        let unit = Unit::boot_with(&mut rig, true)?;
+        let accelerator = Accelerator::probe_with(&rig, true)?;
+        let guest = Self { rig, unit, accelerator, pages: Some(pages) };
         guest.accelerator.configure(&guest.rig)?;
         Ok(guest)
     }

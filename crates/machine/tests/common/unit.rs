@@ -50,6 +50,12 @@ const DIRECTORY_PAGES: u64 = 32;
 pub const QUEUE_ENTRIES: u64 = PAGE / 32;
 /// What a wait descriptor stores.
 const DONE: u64 = 2;
+/// A wait descriptor that does nothing but fence (FN).
+const FENCE: [u64; 4] = [5 | 1 << 6, 0, 0, 0];
+/// Wait descriptor: page requests of before are in their queue when it completes (PD).
+const PAGE_REQUEST_DRAIN: u64 = 1 << 7;
+/// PASID-table entry: no fault is reported (FPD).
+const FAULTS_DISABLED: u64 = 1 << 1;
 /// Address field of a device TLB invalidation of everything, with S.
 const EVERYTHING: u64 = 0x7fff_ffff_ffff_f000 | 1 << 11;
 
@@ -76,6 +82,11 @@ pub struct Unit {
 impl Unit {
     /// Checks what there is, writes the tables, and turns the queue and translation on.
     pub fn boot(rig: &mut Rig) -> Verdict<Self> {
+        Self::boot_with(rig, false)
+    }
+
+    /// The same; whether the device may ask for pages.
+    pub fn boot_with(rig: &mut Rig, paging: bool) -> Verdict<Self> {
         // Firmware put the carrier's BAR where the DMAR table says.
         rig.carrier.config_write(0x10, &0xe000_0000u32.to_le_bytes());
         rig.carrier.config_write(0x04, &2u16.to_le_bytes());
@@ -95,7 +106,7 @@ impl Unit {
             status: ram.page(),
             tail: Cell::new(0),
         };
-        unit.write_context(ram);
+        unit.write_context(ram, paging);
         write32(rig, FEDATA, FAULT_MESSAGE.1);
         write32(rig, FEADDR, FAULT_MESSAGE.0 .0 as u32);
         write32(rig, FECTL, 0);
@@ -112,12 +123,14 @@ impl Unit {
     }
 
     /// Root and context entry of the accelerator: device TLB and PASIDs allowed, 20 bits of them.
-    fn write_context(&self, ram: &Ram) {
+    fn write_context(&self, ram: &Ram, paging: bool) {
         let devfn = u64::from(DEVICE.devfn());
         assert!(devfn >= 0x80, "in the upper context table");
         let entry = Gpa(self.context.0 + 32 * (devfn & 0x7f));
         ram.store(Gpa(entry.0 + 8), 0);
-        ram.store(entry, self.directory.0 | 7 << 9 | 1 << 3 | 1 << 2 | 1);
+        // PDTS; PRE, PASIDE, DTE, P.
+        let bits = 7 << 9 | u64::from(paging) << 4 | 1 << 3 | 1 << 2 | 1;
+        ram.store(entry, self.directory.0 | bits);
         let root = Gpa(self.root.0 + 16 * u64::from(DEVICE.bus()) + 8);
         ram.store(root, self.context.0 | 1);
     }
@@ -158,15 +171,39 @@ impl Unit {
     /// Takes it away again.
     pub fn unbind(&self, rig: &Rig, pasid: Pasid) -> Verdict {
         let entry = self.present_entry(&rig.ram, pasid)?;
+        self.clear(rig, pasid, entry, 0)
+    }
+
+    /// The first half of an unbind when a process has ended: its entry goes, and nobody is to hear of what faults
+    /// (FPD). Once more it does the same again.
+    pub fn forget(&self, rig: &mut Rig, pasid: Pasid) -> Verdict {
+        let entry = self.entry(&mut rig.ram, pasid);
+        self.clear(rig, pasid, entry, FAULTS_DISABLED)
+    }
+
+    /// Entry, caches, device TLB, in this order; the entry is `left` then.
+    fn clear(&self, rig: &Rig, pasid: Pasid, entry: Gpa, left: u64) -> Verdict {
         rig.ram.store(entry, rig.ram.load(entry) & !1);
-        let what = [pasid_cache(pasid), pasid_iotlb(pasid), device_tlb(pasid, EVERYTHING)];
-        self.invalidate(rig, &what)?;
+        self.invalidate(rig, &[pasid_cache(pasid)])?;
+        self.invalidate(rig, &[pasid_iotlb(pasid)])?;
+        self.invalidate(rig, &[device_tlb(pasid, EVERYTHING)])?;
         (0..8).for_each(|word| rig.ram.store(Gpa(entry.0 + 8 * word), 0));
+        rig.ram.store(entry, left);
         Ok(())
     }
 
-    /// After the pages from `at` were taken out of a table: `1 << order` of them, aligned.
-    pub fn flush_pages(&self, rig: &Rig, space: &Space, at: u64, order: u32) -> Verdict {
+    /// What Linux queues to have all requests of `pasid` that are on their way in the page request queue: a fence, the
+    /// caches once more, and a wait that drains (PD).
+    pub fn drain(&self, rig: &Rig, pasid: Pasid) -> Verdict {
+        let what = [FENCE, pasid_iotlb(pasid), device_tlb(pasid, EVERYTHING)];
+        self.queue(rig, &what, PAGE_REQUEST_DRAIN)
+    }
+
+    /// After `count` pages from `at` were taken out of a table: the smallest aligned block with all of them goes.
+    pub fn flush_pages(&self, rig: &Rig, space: &Space, at: u64, count: u64) -> Verdict {
+        let (first, last) = (at / PAGE, at / PAGE + count - 1);
+        let order = u64::BITS - (first ^ last).leading_zeros();
+        let at = (first >> order << order) * PAGE;
         // The device TLB's form says the size by the lowest clear bit of the page number.
         let size = (1u64 << order >> 1).saturating_sub(1) << 12;
         let large = u64::from(order != 0) << 11;
@@ -182,10 +219,15 @@ impl Unit {
 
     /// Queues `descriptors` and a wait, and waits for its status write.
     pub fn invalidate(&self, rig: &Rig, descriptors: &[[u64; 4]]) -> Verdict {
+        self.queue(rig, descriptors, 0)
+    }
+
+    /// The same, with more flags in the wait.
+    fn queue(&self, rig: &Rig, descriptors: &[[u64; 4]], flags: u64) -> Verdict {
         let status = Gpa(self.status.0 + 8 * self.tail.get());
         rig.ram.store(status, 0);
         // SW.
-        let wait = [5 | 1 << 5 | DONE << 32, status.0, 0, 0];
+        let wait = [5 | 1 << 5 | flags | DONE << 32, status.0, 0, 0];
         for words in descriptors.iter().chain([&wait]) {
             let at = self.queue.0 + 32 * self.tail.get();
             (0..4).for_each(|i| rig.ram.store(Gpa(at + 8 * i), words[i as usize]));

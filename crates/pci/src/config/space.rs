@@ -259,6 +259,13 @@ impl ConfigSpace {
         effects.pasid = change(before.pasid, after.pasid);
         if let Some(Change { to, .. }) = effects.pri {
             self.set_page_requests_stopped(!to.enable());
+            if to.enable() {
+                // Its errors are of the time before (10.5.2.2).
+                let cleared = |status: PriStatus| {
+                    status.with_response_failure(false).with_unexpected_group(false)
+                };
+                self.update_pri_status(cleared);
+            }
         }
         // The bit works only on an interface that is, or is just being, disabled (10.5.2.2).
         effects.pri_reset &= after.pri.is_some_and(|pri| !pri.enable());

@@ -215,6 +215,20 @@ fn page_request_errors_stay_until_one_is_written() {
 }
 
 #[test]
+fn enabling_page_requests_clears_their_errors() {
+    let mut config = accelerator();
+    let _ = write16(&mut config, 0x244, 0x0001);
+    config.page_response_failed();
+    config.unexpected_page_response();
+    let _ = write16(&mut config, 0x244, 0x0001);
+    assert_eq!(read16(&config, 0x246), 0x8003, "it was enabled already");
+    let _ = write16(&mut config, 0x244, 0x0000);
+    assert_eq!(read16(&config, 0x246), 0x8103);
+    let _ = write16(&mut config, 0x244, 0x0001);
+    assert_eq!(read16(&config, 0x246), 0x8000);
+}
+
+#[test]
 fn unsupported_pasid_permissions_cannot_be_enabled() {
     let mut config = accelerator();
     let _ = write16(&mut config, 0x236, 0xffff);

@@ -36,7 +36,7 @@ pub struct AtsControl {
 #[bitfield(u16)]
 #[derive(PartialEq, Eq)]
 pub struct PriControl {
-    /// May send page requests.
+    /// May send page requests. Turning it on clears the errors in the status.
     pub enable: bool,
     /// Forgets the credits and requests of a stopped interface; always reads as zero.
     pub reset: bool,

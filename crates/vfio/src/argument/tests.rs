@@ -39,14 +39,15 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
     let info = Facts { size: 56, needed: 16, flags: None, reserved: [10..16, 0..0] };
     let posted_invalidate = Facts { size: 64, needed: 24, flags: Some(0), reserved: NONE };
     let attach = Some(0x8000_0001);
-    let counters = Facts { size: 128, needed: 8, flags: Some(0), reserved: NONE };
+    let create = Facts { needed: 128, ..facts(168, 3, [20..24, 164..168]) };
+    let counters = Facts { size: 168, needed: 8, flags: Some(0), reserved: NONE };
     vec![
         ("MapDma", bytes_of::<MapDma>, facts(32, 3, NONE)),
         ("UnmapDma", bytes_of::<UnmapDma>, facts(24, 2, NONE)),
         ("PasidRequest", bytes_of::<PasidRequest>, facts(16, 3, NONE)),
         ("CacheInvalidate", bytes_of::<CacheInvalidate>, posted_invalidate),
         ("CacheInvalidateInfo", bytes_of::<CacheInvalidateInfo>, info),
-        ("CreateVm", bytes_of::<CreateVm>, Facts { needed: 128, ..facts(144, 3, [20..24, 0..0]) }),
+        ("CreateVm", bytes_of::<CreateVm>, create),
         ("Ticketed", bytes_of::<Ticketed>, facts(16, 7, NONE)),
         ("SetHandle", bytes_of::<SetHandle>, facts(8, 3, NONE)),
         ("OwnCacheInvalidate", bytes_of::<OwnCacheInvalidate>, facts(80, 3, [76..80, 0..0])),
@@ -71,6 +72,17 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
         ("AttachIommufdPt", bytes_of::<AttachIommufdPt>, object(16, 12, Some(1), NONE)),
         ("DetachIommufdPt", bytes_of::<DetachIommufdPt>, object(12, 8, Some(1), NONE)),
         ("ReadEvent", bytes_of::<ReadEvent>, object(136, 8, None, NONE)),
+        ("ReadPageRequest", bytes_of::<ReadPageRequest>, facts(80, 0, NONE)),
+        ("RespondPageRequest", bytes_of::<RespondPageRequest>, facts(40, 0, [34..36, 0..0])),
+        ("ReadPageFault", bytes_of::<ReadPageFault>, object(88, 12, Some(0), NONE)),
+        ("RespondPageFault", bytes_of::<RespondPageFault>, object(40, 24, Some(0), [12..16, 0..0])),
+        ("UnansweredArgument", bytes_of::<UnansweredArgument>, facts(32, 0, [26..28, 0..0])),
+        ("TickArgument", bytes_of::<TickArgument>, facts(40, 0, [36..40, 0..0])),
+        (
+            "PageRequestCountersArgument",
+            bytes_of::<PageRequestCountersArgument>,
+            object(104, 8, Some(0), NONE),
+        ),
     ]
 }
 
@@ -192,7 +204,7 @@ fn each_has_its_number() {
 
 #[test]
 fn results_go_no_further_than_the_caller_knows() {
-    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 15] };
+    let value = CountersArgument { argsz: 24, flags: 0, counts: [u64::MAX; 20] };
     let mut bytes = zeroes(24, 128);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..24], [0xff; 16]);
@@ -201,9 +213,9 @@ fn results_go_no_further_than_the_caller_knows() {
     let mut bytes = zeroes(24, 10);
     copy_out(&value, &mut bytes);
     assert_eq!(bytes[8..], [0xff; 2]);
-    let mut bytes = zeroes(136, 136);
+    let mut bytes = zeroes(176, 176);
     copy_out(&value, &mut bytes);
-    assert_eq!(bytes[128..], [0; 8]);
+    assert_eq!(bytes[168..], [0; 8]);
     copy_out(&value, &mut []);
 }
 

@@ -14,8 +14,8 @@ use crate::objects::{encode_entry, encode_table, FailureCode, Info, INFO_BYTES, 
 use crate::spec::flags::*;
 use crate::spec::{
     AttachPageTable, Destroy, DetachPageTable, FaultQueueAlloc, GetHwInfo, HwptAlloc,
-    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, VdeviceAlloc, VeventqAlloc, ViommuAlloc,
-    VtdInvalidateEntry,
+    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, ReadPageFault, RespondPageFault,
+    VdeviceAlloc, VeventqAlloc, ViommuAlloc, VtdInvalidateEntry,
 };
 use crate::{fault, Errno, File, Reply, Request, Revision};
 
@@ -23,7 +23,7 @@ use crate::{fault, Errno, File, Reply, Request, Revision};
 const ENTRIES_PER_CALL: usize = 1024;
 
 /// A structure that says why the call failed.
-trait Fallible {
+pub(super) trait Fallible {
     fn failure(&self) -> &ObjectFailure;
 }
 
@@ -38,7 +38,8 @@ macro_rules! fallible {
 }
 
 fallible!(AttachPageTable Destroy DetachPageTable FaultQueueAlloc GetHwInfo HwptAlloc
-    HwptInvalidate IoasAlloc ReadEvent VdeviceAlloc VeventqAlloc ViommuAlloc);
+    HwptInvalidate IoasAlloc ReadEvent ReadPageFault RespondPageFault VdeviceAlloc VeventqAlloc
+    ViommuAlloc);
 
 /// What a failure is if the host end says no more than its number.
 const fn nearest(errno: Errno) -> ObjectError {
@@ -51,7 +52,7 @@ const fn nearest(errno: Errno) -> ObjectError {
     }
 }
 
-fn size<A>() -> u32 {
+pub(super) const fn size<A>() -> u32 {
     size_of::<A>() as u32
 }
 
@@ -61,7 +62,7 @@ fn number(device: RequesterId) -> u32 {
 
 impl<F: File> ClientVm<F> {
     /// A call on an object.
-    fn object<A: Fallible + IntoBytes + FromBytes + Immutable>(
+    pub(super) fn object<A: Fallible + IntoBytes + FromBytes + Immutable>(
         &self,
         request: Request,
         argument: &mut A,

@@ -2,12 +2,14 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::time::Duration;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, HwptId, HwptRequest, Invalidation, IoasId,
-    ObjectError, ObjectId, Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, VdeviceId,
-    ViommuId, ViommuKind, Vm, VmEvent,
+    ObjectError, ObjectId, PageFault, PageRequest, PageRequestCounters, PageResponse,
+    PageResponseError, Pasid, PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket,
+    Unanswered, VdeviceId, ViommuId, ViommuKind, Vm, VmEvent,
 };
 use mem::MemoryMap;
 use pci::RequesterId;
@@ -257,7 +259,7 @@ impl<F: File> Vm for ClientVm<F> {
         if let Err(errno) = self.call(Request::GetCounters, &mut request, None) {
             self.count(errno);
         }
-        counters::from_wire(request.counts)
+        counters::vm::from_wire(request.counts)
     }
 
     fn ioas(&self) -> Result<IoasId, ObjectError> {
@@ -300,6 +302,39 @@ impl<F: File> Vm for ClientVm<F> {
 
     fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
         self.read_event(queue)
+    }
+
+    fn take_page_request(&self) -> Option<PageRequest> {
+        self.read_page_request()
+    }
+
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        self.answer_page_request(&response)
+    }
+
+    fn page_request_counters(&self) -> PageRequestCounters {
+        self.read_page_request_counters()
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        self.read_page_fault(queue)
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        self.answer_page_fault(queue, cookie, code)
+    }
+
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        self.who_is_unanswered(ticket)
+    }
+
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        self.say_time(now)
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {

@@ -10,6 +10,8 @@ use spin::mutex::SpinMutex;
 
 use super::memory::Memory;
 use super::objects::{Objects, Parents};
+use super::page_faults::PageFaults;
+use super::page_requests;
 use super::pasids::Granted;
 use crate::argument::{copy_in, copy_out};
 use crate::spec::flags::*;
@@ -17,7 +19,10 @@ use crate::spec::{
     AttachDevice, CacheInvalidate, Completion, CountersArgument, CreateVm, MapDma,
     OwnCacheInvalidate, ReadFault, SetHandle, Ticketed, UnmapDma,
 };
-use crate::{counters, fault, invalidation, stage_two, Handle, Refusal, Reply, Request, Revision};
+use crate::{
+    counters, fault, invalidation, page_request, stage_two, Handle, Refusal, Reply, Request,
+    Revision,
+};
 
 /// A VM, and what its client may name of it.
 pub(super) struct Machine<V> {
@@ -25,6 +30,8 @@ pub(super) struct Machine<V> {
     pub(super) memory: SpinMutex<Memory>,
     granted: Granted,
     parents: Parents,
+    /// Of its domains.
+    pub(super) page_faults: PageFaults<V>,
     /// Whether its PASIDs are the host's own numbers.
     pub(super) system_wide: bool,
     /// Whether it came with the container's first group, and goes with the last.
@@ -46,7 +53,7 @@ pub(super) fn create_vm<H: Host>(host: &H, argument: &mut [u8]) -> Result<Machin
         numbering: if set(VM_PRIVATE_PASIDS) { Numbering::Private } else { Numbering::Identity },
         enforce_grants: set(VM_ENFORCE_GRANTS),
         stage_two: stage_two::decode(&request.stage_two)?,
-        ..VmConfig::default()
+        page_requests: page_request::policy(&request.page_requests)?,
     };
     let system_wide = config.numbering == Numbering::Identity;
     match host.create_vm(config) {
@@ -80,8 +87,8 @@ fn saturate(limit: usize) -> u32 {
 
 impl<V: Vm> Machine<V> {
     pub(super) fn new(vm: V, system_wide: bool) -> Self {
-        let (memory, granted, parents) = Default::default();
-        Self { vm, memory, granted, parents, system_wide, with_groups: false }
+        let (memory, granted, parents, page_faults) = Default::default();
+        Self { vm, memory, granted, parents, page_faults, system_wide, with_groups: false }
     }
 
     /// A VM that came with the first group of a container.
@@ -114,6 +121,11 @@ impl<V: Vm> Machine<V> {
             (Request::CacheInvalidate, _) => self.invalidate_posted(argument),
             (Request::Completion, _) => self.completion(argument),
             (Request::ReadFault, _) => self.read_fault(argument),
+            (Request::ReadPageRequest, _) => page_requests::read(&self.vm, argument),
+            (Request::RespondPageRequest, _) => page_requests::respond(&self.vm, argument),
+            (Request::Unanswered, _) => page_requests::unanswered(&self.vm, argument),
+            (Request::GetPageRequestCounters, _) => page_requests::counters(&self.vm, argument),
+            (Request::Tick, _) => page_requests::tick(&self.vm, argument),
             (Request::AttachDevice, _) => self.attach_device(argument),
             (Request::PasidRequest, Revision::Own) => self.granted.own(&self.vm, argument),
             (Request::PasidRequest, _) => self.granted.posted(&self.vm, argument),
@@ -254,7 +266,7 @@ impl<V: Vm> Machine<V> {
     fn get_counters(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let mut request: CountersArgument = copy_in(argument)?;
         let now: Counters = self.vm.counters();
-        request.counts = counters::to_wire(&now);
+        request.counts = counters::vm::to_wire(&now);
         copy_out(&request, argument);
         Ok(Reply::default())
     }

@@ -1,24 +1,28 @@
 //! An open container: the calls that come to it, and whose they are.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use iommu::{Channel, Hardware, Host, Vm, VmConfig};
+use iommu::nesting::GroupResponse;
+use iommu::{Channel, Endpoint, Hardware, Host, Vm, VmConfig};
 use pci::RequesterId;
 use spin::mutex::SpinMutex;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::calls::{self, Machine};
 use super::device::{Event, Open};
-use super::posted::{Kind, Posted};
+use super::page_faults;
+use super::posted::{split, Kind, Posted};
+use super::roster::Roster;
+use super::turn::Turn;
 use super::{Shared, MAX_MAPPINGS};
 use crate::argument::copy_question;
 use crate::capability::{Chain, Chained};
-use crate::nesting::nesting_info;
+use crate::nesting::{decode_response, nesting_info};
 use crate::spec::flags::*;
-use crate::spec::{DmaAvailable, IommuInfo, IovaRanges, Number};
+use crate::spec::{DmaAvailable, Header, IommuInfo, IovaRanges, Number};
 use crate::{ArgumentError, Errno, File, Handle, Refusal, Reply, Request, Revision};
 
 /// Faults that are put into rings at a time; if more wait, the clients are rung once more.
@@ -33,17 +37,23 @@ pub struct Container<H: Host>(pub(super) Arc<Inner<H>>);
 
 /// What a container's file has in common with those of its groups and devices.
 ///
-/// The posted state is locked before the VM's; both are locked for as long as a call takes, so the
-/// calls on one container come one after the other.
+/// The posted calls come one after the other: each has the posted state to itself, with no lock
+/// held. Of the locks, the roster' is taken before the page requests'.
 pub(super) struct Inner<H: Host> {
     pub(super) shared: Arc<Shared<H>>,
     pub(super) machine: SpinMutex<Option<Arc<Machine<H::Vm>>>>,
-    pub(super) posted: SpinMutex<Posted<H::Vm>>,
+    pub(super) posted: Turn<Posted<H::Vm>, Leaving>,
+    roster: SpinMutex<Roster>,
 }
+
+/// The number of a group that leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving(u32);
 
 impl<H: Host> Inner<H> {
     pub(super) fn new(shared: Arc<Shared<H>>) -> Self {
-        Self { shared, machine: SpinMutex::new(None), posted: SpinMutex::default() }
+        let (machine, posted, roster) = Default::default();
+        Self { shared, machine, posted, roster }
     }
 
     fn machine(&self) -> Result<Arc<Machine<H::Vm>>, Refusal> {
@@ -54,20 +64,33 @@ impl<H: Host> Inner<H> {
         Ok(self.machine()?.vm.clone())
     }
 
-    /// A group joins.
-    pub(super) fn join(
+    /// Carries out a posted call, and what was left to be done.
+    fn turn<T>(
         &self,
-        number: u32,
-        devices: impl Iterator<Item = RequesterId>,
-    ) -> Result<(), Refusal> {
-        let mut posted = self.posted.lock();
-        posted.join(self.vm().ok().as_ref(), number, devices)
+        call: impl FnOnce(&mut Posted<H::Vm>) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let leave = |posted: &mut _, leaving| self.carry_out_leaving(posted, leaving);
+        self.posted.with(leave, call).ok_or(Refusal::InUse)?
     }
 
-    /// A group leaves. With the last one goes the VM, if it came with the first.
+    /// A group joins.
+    pub(super) fn join(&self, number: u32, devices: Vec<RequesterId>) -> Result<(), Refusal> {
+        self.turn(|posted| {
+            let machine = self.machine().ok();
+            posted.join(&self.roster, machine.as_deref(), number, devices)
+        })
+    }
+
+    /// A group leaves. With the last one goes the VM, if it came with the first. If another call
+    /// is under way it does so when that is over.
     pub(super) fn leave(&self, number: u32) {
-        let mut posted = self.posted.lock();
-        posted.leave(number);
+        self.posted.note(Leaving(number));
+        // Noted first, so that it is done whoever has the turn.
+        let _busy = self.turn(|_| Ok(()));
+    }
+
+    fn carry_out_leaving(&self, posted: &mut Posted<H::Vm>, Leaving(number): Leaving) {
+        posted.leave(&self.roster, self.machine().ok().as_deref(), number);
         if posted.has_groups() {
             return;
         }
@@ -79,17 +102,45 @@ impl<H: Host> Inner<H> {
 
     /// The file of a device.
     pub(super) fn open(&self, requester: RequesterId) -> Result<Arc<Open>, Refusal> {
-        self.posted.lock().open(requester, || Open::new(requester))
+        let machine = self.machine();
+        let mut roster = self.roster.lock();
+        let (open, is_new) = roster.open(requester)?;
+        if let (Ok(machine), true) = (machine, is_new) {
+            machine.page_faults.register(&open);
+        }
+        Ok(open)
+    }
+
+    /// A file of a device is closed. With the last one, what its client has not answered is.
+    pub(super) fn closed(&self, open: &Open) {
+        let machine = self.machine();
+        let (is_last, answers) = {
+            let mut roster = self.roster.lock();
+            let is_last = roster.close(open.requester());
+            let release = |machine: &Arc<Machine<_>>| machine.page_faults.release(open.requester());
+            (is_last, machine.as_ref().ok().filter(|_| is_last).map(release))
+        };
+        if is_last {
+            drop(open.set_event(None));
+        }
+        if let (Ok(machine), Some(answers)) = (machine, answers) {
+            page_faults::give(&machine.vm, answers);
+        }
+        self.watch_faults();
     }
 
     pub(super) fn channel(&self, requester: RequesterId) -> Option<Channel> {
-        self.posted.lock().channel(requester)
+        self.roster.lock().channel(requester)
+    }
+
+    pub(super) fn endpoint(&self, requester: RequesterId) -> Weak<Endpoint> {
+        self.roster.lock().endpoint(requester)
     }
 
     /// Has the open devices rung when a fault arrives, and looks for those that wait.
     pub(super) fn watch_faults(&self) {
         let Ok(vm) = self.vm() else { return };
-        let open: Vec<_> = self.posted.lock().all_open().collect();
+        let open: Vec<_> = self.roster.lock().all_open().collect();
         let events: Vec<Event> = open.iter().filter_map(|open| open.event()).collect();
         let waker = move || events.iter().for_each(|event| event());
         vm.set_fault_waker(Some(Arc::new(waker)));
@@ -98,23 +149,47 @@ impl<H: Host> Inner<H> {
 
     /// Puts what waits into the rings of its devices.
     pub(super) fn deliver_faults(&self) {
-        let Ok(vm) = self.vm() else { return };
-        let mut rung = Vec::new();
-        {
-            let mut posted = self.posted.lock();
-            let faults = core::iter::from_fn(|| vm.take_fault()).take(FAULTS_AT_A_TIME);
-            let mut count = 0;
-            for fault in faults {
-                rung.extend(posted.deliver(fault));
-                count += 1;
-            }
-            if count == FAULTS_AT_A_TIME {
-                rung.extend(posted.all_open());
-            }
-        }
+        let Ok(machine) = self.machine() else { return };
+        let more_faults = {
+            let mut roster = self.roster.lock();
+            let faults = core::iter::from_fn(|| machine.vm.take_fault()).take(FAULTS_AT_A_TIME);
+            faults.map(|fault| roster.deliver(fault)).count() == FAULTS_AT_A_TIME
+        };
+        let more_requests = machine.page_faults.deliver(&machine.vm);
+        let open: Vec<_> = self.roster.lock().all_open().collect();
         // With no lock held. Once is enough for each.
-        rung.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        rung.iter().for_each(|open| open.ring());
+        for open in open {
+            open.ring(more_faults || more_requests);
+        }
+    }
+
+    /// Answers a page request group of a device.
+    pub(super) fn respond(
+        &self,
+        device: RequesterId,
+        response: &GroupResponse,
+    ) -> Result<(), Refusal> {
+        let machine = self.machine()?;
+        machine.page_faults.respond(&machine.vm, device, response)
+    }
+
+    /// `NESTING_OP`: an answer, of which the structure does not say the device. It takes no turn:
+    /// the device hears it from inside the call.
+    fn page_response(&self, data: &[u8]) -> Result<Reply, Refusal> {
+        let response = decode_response(data, true)?;
+        let machine = self.machine()?;
+        let (kind, groups) = {
+            let roster = self.roster.lock();
+            (roster.kind, roster.groups())
+        };
+        match (kind, groups) {
+            (Some(Kind::Nesting), 1) => {
+                machine.page_faults.respond_for(&machine.vm, &response)?;
+                Ok(Reply::default())
+            }
+            (Some(Kind::Nesting), groups) => Err(Refusal::NotSingle { groups }),
+            (_, _) => Err(Refusal::NotNesting),
+        }
     }
 
     fn dispatch(
@@ -137,26 +212,32 @@ impl<H: Host> Inner<H> {
             Request::IommuGetInfo => self.get_info(argument),
             Request::SetPasidTable => {
                 let _vm = self.machine()?;
-                self.posted.lock().set_pasid_table(argument, revision)
+                self.turn(|posted| posted.set_pasid_table(argument, revision))
             }
             Request::SetMsiBinding => {
                 let _vm = self.machine()?;
-                self.posted.lock().set_msi_binding(argument)
+                self.turn(|posted| posted.set_msi_binding(argument))
             }
             Request::NestingOp => {
                 let _vm = self.machine()?;
-                self.posted.lock().nesting_op(argument, revision)
+                match split(argument, revision)? {
+                    (Header { flags: NESTING_PAGE_RESPONSE, .. }, data)
+                        if revision == Revision::Own =>
+                    {
+                        self.page_response(data)
+                    }
+                    _ => self.turn(|posted| posted.nesting_op(argument, revision)),
+                }
             }
             Request::CacheInvalidate if revision != Revision::Own => {
                 let machine = self.machine()?;
-                let mut posted = self.posted.lock();
-                match posted.kind() {
-                    Some(_) => posted.cache_invalidate(argument, revision),
+                match self.kind() {
+                    Some(_) => self.turn(|posted| posted.cache_invalidate(argument, revision)),
                     // The VM's own tables, of which no group knows.
                     None => machine.dispatch(request, revision, argument, handle),
                 }
             }
-            Request::PasidRequest if self.posted.lock().kind() == Some(Kind::Plain) => {
+            Request::PasidRequest if self.kind() == Some(Kind::Plain) => {
                 Err(Refusal::Unsupported { offset: 0 })
             }
             Request::GroupGetStatus
@@ -182,40 +263,57 @@ impl<H: Host> Inner<H> {
         Ok(Reply::default())
     }
 
+    fn kind(&self) -> Option<Kind> {
+        self.roster.lock().kind
+    }
+
     /// The container gets its kind of IOMMU, and its VM if it has none.
     fn set_iommu(&self, argument: &[u8]) -> Result<Reply, Refusal> {
         let kind = Kind::new(number(argument)?)?;
-        let mut posted = self.posted.lock();
-        if !posted.has_groups() {
-            return Err(Refusal::NoGroup);
-        }
-        if posted.kind().is_some() {
-            return Err(Refusal::IommuSet);
-        }
-        let mut machine = self.machine.lock();
-        if let Some(machine) = &*machine {
-            posted.set_iommu(&machine.vm, kind)?;
-        } else {
-            let vm = self.shared.host.create_vm(VmConfig::named("vfio"))?;
-            if let Err(refusal) = posted.set_iommu(&vm, kind) {
-                let _ticket = vm.close();
-                return Err(refusal);
+        self.turn(|posted| {
+            if !posted.has_groups() {
+                return Err(Refusal::NoGroup);
             }
-            *machine = Some(Arc::new(Machine::with_groups(vm)));
+            if posted.kind().is_some() {
+                return Err(Refusal::IommuSet);
+            }
+            if let Ok(machine) = self.machine() {
+                posted.set_iommu(&self.roster, &machine, kind)?;
+                return Ok(Reply::default());
+            }
+            let vm = self.shared.host.create_vm(VmConfig::named("vfio"))?;
+            let machine = Arc::new(Machine::with_groups(vm));
+            let set = posted.set_iommu(&self.roster, &machine, kind);
+            let set = set.and_then(|()| {
+                self.install(&machine).inspect_err(|_| posted.unset_iommu(&self.roster))
+            });
+            if set.is_err() {
+                let _ticket = machine.vm.close();
+            }
+            set.map(|()| Reply::default())
+        })
+    }
+
+    /// Makes a VM the container's, unless it was given one meanwhile.
+    fn install(&self, new: &Arc<Machine<H::Vm>>) -> Result<(), Refusal> {
+        let mut machine = self.machine.lock();
+        if machine.is_some() {
+            return Err(Refusal::VmExists);
         }
-        Ok(Reply::default())
+        *machine = Some(new.clone());
+        Ok(())
     }
 
     fn get_info(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let mut info: IommuInfo = copy_question(argument)?;
         let machine = self.machine()?;
-        let posted = self.posted.lock();
+        let hardware = self.roster.lock().hardware;
         let revision = self.shared.revision;
         let mut chain = Chain::default();
         let range = IovaRanges { nr_iovas: 1, reserved: 0, start: 0, last: u64::MAX };
         chain.add(IOMMU_CAP_IOVA_RANGES, range.as_bytes());
         let nesting = |hardware: &Hardware| nesting_info(hardware, machine.system_wide, revision);
-        let nesting = posted.hardware().and_then(nesting);
+        let nesting = hardware.as_ref().and_then(nesting);
         // The number of one was the other's.
         if nesting.as_ref().is_none_or(|nesting| nesting.id != IOMMU_CAP_DMA_AVAILABLE) {
             let mapped = machine.memory.lock().mappings();
@@ -275,7 +373,7 @@ impl<H: Host> Container<H> {
 
     /// How many faults came for devices of groups while nobody had them open.
     pub fn undeliverable_faults(&self) -> u64 {
-        self.0.posted.lock().undeliverable()
+        self.0.roster.lock().undeliverable()
     }
 
     /// Carries out one call. Reads and writes no byte outside of `argument`, and takes a bounded

@@ -1,18 +1,22 @@
 //! A device's file: what it says of regions and interrupts, the rings of faults and responses.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use iommu::{Channel, Fault, GuestPasid, Host, HwptId, ObjectError, Pasid, Vm};
+use iommu::nesting::NotHandled;
+use iommu::{
+    Channel, Endpoint, Fault, GuestPasid, Host, HwptId, ObjectError, PageRequest, Pasid, Vm,
+};
 use mem::Backing;
 use pci::RequesterId;
 use spin::mutex::SpinMutex;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::group::Members;
-use super::ring::{Ring, RING_OFFSET};
+use super::ring::{Ring, RingFull, RING_OFFSET};
 use super::{calls::no_handle, Inner};
 use crate::argument::{copy_in, copy_question};
 use crate::capability::{Chain, Chained};
@@ -22,7 +26,7 @@ use crate::spec::{
     AttachIommufdPt, DetachIommufdPt, DeviceInfo, DmaFault, IrqInfo, IrqSet, PageResponse,
     ReadFault, RegionInfo, SparseMap, TypeOf,
 };
-use crate::{fault, DeviceFile, Errno, File, Handle, Refusal, Reply, Request};
+use crate::{fault, page_request, DeviceFile, Errno, File, Handle, Refusal, Reply, Request};
 
 /// The region with faults.
 const FAULT_REGION: u32 = PCI_REGIONS;
@@ -39,6 +43,8 @@ pub(super) struct Open {
     faults: Ring,
     responses: Ring,
     event: SpinMutex<Option<Event>>,
+    /// Whether something was added of which the client was not told.
+    untold: AtomicBool,
     refused_responses: AtomicU64,
 }
 
@@ -52,24 +58,46 @@ impl Open {
             faults: Ring::new(size_of::<DmaFault>())?,
             responses: Ring::new(size_of::<PageResponse>())?,
             event: SpinMutex::new(None),
+            untold: AtomicBool::new(false),
             refused_responses: AtomicU64::new(0),
         })
     }
 
+    pub(super) fn requester(&self) -> RequesterId {
+        self.requester
+    }
+
     /// Adds a fault to the ring, if there is room: it is counted if not.
-    pub(super) fn report(&self, fault: Fault) -> bool {
+    pub(super) fn report(&self, fault: Fault) {
         let mut record = ReadFault::new_zeroed();
         fault::encode(Some(fault), &mut record);
-        self.faults.push(record.fault.as_bytes()).is_ok()
+        let _counted = self.push(record.fault.as_bytes());
+    }
+
+    /// The same of a page request. One that is lost is answered by who reported it.
+    pub(super) fn report_page_request(&self, request: &PageRequest) -> Result<(), NotHandled> {
+        self.push(page_request::encode(request).as_bytes()).map_err(|RingFull| NotHandled)
+    }
+
+    fn push(&self, entry: &[u8]) -> Result<(), RingFull> {
+        self.faults.push(entry)?;
+        self.untold.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn event(&self) -> Option<Event> {
         self.event.lock().clone()
     }
 
-    /// Rings the event, if there is one.
-    pub(super) fn ring(&self) {
-        if let Some(event) = self.event() {
+    /// Sets what is rung; gives what was, which is the client's code and goes with no lock held.
+    pub(super) fn set_event(&self, event: Option<Event>) -> Option<Event> {
+        core::mem::replace(&mut *self.event.lock(), event)
+    }
+
+    /// Rings the event, if there is one, and something to tell of, or anyway.
+    pub(super) fn ring(&self, anyway: bool) {
+        let untold = self.untold.swap(false, Ordering::Relaxed);
+        if let Some(event) = self.event().filter(|_| untold || anyway) {
             event();
         }
     }
@@ -84,9 +112,10 @@ impl fmt::Debug for Open {
 /// What happened to the entries of a device's rings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RingCounts {
-    /// Faults that found the ring full, and are lost (`ENOSPC` to whoever reported them).
+    /// Faults and page requests that found the ring full, and are lost (`ENOSPC` to whoever
+    /// reported them, who answers the requests).
     pub faults_dropped: u64,
-    /// Responses that answer no request.
+    /// Responses that answer no page request.
     pub responses_refused: u64,
 }
 
@@ -106,11 +135,7 @@ impl<H: Host> Device<H> {
 
 impl<H: Host> Drop for Device<H> {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.open) == 1 {
-            let event = self.open.event.lock().take();
-            drop(event);
-        }
-        self.container.watch_faults();
+        self.container.closed(&self.open);
         self.members.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -258,9 +283,7 @@ impl<H: Host + 'static> Device<H> {
             (DISABLE | SET, _) => return Err(value(core::mem::offset_of!(IrqSet, count))),
             (flags, _) => return Err(Refusal::Flags { flags }),
         };
-        // The old one is the client's code and goes with no lock held.
-        let old = core::mem::replace(&mut *self.open.event.lock(), event);
-        drop(old);
+        drop(self.open.set_event(event));
         self.container.watch_faults();
         Ok(Reply::default())
     }
@@ -291,14 +314,18 @@ impl<H: Host + 'static> Device<H> {
         Ok((ring, usize::try_from(position).map_err(|_| refused)?))
     }
 
-    /// Looks at the responses that came.
+    /// Gives the answers that came.
     fn respond(&self) {
-        self.open.responses.drain(|entry| {
+        let mut responses = Vec::new();
+        self.open.responses.drain(|entry| responses.push(decode_response(entry, false)));
+        for response in responses {
+            let answered = response
+                .and_then(|response| self.container.respond(self.open.requester, &response));
             // As posted, nobody is told.
-            if decode_response(entry, false).is_err() {
+            if answered.is_err() {
                 self.open.refused_responses.fetch_add(1, Ordering::Relaxed);
             }
-        });
+        }
     }
 }
 
@@ -345,6 +372,10 @@ impl<H: Host + 'static> DeviceFile for Device<H> {
 
     fn channel(&self) -> Option<Channel> {
         self.container.channel(self.open.requester)
+    }
+
+    fn endpoint(&self) -> Weak<Endpoint> {
+        self.container.endpoint(self.open.requester)
     }
 
     fn ring_counts(&self) -> RingCounts {

@@ -80,7 +80,7 @@ impl<H: Host> Dispatcher<H> {
             shared: self.shared.clone(),
             number,
             devices: entry.devices.clone(),
-            container: SpinMutex::new(None),
+            place: SpinMutex::new(Place::Nowhere),
             open: AtomicUsize::new(0),
         })))
     }
@@ -94,14 +94,31 @@ pub(super) struct Members<H: Host> {
     shared: Arc<Shared<H>>,
     number: u32,
     devices: Arc<[GroupDevice]>,
-    container: SpinMutex<Option<Arc<Inner<H>>>>,
+    place: SpinMutex<Place<H>>,
     /// Files of devices.
     pub(super) open: AtomicUsize,
 }
 
+/// Where a group is. It is not locked while a container is asked to take or to let go of it.
+enum Place<H: Host> {
+    Nowhere,
+    /// A call has it go somewhere.
+    Moving,
+    In(Arc<Inner<H>>),
+}
+
+impl<H: Host> Place<H> {
+    fn container(&self) -> Result<&Arc<Inner<H>>, Refusal> {
+        match self {
+            Self::In(container) => Ok(container),
+            Self::Nowhere | Self::Moving => Err(Refusal::NoContainer),
+        }
+    }
+}
+
 impl<H: Host> Drop for Members<H> {
     fn drop(&mut self) {
-        if let Some(container) = self.container.get_mut().take() {
+        if let Ok(container) = self.place.get_mut().container() {
             container.leave(self.number);
         }
         if let Some(entry) = self.shared.groups.0.lock().get_mut(&self.number) {
@@ -164,38 +181,46 @@ impl<H: Host + 'static> Group<H> {
 
     fn get_status(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let mut status: GroupStatus = copy_question(argument)?;
-        let set = self.0.container.lock().is_some();
+        let set = self.0.place.lock().container().is_ok();
         status.flags = GROUP_VIABLE | if set { GROUP_CONTAINER_SET } else { 0 };
         copy_out(&status, argument);
         Ok(Reply::default())
     }
 
     fn set_container(&self, container: Arc<Inner<H>>) -> Result<Reply, Refusal> {
-        let Members { shared, number, devices, container: current, .. } = &*self.0;
+        let Members { shared, number, devices, place, .. } = &*self.0;
         // One of another dispatcher, which has groups of its own.
         if !Arc::ptr_eq(shared, &container.shared) {
             return Err(Refusal::NoHandle);
         }
-        let mut current = current.lock();
-        if current.is_some() {
-            return Err(Refusal::ContainerSet);
+        {
+            let mut place = place.lock();
+            if !matches!(*place, Place::Nowhere) {
+                return Err(Refusal::ContainerSet);
+            }
+            *place = Place::Moving;
         }
-        container.join(*number, devices.iter().map(|device| device.requester))?;
-        *current = Some(container);
-        Ok(Reply::default())
+        let joined =
+            container.join(*number, devices.iter().map(|device| device.requester).collect());
+        *place.lock() = match &joined {
+            Ok(()) => Place::In(container),
+            Err(_) => Place::Nowhere,
+        };
+        joined.map(|()| Reply::default())
     }
 
     fn unset_container(&self) -> Result<Reply, Refusal> {
-        let mut current = self.0.container.lock();
-        if current.is_none() {
-            return Err(Refusal::NoContainer);
-        }
-        if self.0.open.load(Ordering::Acquire) > 0 {
-            return Err(Refusal::InUse);
-        }
-        if let Some(container) = current.take() {
-            container.leave(self.0.number);
-        }
+        let container = {
+            let mut place = self.0.place.lock();
+            let container = place.container()?.clone();
+            if self.0.open.load(Ordering::Acquire) > 0 {
+                return Err(Refusal::InUse);
+            }
+            *place = Place::Moving;
+            container
+        };
+        container.leave(self.0.number);
+        *self.0.place.lock() = Place::Nowhere;
         Ok(Reply::default())
     }
 
@@ -207,8 +232,8 @@ impl<H: Host + 'static> Group<H> {
             crate::ArgumentError::Truncated { given: argument.len(), claimed: argument.len() + 1 };
         let name = name.ok_or(truncated)?;
         // Held, so that the container is not unset meanwhile.
-        let container = self.0.container.lock();
-        let container = container.as_ref().ok_or(Refusal::NoContainer)?;
+        let place = self.0.place.lock();
+        let container = place.container()?;
         let mut devices = self.0.devices.iter();
         let device = devices.find(|device| device.name.as_bytes() == name);
         let requester = device.ok_or(Refusal::NoSuchName)?.requester;

@@ -1,6 +1,7 @@
 //! The calls on a VM's objects, by iommufd's structures and rules.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem::offset_of;
 
@@ -11,14 +12,16 @@ use iommu::{
 use pci::RequesterId;
 use spin::mutex::SpinMutex;
 
+use super::fault_file::QueueFile;
 use crate::argument::{copy_in, copy_out, pointed_at, Argument};
 use crate::objects::{decode_table, Entry, FailureCode, Info};
 use crate::spec::flags::*;
 use crate::spec::{
     AttachPageTable, Destroy, DetachPageTable, FaultQueueAlloc, GetHwInfo, HwptAlloc,
-    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, VdeviceAlloc, VeventqAlloc, ViommuAlloc,
+    HwptInvalidate, IoasAlloc, ObjectFailure, ReadEvent, ReadPageFault, RespondPageFault,
+    VdeviceAlloc, VeventqAlloc, ViommuAlloc,
 };
-use crate::{fault, ArgumentError, Refusal, Reply, Request};
+use crate::{fault, ArgumentError, FaultFile, Refusal, Reply, Request};
 
 /// Entries that one `IOMMU_HWPT_INVALIDATE` has at most, as iommufd allows.
 pub const MAX_INVALIDATE_ENTRIES: u32 = 1 << 19;
@@ -30,7 +33,7 @@ const ENTRIES_AT_A_TIME: usize = 256;
 const NO_DESCRIPTOR: u32 = u32::MAX;
 
 /// A structure that has a place for why the call failed.
-trait Fallible: Argument {
+pub(super) trait Fallible: Argument {
     fn set_failure(&mut self, failure: ObjectFailure);
 }
 
@@ -45,7 +48,8 @@ macro_rules! fallible {
 }
 
 fallible!(AttachPageTable Destroy DetachPageTable FaultQueueAlloc GetHwInfo HwptAlloc
-    HwptInvalidate IoasAlloc ReadEvent VdeviceAlloc VeventqAlloc ViommuAlloc);
+    HwptInvalidate IoasAlloc ReadEvent ReadPageFault RespondPageFault VdeviceAlloc VeventqAlloc
+    ViommuAlloc);
 
 /// What an id is that something may stand on: iommufd's own `IOMMU_HWPT_ALLOC` has only its number.
 #[derive(Debug, Default)]
@@ -80,7 +84,7 @@ pub(super) struct Objects<'a, V> {
 
 /// Copies a structure in. iommufd has one error for all that it knows but does not do: flags and
 /// reserved fields as well.
-fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
+pub(super) fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
     copy_in(argument).map_err(|error| match error {
         ArgumentError::UnknownFlags { .. } => Refusal::Unsupported { offset: 4 },
         ArgumentError::Reserved { offset } => Refusal::Unsupported { offset },
@@ -89,7 +93,7 @@ fn copy<T: Argument>(argument: &[u8]) -> Result<T, Refusal> {
 }
 
 /// Ends a call: what it gave, or why it failed, is written.
-fn finish<A: Fallible>(
+pub(super) fn finish<A: Fallible>(
     mut request: A,
     result: Result<impl FnOnce(&mut A), ObjectError>,
     argument: &mut [u8],
@@ -154,6 +158,8 @@ impl<V: Vm> Objects<'_, V> {
             Request::AttachPageTable => self.attach(argument),
             Request::DetachPageTable => self.detach(argument),
             Request::ReadEvent => self.read_event(argument),
+            Request::ReadPageFault => self.read_page_fault(argument),
+            Request::RespondPageFault => self.respond_page_fault(argument),
             _ => return None,
         })
     }
@@ -281,12 +287,15 @@ impl<V: Vm> Objects<'_, V> {
 
     fn alloc_fault_queue(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
         let request: FaultQueueAlloc = copy(argument)?;
-        let result = self.vm.alloc_fault_queue().map(|id| {
+        let queue = self.vm.alloc_fault_queue();
+        let result = queue.map(|id| {
             move |request: &mut FaultQueueAlloc| {
                 (request.out_fault_id, request.out_fault_fd) = (id.0, NO_DESCRIPTOR);
             }
         });
-        finish(request, result, argument)
+        let reply = finish(request, result, argument)?;
+        let file = |queue| Arc::new(QueueFile::new(self.vm.clone(), queue)) as Arc<dyn FaultFile>;
+        Ok(Reply { fault_file: queue.ok().map(file), ..reply })
     }
 
     fn alloc_event_queue(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {

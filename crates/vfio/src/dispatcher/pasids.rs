@@ -1,6 +1,7 @@
 //! `PASID_REQUEST`, as posted and as ours.
 
 use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 use iommu::{AllocPasidError, GuestPasid, Pasid, PasidRange, PasidUsage, Vm};
 use spin::mutex::SpinMutex;
@@ -30,13 +31,15 @@ impl Granted {
     /// proportion to that, whatever the range.
     fn free<V: Vm>(&self, vm: &V, min: u32, max: u32) -> Result<u32, Refusal> {
         let Some(PasidRange { first, last }) = range(min, max)? else { return Ok(0) };
-        let mut granted = self.0.lock();
-        let mut count = 0;
-        while let Some(&pasid) = granted.range(first..=last).next() {
-            granted.remove(&pasid);
-            count += u32::from(vm.free_pasid(GuestPasid(pasid)).is_ok());
-        }
-        Ok(count)
+        let freed: Vec<_> = {
+            let mut granted = self.0.lock();
+            let freed: Vec<_> = granted.range(first..=last).copied().collect();
+            freed.iter().for_each(|pasid| _ = granted.remove(pasid));
+            freed
+        };
+        // With no lock held: who uses one is asked to let go of it.
+        let is_freed = |pasid: &Pasid| vm.free_pasid(GuestPasid(*pasid)).is_ok();
+        Ok(freed.iter().filter(|pasid| is_freed(pasid)).count() as u32)
     }
 
     /// Forgets all: the VM has taken them back.
@@ -95,9 +98,8 @@ impl Granted {
                 (request.quota, request.live, request.parked) = (quota, live, parked);
             }
             PASID_RELEASE => {
-                let mut granted = self.0.lock();
+                self.clear();
                 request.ticket = vm.release_pasids().sequence();
-                granted.clear();
             }
             _ => return Err(Refusal::Flags { flags }),
         }

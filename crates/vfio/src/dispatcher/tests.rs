@@ -4,8 +4,8 @@ use std::vec;
 use std::vec::Vec;
 
 use iommu::{
-    AllocPasidError, AttachError, Counters, FreePasidError, HostError, Invalidation, Pasid,
-    PasidUsage, SoftwareHost, SoftwareVm, Ticket, Vm, VmConfig,
+    AllocPasidError, AttachError, Counters, FreePasidError, HostError, Invalidation,
+    PageResponseError, Pasid, PasidUsage, SoftwareHost, SoftwareVm, Ticket, Vm, VmConfig,
 };
 use mem::{Gpa, GuestMemory, HeapMemory, LayoutError};
 use pci::RequesterId;
@@ -412,7 +412,7 @@ fn state(rig: &Rig) -> State {
         granted: machine.granted_pasids(),
         segments: segments.segments().iter().map(|s| (s.range, s.offset)).collect(),
         memory: std::format!("{:?}", machine.memory.lock()),
-        posted: rig.container.0.posted.lock().snapshot(),
+        posted: rig.container.0.posted.peek(|posted| posted.snapshot()),
         vms: rig.dispatcher.host().vms(),
     }
 }

@@ -45,6 +45,7 @@ fn every_error_has_its_code_and_comes_back() {
         InvalidField::FaultQueue,
         InvalidField::VirtualId,
         InvalidField::Range,
+        InvalidField::Cookie,
     ];
     for (number, field) in (1..).zip(fields) {
         let failure = ObjectError::Invalid(field).to_wire();
@@ -55,7 +56,7 @@ fn every_error_has_its_code_and_comes_back() {
 
 #[test]
 fn what_is_no_error_is_none() {
-    let unknown = [(0, 0, 0), (13, 0, 0), (8, 0, 0), (8, 11, 0), (2, 0, 0x1_0000), (6, 0, 1 << 20)];
+    let unknown = [(0, 0, 0), (13, 0, 0), (8, 0, 0), (8, 12, 0), (2, 0, 0x1_0000), (6, 0, 1 << 20)];
     for (code, field, value) in unknown {
         assert_eq!(ObjectError::from_wire(&ObjectFailure { code, field, value }), None);
     }

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::posted::flags::{PASID_ALLOC, PASID_FREE};
 use super::{CacheInvalidateInfo, DmaFault};
 use crate::argument::Argument;
-use crate::counters::COUNTS;
+use crate::counters;
 
 /// Bytes that a VM's name has at most.
 pub const NAME_BYTES: usize = 104;
@@ -36,6 +36,11 @@ pub(super) mod flags {
     pub const LAYOUT_IDENTITY: u8 = 0;
     /// The guest's memory is shuffled.
     pub const LAYOUT_SHUFFLED: u8 = 1;
+
+    /// [`PageRequestPolicyArgument`](super::PageRequestPolicyArgument): the rest of it counts.
+    pub const PAGE_REQUEST_POLICY: u32 = 1;
+    /// [`PageRequestPolicyArgument`](super::PageRequestPolicyArgument): there is such a time.
+    pub const PAGE_REQUEST_POLICY_TIMEOUT: u32 = 2;
 
     /// `UpdateMemory`: begins a change of the memory map.
     pub const UPDATE_BEGIN: u32 = 1;
@@ -95,6 +100,24 @@ pub struct CreateVm {
     pub name: [u8; NAME_BYTES],
     /// The host's stage 2 for it.
     pub stage_two: StageTwoArgument,
+    /// What its devices' page requests may be.
+    pub page_requests: PageRequestPolicyArgument,
+}
+
+/// An [`iommu::PageRequestPolicy`]; all zero for the host's own.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PageRequestPolicyArgument {
+    /// `PAGE_REQUEST_POLICY` bits.
+    pub flags: u32,
+    /// Requests of a device that may be unanswered.
+    pub per_device: u32,
+    /// How long a group may be unanswered: seconds …
+    pub seconds: u64,
+    /// … and nanoseconds, less than a second's.
+    pub nanoseconds: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A [`iommu::StageTwoConfig`]; all zero for none.
@@ -119,7 +142,7 @@ impl Argument for CreateVm {
     const FLAGS: Option<u32> = Some(flags::VM_PRIVATE_PASIDS | flags::VM_ENFORCE_GRANTS);
     // A caller that has nothing to say of stage 2 need not.
     const NEEDED: usize = offset_of!(Self, stage_two);
-    const RESERVED: [Range<usize>; 2] = [20..24, 0..0];
+    const RESERVED: [Range<usize>; 2] = [20..24, size_of::<Self>() - 4..size_of::<Self>()];
 }
 
 /// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`) and `CloseVm` (no
@@ -298,8 +321,9 @@ pub struct CountersArgument {
     /// Translations, IOTLB hits and misses, walks, PASID-table entries read, contexts looked up,
     /// invalidations, faults recorded, faults lost; translations, PASID-table entries and devices
     /// there are now; requests refused because their PASID was not granted; walks of the host's
-    /// stage 2, requests refused by it.
-    pub counts: [u64; COUNTS],
+    /// stage 2, requests refused by it; hits and misses in devices' own TLBs, invalidations of these,
+    /// translations in them now; words of tables that failed on request.
+    pub counts: [u64; counters::vm::COUNTS],
 }
 
 impl Argument for CountersArgument {

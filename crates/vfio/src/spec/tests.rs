@@ -11,6 +11,7 @@ use super::*;
 mod device;
 mod iommufd;
 mod nesting;
+mod page_request;
 
 #[test]
 fn what_linux_has_is_as_linux_has_it() {
@@ -194,7 +195,19 @@ fn the_rest_of_our_own() {
     assert_eq!(vm.as_bytes()[..27], golden);
     vm.stage_two.format = flags::STAGE_TWO_VTD;
     assert_eq!(vm.as_bytes()[27..128], [0; 101]);
-    assert_eq!(vm.as_bytes()[128..], [&[1][..], &[0; 15]].concat());
+    assert_eq!(vm.as_bytes()[128..], [&[1][..], &[0; 39]].concat());
+    vm.page_requests = PageRequestPolicyArgument {
+        flags: flags::PAGE_REQUEST_POLICY | flags::PAGE_REQUEST_POLICY_TIMEOUT,
+        per_device: 4,
+        seconds: 5,
+        nanoseconds: 6,
+        reserved: 0,
+    };
+    #[rustfmt::skip]
+    let golden = [
+        3, 0, 0, 0,  4, 0, 0, 0,  5, 0, 0, 0, 0, 0, 0, 0,  6, 0, 0, 0,  0, 0, 0, 0,
+    ];
+    assert_eq!(vm.as_bytes()[144..], golden);
 
     let update = Ticketed { argsz: 16, flags: flags::UPDATE_COMMIT, ticket: 0x102 };
     assert_eq!(update.as_bytes(), [16, 0, 0, 0, 2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
@@ -205,7 +218,7 @@ fn the_rest_of_our_own() {
     assert_eq!(completion.as_bytes(), golden);
     let attach = AttachDevice { argsz: 16, flags: 0, requester: 0x80, reserved: 0, limit: 256 };
     assert_eq!(attach.as_bytes(), [16, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0]);
-    let counters = CountersArgument { argsz: 128, flags: 0, counts: [7; 15] };
-    let golden = [&[128, 0, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0].repeat(15)].concat();
+    let counters = CountersArgument { argsz: 168, flags: 0, counts: [7; 20] };
+    let golden = [&[168, 0, 0, 0, 0, 0, 0, 0][..], &[7, 0, 0, 0, 0, 0, 0, 0].repeat(20)].concat();
     assert_eq!(counters.as_bytes(), golden);
 }

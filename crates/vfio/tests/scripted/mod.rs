@@ -1,13 +1,16 @@
 //! A host whose objects do as they are told, and note what they were asked.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use iommu::{
     AllocPasidError, AttachError, ContextSource, Counters, Endpoint, EventQueueId, Fault,
     FaultQueueId, FreePasidError, GuestPasid, Hardware, Host, HostError, HwptId, HwptRequest,
-    InvalidField, Invalidation, IoasId, ObjectError, ObjectId, PasidRange, PasidUsage, SmmuCaps,
-    SoftwareHost, SoftwareVm, StageOneInvalidation, Ticket, VdeviceId, ViommuId, ViommuKind, Vm,
+    InvalidField, Invalidation, IoasId, ObjectError, ObjectId, PageFault, PageRequest,
+    PageResponse, PageResponseError, PasidRange, PasidUsage, ResponseCode, SmmuCaps, SoftwareHost,
+    SoftwareVm, StageOneInvalidation, Ticket, Unanswered, VdeviceId, ViommuId, ViommuKind, Vm,
     VmConfig, VmEvent,
 };
 use mem::MemoryMap;
@@ -25,8 +28,17 @@ pub(crate) struct Script {
     pub(crate) total: usize,
     pub(crate) hardware: Hardware,
     pub(crate) event: Option<VmEvent>,
+    /// What waits in every queue, before what waits always.
+    pub(crate) page_faults: VecDeque<PageFault>,
+    /// What waits always, for the model and in every queue.
+    pub(crate) page_request: Option<PageRequest>,
+    pub(crate) page_response: Result<(), PageResponseError>,
+    pub(crate) unanswered: Option<Unanswered>,
+    pub(crate) next: Option<Duration>,
     pub(crate) entries: Vec<StageOneInvalidation>,
     pub(crate) commands: Vec<[u64; 2]>,
+    /// What is called, once, by the next call that is asked something.
+    pub(crate) hook: Option<Box<dyn FnOnce() + Send>>,
     calls: Vec<String>,
 }
 
@@ -53,8 +65,14 @@ impl Default for Script {
             total: 0,
             hardware: Hardware::Smmuv3(caps),
             event: None,
+            page_faults: VecDeque::new(),
+            page_request: None,
+            page_response: Ok(()),
+            unanswered: None,
+            next: None,
             entries: Vec::new(),
             commands: Vec::new(),
+            hook: None,
             calls: Vec::new(),
         }
     }
@@ -95,6 +113,10 @@ impl ScriptedVm {
     }
 
     fn asked<T>(&self, call: String, answer: impl FnOnce(u32) -> T) -> Result<T, ObjectError> {
+        let hook = self.script().hook.take();
+        if let Some(hook) = hook {
+            hook();
+        }
         let mut script = self.script();
         script.calls.push(call);
         match script.error {
@@ -207,6 +229,57 @@ impl Vm for ScriptedVm {
     fn take_event(&self, queue: EventQueueId) -> Result<Option<VmEvent>, ObjectError> {
         self.asked(format!("take {queue:?}"), |_| ())?;
         Ok(self.script().event)
+    }
+
+    fn take_page_request(&self) -> Option<PageRequest> {
+        let mut script = self.script();
+        script.calls.push("take page request".into());
+        script.page_request
+    }
+
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        let mut script = self.script();
+        script.calls.push(format!("{response:?}"));
+        // Of the group that was answered: it is not said twice.
+        let PageResponse { requester, group, .. } = response;
+        script.page_response.map_err(|error| match error {
+            PageResponseError::NotOutstanding { .. } => {
+                PageResponseError::NotOutstanding { requester, group }
+            }
+            PageResponseError::WrongPasid { .. } => {
+                PageResponseError::WrongPasid { requester, group }
+            }
+            other => other,
+        })
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        let cookie = self.asked(format!("take {queue:?}"), |id| id)?;
+        if let Some(fault) = self.script().page_faults.pop_front() {
+            return Ok(Some(fault));
+        }
+        Ok(self.script().page_request.map(|request| PageFault { cookie, request }))
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        self.asked(format!("respond {queue:?} {cookie:#x} {code:?}"), |_| ())
+    }
+
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        let mut script = self.script();
+        script.calls.push(format!("unanswered {ticket:?}"));
+        script.unanswered
+    }
+
+    fn tick(&self, now: Duration) -> Option<Duration> {
+        let mut script = self.script();
+        script.calls.push(format!("tick {now:?}"));
+        script.next
     }
 
     fn destroy(&self, object: ObjectId) -> Result<(), ObjectError> {

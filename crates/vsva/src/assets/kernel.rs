@@ -18,6 +18,8 @@ const ENTRY: &str = "kernel";
 const IMAGE: &str = "vmlinuz";
 /// The accelerator's driver; what it needs comes along.
 const DRIVER: &str = "idxd";
+/// What scenarios load when they want it: a disk in memory, and a file system for it.
+const ON_DEMAND: [&str; 2] = ["brd", "minix"];
 
 /// A bigger boot image is not one, in bytes.
 const MAX_IMAGE: u64 = 256 << 20;
@@ -41,6 +43,8 @@ pub struct Kernel {
     pub description: String,
     /// The modules to load, dependencies first.
     pub modules: Vec<Module>,
+    /// Modules that scenarios load when they want them, dependencies first; those that the kernel has as modules.
+    pub on_demand: Vec<Module>,
 }
 
 /// What the cache entry says about itself.
@@ -50,6 +54,8 @@ struct Manifest {
     version: String,
     /// Names of the modules in load order; each is a file `<name>.ko`.
     modules: Vec<String>,
+    /// Names of those that are loaded on demand; an entry that does not say is of before there were any.
+    on_demand: Vec<String>,
 }
 
 impl Kernel {
@@ -65,8 +71,9 @@ impl Kernel {
             return Err(Cause::NoModules { release, looked });
         };
         let modules = modules::closure(dir, DRIVER, &release)?;
+        let on_demand = on_demand(dir, &release)?;
         let description = format!("{release} ({})", image.display());
-        Ok(Self { image: image.to_owned(), release, description, modules })
+        Ok(Self { image: image.to_owned(), release, description, modules, on_demand })
     }
 
     /// The cached one, if it is there and whole.
@@ -76,15 +83,18 @@ impl Kernel {
     }
 
     fn load(dir: &Path, manifest: Manifest) -> Result<Self, Cause> {
-        let read = |name: String| {
-            let image = modules::read_plain(&dir.join(format!("{name}.ko")))?;
-            Ok(Module { name, image })
+        let read = |names: Vec<String>| {
+            let read = |name: String| {
+                let image = modules::read_plain(&dir.join(format!("{name}.ko")))?;
+                Ok(Module { name, image })
+            };
+            names.into_iter().map(read).collect::<Result<Vec<_>, Cause>>()
         };
-        let modules = manifest.modules.into_iter().map(read).collect::<Result<_, Cause>>()?;
+        let (modules, on_demand) = (read(manifest.modules)?, read(manifest.on_demand)?);
         let image = dir.join(IMAGE);
         let release = release_of(&image)?;
         let description = format!("{release} (package version {})", manifest.version);
-        Ok(Self { image, release, description, modules })
+        Ok(Self { image, release, description, modules, on_demand })
     }
 
     /// Fetches one into the cache: the boot image and the modules that are needed.
@@ -106,15 +116,30 @@ impl Kernel {
         let tree = tree.iter().find(|dir| dir.is_dir()).ok_or_else(|| offered("modules"))?;
         let modules = modules::closure(tree, DRIVER, &release)?;
         fs::rename(&image, made.join(IMAGE)).map_err(Cause::file(&image))?;
-        for module in &modules {
+        let on_demand = on_demand(tree, &release)?;
+        for module in modules.iter().chain(&on_demand) {
             let path = made.join(format!("{}.ko", module.name));
             fs::write(&path, &module.image).map_err(Cause::file(path))?;
         }
-        let modules = modules.into_iter().map(|module| module.name).collect();
-        let manifest = Manifest { release, version, modules };
+        let names = |modules: Vec<Module>| modules.into_iter().map(|module| module.name).collect();
+        let (modules, on_demand) = (names(modules), names(on_demand));
+        let manifest = Manifest { release, version, modules, on_demand };
         cache::write_manifest(&made, &manifest)?;
         Self::load(&cache.publish(ENTRY, &made)?, manifest)
     }
+}
+
+/// The modules for scenarios. A kernel may have them built in, or not at all: the scenario then says so.
+fn on_demand(dir: &Path, release: &str) -> Result<Vec<Module>, Cause> {
+    let mut found: Vec<Module> = Vec::new();
+    for name in ON_DEMAND {
+        match modules::closure(dir, name, release) {
+            Ok(modules) => found.extend(modules),
+            Err(Cause::NoModule { .. }) => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(found)
 }
 
 /// Where a kernel's modules are when nobody says: beside it, or where distributions put them.

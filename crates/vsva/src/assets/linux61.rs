@@ -65,7 +65,13 @@ pub(super) fn at(
     let description = format!("{release} ({})", image.display());
     let scratch = cache.unfinished()?;
     let module = guest_module::build(headers, &release, scratch.path(), step)?;
-    Ok(Kernel { image: image.to_owned(), release, description, modules: vec![module] })
+    Ok(Kernel {
+        image: image.to_owned(),
+        release,
+        description,
+        modules: vec![module],
+        on_demand: Vec::new(),
+    })
 }
 
 /// The cached one, if it is there and whole; its module is built if it is missing or outdated.
@@ -127,7 +133,13 @@ impl Bare {
         };
         let Manifest { release, version } = self.manifest;
         let description = format!("{release} (package version {version})");
-        Ok(Kernel { image: self.image, release, description, modules: vec![module] })
+        Ok(Kernel {
+            image: self.image,
+            release,
+            description,
+            modules: vec![module],
+            on_demand: Vec::new(),
+        })
     }
 
     fn built(&self) -> Built {

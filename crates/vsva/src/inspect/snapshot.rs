@@ -7,6 +7,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// Name of a count: groups of page requests that nobody has answered, now.
+pub const PAGE_REQUESTS_OUTSTANDING: &str = "page_requests_outstanding";
+/// Name of a count: groups of page requests that the host answered because the guest did not in time.
+pub const PAGE_REQUESTS_TIMED_OUT: &str = "page_requests_timed_out";
+/// Name of a count: descriptors that wait for pages, now.
+pub const DESCRIPTORS_BLOCKED: &str = "descriptors_blocked";
+
+/// Those of a guest's counts that are of now; the others are since its place was made.
+pub const OF_NOW: [&str; 2] = [PAGE_REQUESTS_OUTSTANDING, DESCRIPTORS_BLOCKED];
+
 /// A server at one moment. Guests are looked at one after another, each at one moment of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {

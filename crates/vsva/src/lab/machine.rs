@@ -238,7 +238,7 @@ impl Machine {
     ) -> Result<Self, GuestError> {
         let dir = place.dir.path();
         let initrd = dir.join("initrd");
-        let archive = initramfs::build(init, &kernel.modules)?;
+        let archive = initramfs::build(init, &kernel.modules, &kernel.on_demand)?;
         fs::write(&initrd, archive).map_err(file_error(&initrd))?;
         let socket = dir.join("control");
         let listener = UnixListener::bind(&socket).map_err(file_error(&socket))?;

@@ -16,6 +16,7 @@ fn assets(dir: &Path, script: &str) -> (Qemu, Kernel) {
         release: "0".to_owned(),
         description: String::new(),
         modules: Vec::new(),
+        on_demand: Vec::new(),
     };
     (Qemu::believed(&program), kernel)
 }

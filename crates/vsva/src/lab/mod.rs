@@ -34,7 +34,9 @@ pub use self::server::{
 use crate::assets::{self, AssetError, Assets, Linux, Sources};
 use crate::private::PrivateDir;
 use crate::qemu::Devices;
-use crate::server::{HostCalls, PasidTable, StageTwo};
+use crate::server::{
+    check_injections, HostCalls, Injection, InjectionsCollide, PasidTable, StageTwo,
+};
 use crate::stop::{Stop, Stopped};
 use crate::term::Screen;
 
@@ -57,6 +59,8 @@ pub struct Options {
     pub pasid_table: Option<PasidTable>,
     /// The host's second stage; as each scenario wants it if `None`.
     pub stage_two: Option<StageTwo>,
+    /// What goes wrong for every guest.
+    pub injections: Vec<Injection>,
 }
 
 /// Why the lab cannot run here. What goes wrong in a guest is no error but a failed check of the [`Report`].
@@ -65,6 +69,9 @@ pub enum LabError {
     /// There is no such scenario, or not as it is wanted.
     #[error(transparent)]
     Scenario(#[from] SelectError),
+    /// What is to go wrong does not go together.
+    #[error(transparent)]
+    Injections(#[from] InjectionsCollide),
     /// QEMU or the kernel cannot be had.
     #[error(transparent)]
     Asset(AssetError),
@@ -101,6 +108,7 @@ pub fn run(
 ) -> Result<Report, LabError> {
     let wishes = Wishes { table: options.pasid_table, stage_two: options.stage_two };
     let runs = select(&options.scenarios, wishes)?;
+    check_injections(&options.injections)?;
     screen.line(&format!("vsva {} lab", env!("CARGO_PKG_VERSION")));
     let wanted = runs.iter().flat_map(|run| run.scenario.kernels()).collect();
     let assets = assets::find(&options.sources, &wanted, screen, stop)?;
@@ -118,7 +126,9 @@ pub fn run(
     for runs in runs.chunk_by(|one, next| calls(one) == calls(next)) {
         let Some(first) = runs.first() else { continue };
         let sabotage = options.sabotage.as_deref();
-        let options = ServerOptions { sabotage, calls: calls(first), seed: report.seed };
+        let injections = options.injections.as_slice();
+        let options =
+            ServerOptions { sabotage, calls: calls(first), seed: report.seed, injections };
         let mut server = start_server(options)?;
         let mut runner = Runner {
             server: server.as_mut(),

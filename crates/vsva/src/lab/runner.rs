@@ -41,6 +41,7 @@ const MAX_MESSAGES: usize = 10_000;
 const BOOT: &str = "boot";
 const POWER_OFF: &str = "power-off";
 
+mod injecting;
 mod play;
 mod tenants;
 
@@ -240,7 +241,14 @@ impl Runner<'_> {
         values: &BTreeMap<String, u64>,
     ) -> bool {
         let mut all = true;
-        for mut check in self.server.sync(guest, point, values) {
+        let checks = match point {
+            sync::INJECT | sync::INJECT_NOTHING => {
+                vec![injecting::inject(self.server, guest, values)]
+            }
+            sync::SETTLED => injecting::settled(self.server, guest),
+            _ => self.server.sync(guest, point, values),
+        };
+        for mut check in checks {
             all &= check.ok;
             check.check.insert_str(0, prefix);
             self.record(scenario, check);
@@ -263,7 +271,7 @@ impl Runner<'_> {
     }
 
     fn kill_in_storm(&mut self, booted: &mut Booted, run: &Run) -> Result<(), Trouble> {
-        let storm = ToGuest::Run { scenario: scenario::STORM.to_owned(), seed: self.report.seed };
+        let storm = ToGuest::Run { scenario: scenario::ENDLESS.to_owned(), seed: self.report.seed };
         booted.guest.send(&storm)?;
         let wait = Wait::new("the beginning of the storm", run.scenario.limit);
         let mut begun = false;

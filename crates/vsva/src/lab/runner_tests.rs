@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::super::scenario::{select, Wishes};
 use super::super::server::{EncodedCalls, GuestDevices, PasidRecord, PasidSpace};
 use super::*;
-use crate::server::{GuestConfig, PasidTable};
+use crate::server::{GuestConfig, Injection, PasidTable};
 
 /// What a pretended guest does next.
 enum Step {
@@ -152,6 +152,14 @@ impl LabServer for FakeServer {
 
     fn encoded_calls(&self) -> Option<EncodedCalls> {
         None
+    }
+
+    fn inject(&mut self, _: GuestId, injection: Injection) -> Result<(), ServerError> {
+        Err(ServerError::CannotInject(injection))
+    }
+
+    fn clear_injections(&mut self, _: GuestId) -> Result<(), ServerError> {
+        Ok(())
     }
 
     fn sync(
@@ -329,7 +337,7 @@ fn kill_takes_two_guests_and_asks_for_what_is_left() {
     let run = run(&["kill"], false, vec![vec![point(sync::STORM)], good("sva-copy")]);
     assert_eq!(run.failures(), []);
     let expected = [
-        "run storm",
+        "run endless",
         "continue true",
         "killed",
         "waited until gone",
@@ -363,7 +371,7 @@ fn each_owner_of_the_tables_has_a_guest_of_its_own() {
 
 #[test]
 fn a_storm_that_never_begins_says_why() {
-    let script = vec![check(false), done("storm")];
+    let script = vec![check(false), done("endless")];
     let run = run(&["kill"], false, vec![script]);
     assert_eq!(run.failures()[0], ("kill", "a check", ""));
     assert_eq!(run.failures()[1].2, "the guest sent Done, which has no place here");
@@ -410,4 +418,21 @@ fn numbers_that_are_not_on_the_hosts_record_are_a_failure() {
     let expected =
         ["the host's record is what the guest holds", "host's books balance with the guest's"];
     assert_eq!(checks, expected);
+}
+
+#[test]
+fn what_scenarios_without_memory_ask_of_the_server_is_a_check() {
+    let values = BTreeMap::from([(scenario::DROP_RESPONSE.to_owned(), 3)]);
+    let inject = Step::Say(FromGuest::Sync { point: sync::INJECT.to_owned(), values });
+    let mut script = vec![inject, point(sync::INJECT_NOTHING), point(sync::SETTLED)];
+    script.extend(good("drop-response"));
+    let run = run(&["drop-response"], false, vec![script]);
+    let details: Vec<_> = run.failures().into_iter().map(|(_, _, detail)| detail).collect();
+    let expected = [
+        "the server cannot inject drop-response=3",
+        "the server does not count page_requests_outstanding",
+    ];
+    assert_eq!(details, expected);
+    let answers = run.log.iter().filter(|line| line.starts_with("continue"));
+    assert_eq!(answers.collect::<Vec<_>>(), ["continue false", "continue true", "continue false"]);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::qemu::Devices;
-use crate::server::{GuestConfig, HostCalls};
+use crate::server::{GuestConfig, HostCalls, Injection};
 
 /// A guest's number on one server. It names the guest in calls and is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,9 @@ pub enum ServerError {
         /// What there is.
         known: Vec<&'static str>,
     },
+    /// It has no way to let this go wrong.
+    #[error("the server cannot inject {0}")]
+    CannotInject(Injection),
     /// No guest of that number is known.
     #[error("the server knows no guest {}", .0 .0)]
     UnknownGuest(GuestId),
@@ -130,6 +133,20 @@ pub trait LabServer {
     /// What was asked of the host by encoded bytes; `None` if it is called directly.
     fn encoded_calls(&self) -> Option<EncodedCalls>;
 
+    /// Lets something go wrong for a guest, from now on; what went wrong of the same kind
+    /// ([`Injection::kind`]) is put right.
+    ///
+    /// # Errors
+    /// [`ServerError::UnknownGuest`], also for one that has ended; [`ServerError::CannotInject`].
+    fn inject(&mut self, guest: GuestId, injection: Injection) -> Result<(), ServerError>;
+
+    /// Puts right all that goes wrong for a guest by [`inject`](Self::inject) or by
+    /// [`ServerOptions::injections`].
+    ///
+    /// # Errors
+    /// [`ServerError::UnknownGuest`], also for one that has ended.
+    fn clear_injections(&mut self, guest: GuestId) -> Result<(), ServerError>;
+
     /// Does what a scenario asks for at a named point, and says what it found. The names are those of
     /// [`guest_protocol::sync`] and [`AFTER_KILL`]. A point that the server does not know is a failed check.
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check>;
@@ -147,6 +164,8 @@ pub struct ServerOptions<'a> {
     pub calls: HostCalls,
     /// The seed of the order of frames below shuffled second stages.
     pub seed: u64,
+    /// What goes wrong for every guest from its beginning.
+    pub injections: &'a [Injection],
 }
 
 /// Starts a server.

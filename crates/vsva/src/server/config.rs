@@ -1,10 +1,16 @@
 //! What a guest's place is made with.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
+use std::time::Duration;
 
-use iommu::{Numbering, DEFAULT_QUOTA};
+use iommu::{Numbering, PageRequestPolicy, DEFAULT_QUOTA, PAGE_REQUEST_TIMEOUT};
 use vtd::spec::VcmdLayout;
+
+/// How long a device may take to answer an invalidation of its TLB. Ours answer within microseconds unless an injection
+/// keeps them from it; a guest that waits has its interrupts off, so that this is far less than on hardware.
+pub const INVALIDATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a guest may have of the host, and how its unit offers it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +26,10 @@ pub struct GuestConfig {
     pub pasid_table: PasidTable,
     /// The host's second stage, below all that the guest calls physical.
     pub stage_two: StageTwo,
+    /// How long it may leave page requests unanswered.
+    pub page_request_timeout: PageTimeout,
+    /// How long its devices may take to answer an invalidation of their TLBs before its unit gives them up.
+    pub invalidation_timeout: Duration,
 }
 
 impl Default for GuestConfig {
@@ -36,6 +46,8 @@ impl GuestConfig {
         commands: Commands::Off,
         pasid_table: PasidTable::Guest,
         stage_two: StageTwo::None,
+        page_request_timeout: PageTimeout::After(PAGE_REQUEST_TIMEOUT),
+        invalidation_timeout: INVALIDATION_TIMEOUT,
     };
 
     /// Whether the guest puts PASIDs into the host's table that it has not asked for, but numbers
@@ -111,6 +123,52 @@ impl FromStr for StageTwo {
     fn from_str(word: &str) -> Result<Self, NoSuchStageTwo> {
         let all = [Self::None, Self::Identity, Self::Shuffled];
         all.into_iter().find(|known| known.to_string() == word).ok_or(NoSuchStageTwo)
+    }
+}
+
+/// How long a guest may leave page requests unanswered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageTimeout {
+    /// So long: the host answers then in its place that the page cannot be had.
+    After(Duration),
+    /// As long as it likes.
+    Never,
+}
+
+impl PageTimeout {
+    /// The policy for a VM's devices.
+    pub fn policy(self) -> PageRequestPolicy {
+        let timeout = match self {
+            Self::After(timeout) => Some(timeout),
+            Self::Never => None,
+        };
+        PageRequestPolicy { timeout, ..PageRequestPolicy::default() }
+    }
+}
+
+impl fmt::Display for PageTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(timeout) => write!(f, "{}", timeout.as_millis()),
+            Self::Never => f.write_str("never"),
+        }
+    }
+}
+
+/// A word that is no such time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there are never and whole numbers of milliseconds from 1")]
+pub struct NoSuchPageTimeout;
+
+impl FromStr for PageTimeout {
+    type Err = NoSuchPageTimeout;
+
+    fn from_str(word: &str) -> Result<Self, NoSuchPageTimeout> {
+        if word == "never" {
+            return Ok(Self::Never);
+        }
+        let millis: NonZeroU32 = word.parse().map_err(|_| NoSuchPageTimeout)?;
+        Ok(Self::After(Duration::from_millis(millis.get().into())))
     }
 }
 

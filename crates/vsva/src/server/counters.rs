@@ -6,11 +6,17 @@ use iommu::Vm as _;
 use vfio_user::Server as Socket;
 
 use super::guest::Shared;
+use crate::inspect::snapshot::{
+    DESCRIPTORS_BLOCKED, PAGE_REQUESTS_OUTSTANDING, PAGE_REQUESTS_TIMED_OUT,
+};
 
 /// All counts of a guest's devices and their sockets.
 pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
     let vm = shared.machine.vm().counters();
     let unit = shared.machine.unit_counters();
+    // The host's own, however it is called.
+    let host = shared.machine.vm().host_vm();
+    let requests = host.map(|vm| vm.page_request_counters()).unwrap_or_default();
     let accelerator = shared.accelerator.counters();
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
     let over = |count: fn(&vfio_user::Counters) -> u64| sockets.iter().map(count).sum();
@@ -54,6 +60,33 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
         ("queue_descriptors", unit.descriptors),
         ("waits", unit.waits),
         ("waits_held", unit.waits_held),
+        ("device_tlb_hits", vm.device_tlb_hits),
+        ("device_tlb_misses", vm.device_tlb_misses),
+        ("device_tlb_invalidations", vm.device_tlb_invalidations),
+        ("invalidation_timeouts", unit.invalidation_timeouts),
+        ("page_requests", requests.requests),
+        ("page_groups", requests.groups),
+        ("page_requests_queued", unit.page_requests),
+        ("page_requests_overflowed", unit.page_requests_lost),
+        ("page_requests_blocked", unit.page_requests_refused),
+        ("page_requests_beyond_limit", requests.dropped),
+        ("page_requests_malformed", requests.malformed),
+        // Of groups: each is answered in one of these ways, forgotten, or outstanding.
+        ("page_requests_answered", requests.answered),
+        ("page_requests_without_queue", requests.no_queue),
+        ("page_requests_refused", requests.refused),
+        ("page_requests_withdrawn", requests.withdrawn),
+        (PAGE_REQUESTS_TIMED_OUT, requests.timed_out),
+        ("page_requests_forgotten", requests.forgotten),
+        (PAGE_REQUESTS_OUTSTANDING, requests.outstanding),
+        ("page_answers_automatic", unit.automatic_responses),
+        ("page_answers_late", requests.late_answers),
+        ("page_answers_unknown", unit.page_responses_unknown),
+        ("page_answers_unexpected", accelerator.page_responses_unexpected),
+        ("page_credits_exhausted", accelerator.credits_exhausted),
+        ("stop_markers", accelerator.stop_markers),
+        (DESCRIPTORS_BLOCKED, accelerator.blocked),
+        ("injected_walk_failures", vm.injected_walk_failures),
         ("faults", vm.faults),
         ("faults_lost", vm.faults_lost + unit.faults_lost),
         ("messages_sent", messages),

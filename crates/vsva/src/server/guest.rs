@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use dsa::model::{Device, Engine, Ran};
 use iommu::{
-    DomainId, Host as _, Layout, Pasid, SecondStageLevels, SoftwareHost, StageTwoConfig,
-    StageTwoFormat, Vm as _, VmConfig,
+    DomainId, Host as _, Layout, OutstandingGroup, Pasid, SecondStageLevels, SoftwareHost,
+    StageTwoConfig, StageTwoFormat, Vm as _, VmConfig,
 };
 use machine::{Dmar, IommuFunction, Machine, CARRIER_BAR_ADDRESS};
 use mem::{Mappings, Policy, ReporterId};
@@ -24,14 +24,16 @@ use vtd::model::{Caps, Progress};
 
 use super::bell::Bell;
 use super::config::{Commands, GuestConfig, PasidTable, StageTwo};
+use super::injection::{CannotInject, Injection};
+use super::injector::Injector;
 use super::life::{End, Life};
 use super::notices::{Lines, Notices};
 use super::platform::FunctionPlatform;
 use super::reclaim::{Reclaimed, Reclaims};
 use super::router::Router;
-use super::settled::{settle_all, Settled};
+use super::settled::{settle_reset, wait_until, Overdue, Settled, Wait};
 use super::way::make_way;
-use super::{GuestVm, ServeError};
+use super::{clock, sabotage, GuestVm, ServeError};
 use crate::qemu::{Devices, PciSocket};
 
 /// Device number of the accelerator on the guest's root bus.
@@ -42,8 +44,12 @@ const CARRIER_DEVICE: u8 = 0x11;
 const HOST_ADDRESS_WIDTH: u8 = 48;
 /// Descriptors' worth of work between two looks at whether the thread is to stop.
 const ENGINE_BUDGET: usize = 16;
+/// Longest wait for the end of a place's threads, each of which does bounded pieces of work.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker sleeps at most; it is woken when there is work.
 const NAP: Duration = Duration::from_secs(1);
+/// How long it sleeps while a device owes the answer to an invalidation.
+const OWED: Duration = Duration::from_millis(1);
 /// How long the unit's thread sleeps while accesses of before an invalidation are in flight.
 const SETTLING: Duration = Duration::from_micros(20);
 
@@ -56,6 +62,7 @@ pub(super) struct Shared {
     pub(super) policy: Policy,
     pub(super) life: Life,
     pub(super) reclaims: Reclaims,
+    pub(super) injector: Injector,
     pub(super) notices: Arc<Notices>,
 }
 
@@ -111,10 +118,12 @@ impl GuestPlace {
             let reclaimed = shared.reclaims.reset(shared.machine.vm(), || carrier.reset());
             shared.say_reclaimed(reclaimed);
         });
-        let vm = place.shared.machine.vm().clone();
+        let shared = place.shared.clone();
         let accelerator = Settled::new(place.shared.accelerator.clone(), move |accelerator| {
             accelerator.reset();
-            settle_all(&vm);
+            if let Err(overdue) = settle_reset(shared.machine.vm()) {
+                shared.notices.say(overdue);
+            }
         });
         let socket = |function: &str| dir.join(format!("{name}-{function}.sock"));
         place.serve(ACCELERATOR_DEVICE, &socket("dsa"), Arc::new(accelerator))?;
@@ -240,6 +249,33 @@ impl GuestPlace {
         self.shared.machine.vm().counters()
     }
 
+    /// Lets something go wrong for the guest from now on; what went wrong of the same kind is put right.
+    ///
+    /// # Errors
+    /// [`CannotInject`].
+    pub fn inject(&self, injection: Injection) -> Result<(), CannotInject> {
+        if self.vm().host_vm().is_none() {
+            return Err(CannotInject(injection));
+        }
+        if !sabotage::ignores_injections() {
+            self.shared.injector.inject(injection, &*self.shared.machine);
+        }
+        // Something may be due now.
+        self.workers.unit_bell.ring();
+        Ok(())
+    }
+
+    /// Puts right what [`inject`](Self::inject) let go wrong.
+    pub fn clear_injections(&self) {
+        self.shared.injector.clear(&*self.shared.machine);
+        self.workers.unit_bell.ring();
+    }
+
+    /// The page request groups that nobody has answered, the oldest first.
+    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
+        self.vm().host_vm().map(|vm| vm.outstanding_page_requests()).unwrap_or_default()
+    }
+
     /// Says something about this guest, within its share of lines.
     pub fn say(&self, what: impl fmt::Display) {
         self.shared.notices.say(what);
@@ -262,7 +298,9 @@ impl Drop for GuestPlace {
         for socket in &self.sockets {
             socket.stop();
         }
-        self.workers.stop();
+        if let Err(overdue) = self.workers.stop() {
+            self.shared.notices.say(overdue);
+        }
         let _ticket = self.shared.machine.close();
         for table in &self.devices.acpi_tables {
             // It may be gone with its directory.
@@ -282,11 +320,15 @@ fn accelerator_id() -> RequesterId {
 
 /// What the guest's IOMMU offers.
 fn unit_options(config: GuestConfig) -> vtd::model::Options {
-    let options = match config.pasid_table {
+    let unit = match config.pasid_table {
         PasidTable::Guest => vtd::model::Options::default(),
         PasidTable::Host => vtd::model::Options::host_owned(),
     };
-    vtd::model::Options { virtual_commands: config.commands.layout(), ..options }
+    vtd::model::Options {
+        virtual_commands: config.commands.layout(),
+        invalidation_timeout: config.invalidation_timeout,
+        ..unit
+    }
 }
 
 /// The host's second stage: deep enough for all that the guest's IOMMU translates to.
@@ -309,7 +351,7 @@ impl Shared {
         unit_bell: &Arc<Bell>,
     ) -> Result<Self, ServeError> {
         let Settings { config, policy, seed } = settings;
-        let GuestConfig { quota, numbering, commands, pasid_table: _, stage_two } = config;
+        let GuestConfig { quota, numbering, commands, stage_two, .. } = config;
         let vm = host.create_vm(VmConfig {
             name: name.to_owned(),
             quota,
@@ -317,6 +359,7 @@ impl Shared {
             // A guest that is told to ask for its PASIDs has no business with others.
             enforce_grants: commands != Commands::Off,
             stage_two: below(stage_two, seed),
+            page_requests: config.page_request_timeout.policy(),
         })?;
         let caps = Caps::new(unit_options(config))?;
         let (router, bell) = (Arc::new(Router::default()), unit_bell.clone());
@@ -331,6 +374,7 @@ impl Shared {
             policy,
             life: Life::default(),
             reclaims: Reclaims::default(),
+            injector: Injector::default(),
             notices: Arc::new(Notices::new(name, lines)),
         })
     }
@@ -383,7 +427,7 @@ impl Workers {
             self.spawn(format!("engine {index}"), move |stopping| work(engine, &bell, stopping))?;
         }
         let (shared, bell) = (shared.clone(), self.unit_bell.clone());
-        self.spawn("iommu".to_owned(), move |stopping| drive(&shared.machine, &bell, stopping))
+        self.spawn("iommu".to_owned(), move |stopping| drive(&shared, &bell, stopping))
     }
 
     fn spawn(
@@ -396,15 +440,22 @@ impl Workers {
         Ok(())
     }
 
-    /// Ends the threads and waits for their end.
-    fn stop(&mut self) {
+    /// Ends the threads and waits for their end; one that does not come to it is left behind.
+    ///
+    /// # Errors
+    /// [`Overdue`].
+    fn stop(&mut self) -> Result<(), Overdue> {
         self.stopping.store(true, Ordering::SeqCst);
         self.unit_bell.ring();
         self.engine_bells.iter().for_each(|bell| bell.ring());
-        for thread in self.threads.drain(..) {
+        let ended = || self.threads.iter().all(JoinHandle::is_finished);
+        let pause = || thread::sleep(SETTLING);
+        let outcome = wait_until(ended, Wait::Threads, STOP_LIMIT, pause);
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
             // A panic there has been shown already.
             let _ = thread.join();
         }
+        outcome
     }
 }
 
@@ -418,17 +469,22 @@ fn work(mut engine: Engine, bell: &Bell, stopping: &AtomicBool) {
     }
 }
 
-/// Drives the IOMMU: faults, and the invalidation queue.
-fn drive(machine: &Machine<GuestVm>, bell: &Bell, stopping: &AtomicBool) {
+/// Drives the IOMMU: faults, page requests, the invalidation queue, and what is due.
+fn drive(shared: &Shared, bell: &Bell, stopping: &AtomicBool) {
+    let machine = &*shared.machine;
     while !stopping.load(Ordering::SeqCst) {
-        match machine.poll() {
-            Progress::More => {}
-            Progress::Waiting(ticket) => {
-                if !machine.vm().is_complete(ticket) {
-                    bell.wait(SETTLING);
-                }
-            }
-            Progress::Idle => bell.wait(NAP),
-        }
+        let progress = machine.poll();
+        let now = clock();
+        let deadlines = [machine.tick(now), shared.injector.step(now, machine)];
+        let deadline = deadlines.into_iter().flatten().min();
+        let longest = match progress {
+            Progress::More => continue,
+            Progress::Waiting(ticket) if machine.vm().is_complete(ticket) => continue,
+            Progress::Waiting(ticket) if machine.vm().unanswered(ticket).is_some() => OWED,
+            Progress::Waiting(_) => SETTLING,
+            Progress::Idle => NAP,
+        };
+        let due = deadline.map_or(longest, |deadline| deadline.saturating_sub(clock()));
+        bell.wait(longest.min(due));
     }
 }

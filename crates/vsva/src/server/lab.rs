@@ -13,7 +13,7 @@ use mem::Policy;
 use super::resources::{guest_mappings, Resources};
 use super::stage_two::Watched;
 use super::survey::is_bound;
-use super::{sabotage, shared_queue, GuestConfig, GuestPlace, Server};
+use super::{sabotage, shared_queue, CannotInject, GuestConfig, GuestPlace, Injection, Server};
 use crate::lab::{
     Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
     ServerOptions, AFTER_KILL,
@@ -28,7 +28,7 @@ const RESIDENT_SLACK_KIB: u64 = 64;
 /// # Errors
 /// [`ServerError::UnknownSabotage`].
 pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerError> {
-    let ServerOptions { sabotage: broken, calls, seed } = options;
+    let ServerOptions { sabotage: broken, calls, seed, injections } = options;
     sabotage::apply(broken).map_err(|known| ServerError::UnknownSabotage {
         given: broken.unwrap_or_default().to_owned(),
         known,
@@ -36,6 +36,7 @@ pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerErr
     let lines = Arc::new(|line: &str| eprintln!("{line}"));
     Ok(Box::new(Lab {
         server: Server::calling(calls, Policy::SealedOnly, lines).shuffled_by(seed),
+        injections: injections.to_vec(),
         guests: BTreeMap::new(),
         next: 0,
     }))
@@ -43,6 +44,8 @@ pub fn start(options: ServerOptions<'_>) -> Result<Box<dyn LabServer>, ServerErr
 
 struct Lab {
     server: Server,
+    /// What goes wrong for every guest.
+    injections: Vec<Injection>,
     guests: BTreeMap<GuestId, Guest>,
     next: u32,
 }
@@ -90,6 +93,9 @@ impl LabServer for Lab {
         }
         let place = self.server.add_guest(dir, &name(guest), config).map_err(other)?;
         self.next += 1;
+        for injection in &self.injections {
+            place.inject(*injection).map_err(cannot)?;
+        }
         let devices = place.devices().clone();
         let place = Place::Open(Box::new(place));
         let record = Guest {
@@ -177,6 +183,15 @@ impl LabServer for Lab {
         Some(EncodedCalls { calls: counts.calls, open: counts.containers })
     }
 
+    fn inject(&mut self, guest: GuestId, injection: Injection) -> Result<(), ServerError> {
+        self.open_place(guest)?.inject(injection).map_err(cannot)
+    }
+
+    fn clear_injections(&mut self, guest: GuestId) -> Result<(), ServerError> {
+        self.open_place(guest)?.clear_injections();
+        Ok(())
+    }
+
     fn sync(&mut self, guest: GuestId, point: &str, values: &BTreeMap<String, u64>) -> Vec<Check> {
         let value = |name: &str| values.get(name).copied();
         let vms = self.server.vms();
@@ -203,6 +218,14 @@ impl LabServer for Lab {
 }
 
 impl Lab {
+    /// The place of a guest that has not ended.
+    fn open_place(&self, guest: GuestId) -> Result<&GuestPlace, ServerError> {
+        match self.guests.get(&guest).map(|guest| &guest.place) {
+            Some(Place::Open(place)) => Ok(place),
+            Some(Place::Closed(_)) | None => Err(ServerError::UnknownGuest(guest)),
+        }
+    }
+
     /// What the host has on record of a guest's PASIDs, as long as it has anything.
     fn vm_pasids(&self, guest: GuestId) -> Option<VmPasids> {
         let name = name(guest);
@@ -333,6 +356,10 @@ impl Guest {
             ),
         ]
     }
+}
+
+fn cannot(CannotInject(injection): CannotInject) -> ServerError {
+    ServerError::CannotInject(injection)
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> ServerError {

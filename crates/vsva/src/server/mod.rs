@@ -14,8 +14,11 @@ mod bell;
 mod config;
 mod counters;
 mod guest;
+mod injection;
+mod injector;
 mod inspector;
 mod lab;
+mod levers;
 mod life;
 mod notices;
 mod platform;
@@ -39,11 +42,14 @@ use mem::Policy;
 use vfio::{Door, DoorVm};
 
 pub use config::{
-    Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls, NoSuchPasidTable,
-    NoSuchStageTwo, PasidTable, StageTwo,
+    Commands, GuestConfig, HostCalls, NoSuchCommands, NoSuchHostCalls, NoSuchPageTimeout,
+    NoSuchPasidTable, NoSuchStageTwo, PageTimeout, PasidTable, StageTwo, INVALIDATION_TIMEOUT,
 };
 pub use guest::GuestPlace;
 use guest::Settings;
+pub use injection::{
+    check_injections, CannotInject, Injection, InjectionError, InjectionKind, InjectionsCollide,
+};
 pub use inspector::{Ask, Inspector, MAX_CLIENTS};
 pub use lab::start;
 pub use life::End;
@@ -184,7 +190,7 @@ fn own_seed(seed: u64, name: &str) -> u64 {
     name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
-/// The time since this was first asked, for the ages of PASIDs.
+/// The time since this was first asked: for ages, and for what is due.
 fn clock() -> Duration {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     EPOCH.get_or_init(Instant::now).elapsed()

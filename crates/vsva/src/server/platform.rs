@@ -10,7 +10,7 @@ use pci::Function;
 use vfio_user::{Connection, Disconnect, DmaMap, DmaRefusal, Errno, Platform, UnmapRange};
 
 use super::guest::Shared;
-use super::settled::settle;
+use super::settled::{settle, Wait};
 
 /// What helps against memory that is refused for its seals.
 const UNSEALED_FIX: &str =
@@ -48,11 +48,10 @@ impl FunctionPlatform {
     /// Waits until nothing uses what was withdrawn. If an access does not end, something is broken,
     /// and the client is told that its memory is in use.
     fn settle(&self, ticket: Ticket) -> Result<(), DmaRefusal> {
-        if settle(self.shared.machine.vm(), ticket) {
-            return Ok(());
-        }
-        self.shared.notices.say("an access did not end in time; memory stays mapped");
-        Err(DmaRefusal { errno: Errno::BUSY })
+        settle(self.shared.machine.vm(), ticket, Wait::Memory).map_err(|overdue| {
+            self.shared.notices.say(format_args!("{overdue}; the memory stays mapped"));
+            DmaRefusal { errno: Errno::BUSY }
+        })
     }
 }
 

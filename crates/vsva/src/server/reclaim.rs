@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use iommu::Vm;
 
-use super::settled::settle;
+use super::settled::{settle, Wait};
 
 /// PASIDs taken back from a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -84,7 +84,7 @@ fn take_back(vm: &impl Vm, reset: impl FnOnce()) -> Reclaimed {
     let begun = Instant::now();
     let pasids = vm.pasid_usage().live;
     reset();
-    let drained = settle(vm, vm.release_pasids());
-    let stuck = if drained { 0 } else { vm.pasid_usage().parked };
+    let drained = settle(vm, vm.release_pasids(), Wait::Pasids);
+    let stuck = if drained.is_ok() { 0 } else { vm.pasid_usage().parked };
     Reclaimed { pasids, stuck, took: begun.elapsed() }
 }

@@ -13,13 +13,14 @@ mod switch {
     enum Break {
         Engine(engine::Sabotage),
         Accelerator(accelerator::Sabotage),
+        IgnoreInjections,
         KeepDeadGuests,
         GenerousQuota,
         SharedNumbers,
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 14] = [
+    const ALL: [(&str, Break); 21] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
@@ -31,11 +32,22 @@ mod switch {
         ("drop-in-flight", Break::Engine(engine::Sabotage::DropInFlight)),
         ("skip-stage-two", Break::Engine(engine::Sabotage::SkipStageTwo)),
         ("forget-owner", Break::Engine(engine::Sabotage::ForgetOwner)),
+        (
+            "skip-device-tlb-invalidation",
+            Break::Engine(engine::Sabotage::SkipDeviceTlbInvalidation),
+        ),
+        ("double-answer", Break::Engine(engine::Sabotage::AnswerTwice)),
+        ("forget-group", Break::Engine(engine::Sabotage::ForgetGroup)),
+        ("lose-blocked", Break::Accelerator(accelerator::Sabotage::LoseBlocked)),
+        ("ignore-invalid-answer", Break::Accelerator(accelerator::Sabotage::IgnoreInvalidAnswer)),
+        ("block-the-queue", Break::Accelerator(accelerator::Sabotage::BlockTheQueue)),
+        ("ignore-injections", Break::IgnoreInjections),
         ("keep-dead-guests", Break::KeepDeadGuests),
         ("generous-quota", Break::GenerousQuota),
         ("shared-numbers", Break::SharedNumbers),
     ];
 
+    static IGNORE_INJECTIONS: AtomicBool = AtomicBool::new(false);
     static KEEP_DEAD_GUESTS: AtomicBool = AtomicBool::new(false);
     static GENEROUS_QUOTA: AtomicBool = AtomicBool::new(false);
     static SHARED_NUMBERS: AtomicBool = AtomicBool::new(false);
@@ -53,10 +65,11 @@ mod switch {
             },
         };
         let (mut engine, mut accelerator) = (None, None);
-        let (mut keep, mut generous, mut shared) = (false, false, false);
+        let (mut ignore, mut keep, mut generous, mut shared) = (false, false, false, false);
         match chosen {
             Some(Break::Engine(sabotage)) => engine = Some(*sabotage),
             Some(Break::Accelerator(sabotage)) => accelerator = Some(*sabotage),
+            Some(Break::IgnoreInjections) => ignore = true,
             Some(Break::KeepDeadGuests) => keep = true,
             Some(Break::GenerousQuota) => generous = true,
             Some(Break::SharedNumbers) => shared = true,
@@ -64,10 +77,16 @@ mod switch {
         }
         engine::set(engine);
         accelerator::set(accelerator);
+        IGNORE_INJECTIONS.store(ignore, Ordering::SeqCst);
         KEEP_DEAD_GUESTS.store(keep, Ordering::SeqCst);
         GENEROUS_QUOTA.store(generous, Ordering::SeqCst);
         SHARED_NUMBERS.store(shared, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Whether what is to go wrong is told to nobody.
+    pub(in crate::server) fn ignores_injections() -> bool {
+        IGNORE_INJECTIONS.load(Ordering::SeqCst)
     }
 
     /// Whether the memory of dead guests is kept.
@@ -93,6 +112,11 @@ mod switch {
         name.map_or(Ok(()), |_| Err(Vec::new()))
     }
 
+    /// Whether what is to go wrong is told to nobody.
+    pub(in crate::server) const fn ignores_injections() -> bool {
+        false
+    }
+
     /// Whether the memory of dead guests is kept.
     pub(in crate::server) const fn keeps_dead_guests() -> bool {
         false
@@ -109,4 +133,6 @@ mod switch {
     }
 }
 
-pub(super) use switch::{apply, has_generous_quota, has_shared_numbers, keeps_dead_guests};
+pub(super) use switch::{
+    apply, has_generous_quota, has_shared_numbers, ignores_injections, keeps_dead_guests,
+};

@@ -4,15 +4,16 @@
 //! ends that chunk. A guest that resets its device and then gives the memory to somebody else
 //! must not see it, so the transport's answer to a reset waits for that.
 
+use std::fmt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::{Invalidation, Vm};
+use iommu::{Invalidation, Ticket, Vm};
 use pci::{Bar, Function, InterruptSink};
 
 /// Longest wait for accesses in flight, each of which is a bounded piece of work.
-pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// `function`, with resets that end after its accesses in flight have.
 pub(super) struct Settled<F> {
@@ -27,22 +28,79 @@ impl<F: Function> Settled<F> {
     }
 }
 
-/// Waits for the accesses in flight; one that does not end is a defect of ours, and the guest is not to hang for it.
-pub(super) fn settle_all<V: Vm>(vm: &V) {
-    // Forgetting translations is not the point, but its ticket covers accesses in flight.
-    let _ended = settle(vm, vm.invalidate(Invalidation::IotlbAll));
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// The end of accesses to memory that was withdrawn.
+    Memory,
+    /// The end of what a device had under way when it was reset.
+    DeviceReset,
+    /// The end of all that can name PASIDs which were taken back.
+    Pasids,
+    /// The end of accesses to what a second stage no longer maps.
+    StageTwo,
+    /// The end of a place's threads.
+    Threads,
 }
 
-/// Waits until `ticket` is complete; `false` if it is not within [`SETTLE_LIMIT`].
-pub(super) fn settle<V: Vm>(vm: &V, ticket: iommu::Ticket) -> bool {
-    let limit = Instant::now() + SETTLE_LIMIT;
-    while !vm.is_complete(ticket) {
-        if Instant::now() >= limit {
-            return false;
-        }
-        thread::yield_now();
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "accesses to memory that was withdrawn",
+            Self::DeviceReset => "accesses of before a device's reset",
+            Self::Pasids => "uses of PASIDs that were taken back",
+            Self::StageTwo => "accesses to pages that the second stage no longer maps",
+            Self::Threads => "threads of the devices",
+        })
     }
-    true
+}
+
+/// Something was not over in time. Accesses are bounded pieces of work: it is a defect of ours, and neither the guest
+/// nor the server is to hang for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{what} did not end within {limit:?}")]
+pub(super) struct Overdue {
+    /// What.
+    pub(super) what: Wait,
+    /// How long it was waited for.
+    pub(super) limit: Duration,
+}
+
+/// Waits for the accesses in flight when a device was reset.
+///
+/// # Errors
+/// [`Overdue`].
+pub(super) fn settle_reset<V: Vm>(vm: &V) -> Result<(), Overdue> {
+    // Forgetting translations is not the point, but its ticket covers accesses in flight.
+    settle(vm, vm.invalidate(Invalidation::IotlbAll), Wait::DeviceReset)
+}
+
+/// Waits until `ticket` is complete, for [`SETTLE_LIMIT`] at most.
+///
+/// # Errors
+/// [`Overdue`].
+pub(super) fn settle<V: Vm>(vm: &V, ticket: Ticket, what: Wait) -> Result<(), Overdue> {
+    wait_until(|| vm.is_complete(ticket), what, SETTLE_LIMIT, thread::yield_now)
+}
+
+/// Waits until `done`, and calls `pause` between two looks.
+///
+/// # Errors
+/// [`Overdue`] after `limit`.
+pub(super) fn wait_until(
+    mut done: impl FnMut() -> bool,
+    what: Wait,
+    limit: Duration,
+    pause: impl Fn(),
+) -> Result<(), Overdue> {
+    let begun = Instant::now();
+    while !done() {
+        if begun.elapsed() >= limit {
+            return Err(Overdue { what, limit });
+        }
+        pause();
+    }
+    Ok(())
 }
 
 impl<F: Function> Function for Settled<F> {
@@ -76,5 +134,32 @@ impl<F: Function> Function for Settled<F> {
 
     fn set_interrupts(&self, sink: Option<Arc<dyn InterruptSink>>) {
         self.function.set_interrupts(sink);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu::{Host as _, SoftwareHost, VmConfig};
+    use pci::RequesterId;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_that_takes_too_long_says_what_for() {
+        let vm = SoftwareHost::new().create_vm(VmConfig::named("test")).unwrap();
+        let endpoint = vm.attach(RequesterId::from_bits(0x80)).unwrap();
+        let channel = endpoint.channel();
+        let access = channel.enter();
+        let ticket = vm.invalidate(Invalidation::IotlbAll);
+        let limit = Duration::from_millis(5);
+        let done = || vm.is_complete(ticket);
+        let overdue = wait_until(done, Wait::DeviceReset, limit, thread::yield_now).unwrap_err();
+        assert_eq!(overdue, Overdue { what: Wait::DeviceReset, limit });
+        assert_eq!(
+            overdue.to_string(),
+            "accesses of before a device's reset did not end within 5ms"
+        );
+        drop(access);
+        assert_eq!(settle(&vm, ticket, Wait::DeviceReset), Ok(()));
     }
 }

@@ -9,8 +9,11 @@ use dsa::spec::{
     offset, Cmd, CmdStatus, CommandCode, Descriptor, Offsets, Operation, Portal, WqConfig,
     WqLimits, WqMode, GRPCFG_ENGINES, GRPCFG_WQS,
 };
-use iommu::{Host as _, SoftwareHost, Vm as _, VmConfig};
+use iommu::{Endpoint, Host as _, SoftwareHost, Vm as _, VmConfig};
 use pci::{Function as _, RequesterId};
+
+mod guest;
+mod guests;
 
 use super::ServeError;
 use crate::lab::Check;
@@ -21,8 +24,13 @@ const REGISTERS: u8 = 0;
 const PORTALS: u8 = 2;
 /// Configuration space: command register, and its bus master and memory bits.
 const COMMAND: (u16, u16) = (0x04, 0x0006);
-/// Configuration space: the control register of the PASID capability, and its enable bit.
+/// Configuration space: the control registers of the capabilities for PASIDs, page requests and
+/// translation requests, and their enable bits.
 const PASID_CONTROL: (u16, u16) = (0x236, 0x0001);
+const PAGE_REQUEST_CONTROL: (u16, u16) = (0x244, 0x0001);
+const ATS_CONTROL: (u16, u16) = (0x226, 0x8000);
+/// Configuration space: how many page requests there may be at a time, and how many there are.
+const PAGE_REQUESTS: (u16, u32) = (0x24c, 16);
 /// Units of the fields of OFFSETS, in bytes.
 const OFFSET_UNIT: u64 = 0x100;
 
@@ -31,28 +39,44 @@ const SIZE: u16 = 4;
 /// Entries that its limited portals fill.
 const THRESHOLD: u16 = 2;
 
-/// What a shared queue answers, and that plain stores to its portals do nothing.
+/// What a shared queue answers, that plain stores to its portals do nothing, and what guests make
+/// of one that is theirs together.
 pub(super) fn checks() -> Vec<Check> {
-    let check = |what: &str, outcome: Result<String, String>| Check {
-        check: what.to_owned(),
-        ok: outcome.is_ok(),
-        detail: outcome.unwrap_or_else(|error| error),
-    };
     let device = match shared_queue() {
         Ok(device) => device,
         Err(error) => return vec![check("a shared queue is enabled", Err(error))],
     };
-    vec![
+    let mut checks = vec![
         check("plain stores to a shared queue's portals are refused", plain_stores(&device)),
         check("a shared queue answers accepted or retry", answers(&device)),
-    ]
+    ];
+    checks.extend(guests::checks());
+    checks
 }
 
-/// A device with work queue 0 enabled as a shared queue. None of its engines runs, so what is
-/// accepted stays in the queue.
+fn check(what: &str, outcome: Result<String, String>) -> Check {
+    Check {
+        check: what.to_owned(),
+        ok: outcome.is_ok(),
+        detail: outcome.unwrap_or_else(|error| error),
+    }
+}
+
+/// A device with a shared queue. None of its engines runs, so what is accepted stays in the queue.
 fn shared_queue() -> Result<Device, String> {
-    let device = device().map_err(|error| error.to_string())?;
-    for (at, bits) in [COMMAND, PASID_CONTROL] {
+    let endpoint = || -> Result<Endpoint, ServeError> {
+        let vm = SoftwareHost::new().create_vm(VmConfig::named("shared queue"))?;
+        Ok(vm.attach(RequesterId::from_bits(0))?)
+    };
+    enable(endpoint().map_err(|error| error.to_string())?)
+}
+
+/// A device with work queue 0 enabled as a shared queue, and page requests.
+fn enable(endpoint: Endpoint) -> Result<Device, String> {
+    let device = Device::new(Config::default(), endpoint).map_err(|error| error.to_string())?;
+    let (at, credits) = PAGE_REQUESTS;
+    device.config_write(at, &credits.to_le_bytes());
+    for (at, bits) in [COMMAND, PASID_CONTROL, PAGE_REQUEST_CONTROL, ATS_CONTROL] {
         device.config_write(at, &bits.to_le_bytes());
     }
     // The longest access to a register is one of eight bytes.
@@ -64,7 +88,7 @@ fn shared_queue() -> Result<Device, String> {
     let queue = WqConfig {
         size: SIZE,
         threshold: THRESHOLD,
-        mode: WqMode::new().with_pasid_enable(true).with_priority(1),
+        mode: WqMode::new().with_pasid_enable(true).with_priority(1).with_block_on_fault(true),
         limits: WqLimits::new().with_max_transfer_shift(12).with_max_batch_shift(4),
         ..WqConfig::default()
     };
@@ -79,11 +103,6 @@ fn shared_queue() -> Result<Device, String> {
     command(&device, CommandCode::EnableDevice)?;
     command(&device, CommandCode::EnableWq)?;
     Ok(device)
-}
-
-fn device() -> Result<Device, ServeError> {
-    let vm = SoftwareHost::new().create_vm(VmConfig::named("shared queue"))?;
-    Ok(Device::new(Config::default(), vm.attach(RequesterId::from_bits(0))?)?)
 }
 
 fn command(device: &Device, code: CommandCode) -> Result<(), String> {

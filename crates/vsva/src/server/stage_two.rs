@@ -7,8 +7,8 @@ use guest_protocol::sync;
 use iommu::{Fault, SoftwareVm, StageTwoError, StageTwoOwner, Ticket};
 use mem::{Access, Gpa, Range};
 
-use super::settled::settle;
-use super::{GuestPlace, GuestVm};
+use super::settled::{settle, Wait};
+use super::GuestPlace;
 
 /// Bytes of the pages that are taken out.
 const PAGE: u64 = 4096;
@@ -138,11 +138,7 @@ fn change(
     let start = gpa & !(PAGE - 1);
     let page = Range { start: Gpa(start), last: Gpa(start | (PAGE - 1)) };
     let ticket = change(&vm(place)?, page).map_err(|error| error.to_string())?;
-    if settle::<GuestVm>(place.vm(), ticket) {
-        Ok(())
-    } else {
-        Err("an access did not end in time".to_owned())
-    }
+    settle(place.vm(), ticket, Wait::StageTwo).map_err(|overdue| overdue.to_string())
 }
 
 /// The VM as the host itself has it.

@@ -1,14 +1,17 @@
 //! The guest side: an operating system that drives a remapping unit.
 //!
-//! So far it has the one part of a guest's driver that talks to the host rather than to the unit:
-//! [`VirtualCommands`], by which a guest takes its PASIDs from its host. It reaches registers and
-//! time by the two traits here, and has no threads or interrupts of its own.
-//! [`SharedVirtualCommands`] is the same behind a lock, as the source of an
-//! [`iommu::pasid::PasidAllocator`]'s numbers.
+//! It has the parts of a guest's driver that shared virtual addressing adds. [`VirtualCommands`] is
+//! how a guest takes its PASIDs from its host; [`SharedVirtualCommands`] is the same behind a lock,
+//! as the source of an [`iommu::pasid::PasidAllocator`]'s numbers. [`PageRequestQueue`] takes what
+//! devices ask for, answers it, and drains it when an address space goes;
+//! [`InvalidationQueue`] is what it answers through. They reach registers and time by the two traits
+//! here, memory by [`mem::GuestMemory`], and have no threads or interrupts of their own.
 //!
 //! What a unit answers is checked, not believed: each wait has a deadline, each number is looked at
 //! before anybody uses it, and what is wrong is a typed error.
 
+mod page_requests;
+mod queue;
 mod shared;
 mod virtual_commands;
 
@@ -17,6 +20,12 @@ mod tests;
 
 use core::ops::Deref;
 
+pub use page_requests::{
+    DrainError, Handled, PageQueueError, PageRequestQueue, DRAIN_ROUNDS, MAX_DEFERRED, MAX_PARTIAL,
+};
+pub use queue::{
+    InvalidationQueue, SubmitError, MAX_DESCRIPTORS, QUEUE_ENTRIES, SUBMISSION_TIMEOUT_NS,
+};
 pub use shared::SharedVirtualCommands;
 pub use virtual_commands::{
     AllocError, CommandError, FreeError, LayoutChoice, ProbeError, VirtualCommands,

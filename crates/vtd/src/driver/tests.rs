@@ -1,5 +1,7 @@
 //! The driver on units that are slow, wrong or hostile.
 
+mod queues;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::vec::Vec;

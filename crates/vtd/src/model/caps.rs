@@ -1,11 +1,17 @@
 //! What a unit can do: one checked value that everything else is derived from.
 
+use core::time::Duration;
+
 use iommu::{Pasid, TableCaps};
 
 use crate::spec::{
     Capability, ExtendedCapability, VcmdLayout, VirtualCommandCapability, FAULT_RECORDS,
     FAULT_RECORD_OFFSET, IOTLB_OFFSET,
 };
+
+/// How long a device has to answer an invalidation of its device TLB, unless the options say
+/// otherwise: what PCI Express gives it (address translation services, invalidation time-out).
+pub const INVALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Who owns the PASID tables that translate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -55,6 +61,14 @@ pub struct Options {
     pub nested: bool,
     /// RPS: the RID_PASID field of context entries.
     pub rid_pasid: bool,
+    /// PRS and PDS: page requests, and waits that see to it that those before are in their queue.
+    pub page_requests: bool,
+    /// Whether page requests and their answers carry private data, as revisions 3.0 to 3.x have
+    /// it; the bits that say so are reserved since.
+    pub private_data: bool,
+    /// How long a device may take to answer an invalidation of its device TLB before the queue
+    /// stops with a time-out error (ITE), on the clock of [`Model::tick`](super::Model::tick).
+    pub invalidation_timeout: Duration,
     /// VCS and VCCAP.PAS: the guest takes its PASIDs from the host by virtual commands, whose
     /// registers have this layout. Guests look for them only where CM is set.
     pub virtual_commands: Option<VcmdLayout>,
@@ -95,6 +109,9 @@ impl Default for Options {
             second_stage_accessed_dirty: false,
             nested: true,
             rid_pasid: true,
+            page_requests: true,
+            private_data: false,
+            invalidation_timeout: INVALIDATION_TIMEOUT,
             virtual_commands: None,
             pasid_table: PasidTableMode::Guest,
         }
@@ -171,6 +188,7 @@ impl Caps {
         let Options { pasid_bits, nested, rid_pasid, .. } = self.options;
         let Options { first_stage_1g, first_stage_5_level, .. } = self.options;
         let accessed_dirty = self.options.second_stage_accessed_dirty;
+        let Options { device_tlb, page_requests, private_data, .. } = self.options;
         let virtual_commands = self.options.virtual_commands.is_some();
         let host = self.host_owned();
         let host_owned = "a PASID table of the host";
@@ -184,6 +202,9 @@ impl Caps {
             (nested, "NEST", first_stage, "FSTS"),
             (nested, "NEST", second_stage, "SSTS"),
             (accessed_dirty, "SSADS", second_stage, "SSTS"),
+            (page_requests, "PRS", scalable_mode, "SMTS"),
+            (page_requests, "PRS", device_tlb, "DT"),
+            (private_data, "PDP", page_requests, "PRS"),
             (virtual_commands, "VCS", pasid_bits.is_some(), "PASID"),
             (virtual_commands, "VCS", self.options.caching_mode, "CM"),
             (host, host_owned, scalable_mode, "SMTS"),
@@ -252,6 +273,8 @@ impl Caps {
             .with_pass_through(options.pass_through)
             .with_iotlb_offset(IOTLB_OFFSET / 16)
             .with_nested(options.nested)
+            .with_page_requests(options.page_requests)
+            .with_page_request_drain(options.page_requests)
             .with_pasid_size(options.pasid_bits.map_or(0, |bits| bits - 1))
             .with_pasid(options.pasid_bits.is_some())
             .with_scalable_mode(options.scalable_mode)

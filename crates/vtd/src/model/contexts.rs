@@ -137,12 +137,12 @@ impl RootTable {
             return Err(FaultReason::ContextNotPresent);
         }
         let options = self.caps.options();
-        // Page requests and privileged requests without PASID are not offered: their bits are
-        // reserved, as are those of every other feature that is off.
+        // Privileged requests without PASID are not offered: their bit is reserved, as are those
+        // of every other feature that is off.
         if entry.reserved_low() != 0
             || entry.reserved_high() != 0
             || rest != 0
-            || entry.page_requests()
+            || (entry.page_requests() && !options.page_requests)
             || entry.rid_privileged()
             || (entry.pasid() && options.pasid_bits.is_none())
             || (entry.device_tlb() && !options.device_tlb)
@@ -162,7 +162,8 @@ impl RootTable {
             rid_privileged: entry.rid_privileged(),
             pasid_enable: entry.pasid(),
             ats: entry.device_tlb(),
-            page_requests: entry.page_requests(),
+            // A device without a device TLB has nothing to ask for.
+            page_requests: entry.page_requests() && entry.device_tlb(),
             fault_disable: entry.fault_disable(),
             caps: self.caps.tables(),
         }))

@@ -48,6 +48,21 @@ pub struct Counters {
     pub faults_lost: u64,
     /// Faults that are not a remapping unit's to report.
     pub faults_not_recorded: u64,
+    /// Page requests put into the guest's queue, stop markers included.
+    pub page_requests: u64,
+    /// Page requests that found no room in the queue, or no memory there.
+    pub page_requests_lost: u64,
+    /// Page requests that the guest's tables do not allow.
+    pub page_requests_refused: u64,
+    /// Page request groups that the unit answered itself, since their last request was lost or
+    /// refused.
+    pub automatic_responses: u64,
+    /// Answers to page request groups that the guest gave.
+    pub page_responses: u64,
+    /// … of which answers to no group that is unanswered.
+    pub page_responses_unknown: u64,
+    /// Invalidation time-out errors: a device did not answer an invalidation of its device TLB.
+    pub invalidation_timeouts: u64,
     /// Interrupt messages given out to be sent.
     pub messages: u64,
     /// Interrupt messages dropped because their address is no interrupt address.

@@ -1,4 +1,5 @@
-//! The two interrupt events of a unit: fault, and invalidation completion (7.3, 6.5.2.10).
+//! The interrupt events of a unit: fault, invalidation completion and page request (7.3, 6.5.2.10,
+//! 7.5).
 
 use mem::Gpa;
 

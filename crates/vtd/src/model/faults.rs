@@ -1,6 +1,6 @@
 //! Primary fault logging (7.2.1), and the one place where a fault becomes a code.
 
-use iommu::{Fault, FaultReason, Stage};
+use iommu::{Fault, FaultReason, PageRequest, Stage};
 use mem::Access;
 
 use crate::spec::{FaultCode, FaultRecordHigh, FaultRecordLow, TableMode, FAULT_RECORDS};
@@ -71,6 +71,19 @@ impl FaultLog {
     }
 
     pub(super) fn record(&mut self, fault: &Fault, code: FaultCode) -> Recorded {
+        self.add(encode(fault, code))
+    }
+
+    /// Records why a page request is refused.
+    pub(super) fn record_page_request(
+        &mut self,
+        request: &PageRequest,
+        code: FaultCode,
+    ) -> Recorded {
+        self.add(encode_page_request(request, code))
+    }
+
+    fn add(&mut self, fault: (FaultRecordLow, FaultRecordHigh)) -> Recorded {
         if self.overflow {
             return Recorded::Lost;
         }
@@ -80,7 +93,7 @@ impl FaultLog {
             self.overflow = true;
             return Recorded::Lost;
         }
-        *record = encode(fault, code);
+        *record = fault;
         if !pending {
             self.first = self.next;
         }
@@ -99,6 +112,25 @@ fn encode(fault: &Fault, code: FaultCode) -> (FaultRecordLow, FaultRecordHigh) {
         .with_privileged(fault.pasid.is_some() && fault.privileged)
         .with_address_type(u8::from(fault.translation_request))
         .with_type1(fault.access == Access::Read)
+        .with_fault(true);
+    (low, high)
+}
+
+fn encode_page_request(
+    request: &PageRequest,
+    code: FaultCode,
+) -> (FaultRecordLow, FaultRecordHigh) {
+    let with_pasid = request.pasid.is_some();
+    let low = FaultRecordLow::new().with_page(request.address.0 >> 12);
+    let high = FaultRecordHigh::new()
+        .with_source(request.requester.bits())
+        .with_reason(code.code())
+        .with_pasid_present(with_pasid)
+        .with_pasid(request.pasid.map_or(0, |pasid| pasid.get()))
+        .with_privileged(with_pasid && request.privileged)
+        .with_execute(with_pasid && request.execute)
+        .with_type1(false)
+        .with_type2(true)
         .with_fault(true);
     (low, high)
 }

@@ -20,10 +20,12 @@ mod counters;
 mod effects;
 mod event;
 mod faults;
+mod page_requests;
 mod queue;
 mod reading;
 mod registers;
 mod shadow;
+mod timeout;
 mod virtual_commands;
 
 #[cfg(test)]
@@ -32,10 +34,11 @@ mod tests;
 use iommu::{Fault, Ticket, Vm};
 use pci::RequesterId;
 
-pub use caps::{Caps, CapsError, Options, PasidTableMode};
+pub use caps::{Caps, CapsError, Options, PasidTableMode, INVALIDATION_TIMEOUT};
 pub use contexts::RootTable;
 pub use counters::Counters;
-pub use effects::{Effects, Message, Polled, Progress};
+pub use effects::{Effects, Message, Polled, Progress, Ticked};
+pub use page_requests::{PAGE_REQUESTS_PER_POLL, PAGE_REQUESTS_PER_RESET};
 pub use reading::{Reading, Turn};
 pub use shadow::{BindingCounters, CHANGE_COST, ENTRIES_PER_POLL};
 
@@ -46,6 +49,7 @@ use crate::spec::{
 use commands::Pending;
 use event::{Event, Raised};
 use faults::{fault_code, FaultLog, Recorded};
+use page_requests::PageRequests;
 use queue::Queue;
 use reading::Lent;
 use shadow::{Budget, Shadow, View};
@@ -82,6 +86,7 @@ pub struct Model<V> {
     /// IWC.
     wait_complete: bool,
     completion_event: Event,
+    page_requests: PageRequests,
     virtual_commands: VirtualCommands,
     /// With PASID tables that the host owns.
     shadow: Option<Shadow<V>>,
@@ -94,8 +99,11 @@ impl<V: Vm> Model<V> {
     /// A unit as after reset, with translation off.
     pub fn new(caps: Caps, vm: V) -> Self {
         let asks_for_pasids = caps.options().virtual_commands.is_some();
+        let asks_for_pages = caps.host_owned() && caps.options().page_requests;
+        // A host without such queues answers page requests itself.
+        let faults = if asks_for_pages { vm.alloc_fault_queue().ok() } else { None };
         Self {
-            shadow: caps.host_owned().then(|| Shadow::new(vm.clone(), asks_for_pasids)),
+            shadow: caps.host_owned().then(|| Shadow::new(vm.clone(), asks_for_pasids, faults)),
             lent: None,
             vm,
             caps,
@@ -112,6 +120,7 @@ impl<V: Vm> Model<V> {
             queue: Queue::new(),
             wait_complete: false,
             completion_event: Event::new(),
+            page_requests: PageRequests::new(faults),
             virtual_commands: VirtualCommands::default(),
             counters: Counters::default(),
         }
@@ -197,7 +206,9 @@ impl<V: Vm> Model<V> {
     }
 
     fn registers_in(&self, offset: u64, len: usize) -> impl Iterator<Item = &'static Register> {
-        registers_in(self.caps.options().virtual_commands, offset, len)
+        let Options { virtual_commands, page_requests, .. } = *self.caps.options();
+        registers_in(virtual_commands, offset, len)
+            .filter(move |register| page_requests || !register.id.is_of_page_requests())
     }
 
     fn is_access(&mut self, len: usize) -> bool {
@@ -206,7 +217,7 @@ impl<V: Vm> Model<V> {
         valid
     }
 
-    /// Works on: records faults, completes commands, carries out a virtual one, and takes up to
+    /// Works on: records faults, takes page requests, completes commands, carries out a virtual one, and takes up to
     /// `budget` descriptors from the queue (at least one, at most [`DESCRIPTORS_PER_POLL`]). Where
     /// the host owns the PASID tables, it also reads some [`ENTRIES_PER_POLL`] entries of the
     /// guest's, if the guest said that they changed.
@@ -214,12 +225,12 @@ impl<V: Vm> Model<V> {
         let mut effects = Effects::default();
         let mut turn = Turn { descriptors: budget.clamp(1, DESCRIPTORS_PER_POLL), ..Turn::new() };
         let more_faults = self.take_faults(&mut turn.faults, &mut effects);
+        let more_requests = self.take_page_requests(&mut turn, &mut effects);
         self.read_tables(&mut turn.entries);
         self.settle();
         self.run_virtual_command();
-        let Turn { descriptors, entries, .. } = &mut turn;
-        let queue = self.drain_queue(descriptors, Some(entries), &mut effects);
-        Polled { progress: self.progress(queue, more_faults), effects }
+        let queue = self.drain_queue(&mut turn, false, &mut effects);
+        Polled { progress: self.progress(queue, more_faults || more_requests), effects }
     }
 
     /// Takes the VM's faults into the fault recording registers; whether there may be more.
@@ -258,9 +269,10 @@ impl<V: Vm> Model<V> {
         shadow.as_the_guest_sees(fault, View { memory: &*memory, root })
     }
 
-    /// Whether a condition of the fault event is unserviced (FSTS: PPF, PFO, IQE).
+    /// Whether a condition of the fault event is unserviced (FSTS: PPF, PFO, IQE, ITE).
     fn has_fault_status(&self) -> bool {
-        self.faults.pending() || self.faults.overflow() || self.queue.error().is_some()
+        let queue = self.queue.error().is_some() || self.queue.timed_out().is_some();
+        self.faults.pending() || self.faults.overflow() || queue
     }
 
     fn raise_fault_event(&mut self, requester: Option<RequesterId>, effects: &mut Effects) {
@@ -293,6 +305,7 @@ impl<V: Vm> Model<V> {
     ///
     /// Until the ticket is complete, accesses that began before may still use old translations.
     pub fn reset(&mut self) -> Ticket {
+        self.discard_page_requests();
         let Self {
             vm,
             caps,
@@ -309,6 +322,7 @@ impl<V: Vm> Model<V> {
             queue,
             wait_complete,
             completion_event,
+            page_requests,
             virtual_commands,
             shadow,
             lent,
@@ -328,6 +342,7 @@ impl<V: Vm> Model<V> {
         *queue = Queue::new();
         *wait_complete = false;
         *completion_event = Event::new();
+        page_requests.reset();
         *virtual_commands = VirtualCommands::default();
         for _ in 0..FAULTS_PER_RESET {
             if vm.take_fault().is_none() {

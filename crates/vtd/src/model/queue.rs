@@ -2,10 +2,12 @@
 
 use iommu::{Invalidation, PageRange, Ticket, Vm};
 use mem::{Gpa, GuestMemory};
+use pci::RequesterId;
 
 use super::commands::function_bits;
-use super::shadow::{Budget, Shadow};
-use super::{Effects, Model, Progress};
+use super::shadow::Shadow;
+use super::timeout::Held;
+use super::{Effects, Model, Progress, Turn};
 use crate::spec::{
     ContextScope, Descriptor, DescriptorRules, DescriptorWidth, IotlbScope, Pages, PasidCacheScope,
     PasidIotlbScope, QueueAddress, QueueErrorInfo, QueueErrorRecord, TableMode, Wait,
@@ -23,11 +25,26 @@ pub(super) struct Queue {
     error: Option<QueueErrorInfo>,
     /// The latest invalidation that no wait has waited for.
     issued: Option<Ticket>,
+    /// What keeps the wait at the head from being complete, if a device's answer is all.
+    held: Option<Held>,
+    /// ITE, with the device that did not answer.
+    timed_out: Option<RequesterId>,
+    /// Up to where nobody waits any more, since a device did not answer.
+    given_up: Option<Ticket>,
 }
 
 impl Queue {
     pub(super) fn new() -> Self {
-        Self { address: QueueAddress::new(), head: 0, tail: 0, error: None, issued: None }
+        Self {
+            address: QueueAddress::new(),
+            head: 0,
+            tail: 0,
+            error: None,
+            issued: None,
+            held: None,
+            timed_out: None,
+            given_up: None,
+        }
     }
 
     pub(super) fn address(&self) -> QueueAddress {
@@ -55,7 +72,38 @@ impl Queue {
     }
 
     pub(super) fn error_record(&self) -> QueueErrorRecord {
-        QueueErrorRecord::new().with_info(self.error.map_or(0, |info| info as u8))
+        QueueErrorRecord::new()
+            .with_info(self.error.map_or(0, |info| info as u8))
+            .with_timeout_source(self.timed_out.map_or(0, RequesterId::bits))
+    }
+
+    /// Whether descriptors are not fetched, for an error that software has not cleared.
+    fn is_stopped(&self) -> bool {
+        self.error.is_some() || self.timed_out.is_some()
+    }
+
+    /// ITE, with the device.
+    pub(super) fn timed_out(&self) -> Option<RequesterId> {
+        self.timed_out
+    }
+
+    /// Software wrote a one to ITE; whether it was set.
+    pub(super) fn clear_timeout(&mut self) -> bool {
+        self.timed_out.take().is_some()
+    }
+
+    /// What keeps the wait at the head.
+    pub(super) fn held(&mut self) -> &mut Option<Held> {
+        &mut self.held
+    }
+
+    /// The device did not answer: the wait at the head has been taken, and nobody waits for what
+    /// is before it.
+    pub(super) fn time_out(&mut self, held: &Held) {
+        self.advance();
+        self.issued = None;
+        self.timed_out = Some(held.requester);
+        self.given_up = self.given_up.max(Some(held.ticket));
     }
 
     /// Software wrote a one to IQE; whether it was set.
@@ -67,6 +115,7 @@ impl Queue {
     pub(super) fn restart(&mut self) {
         self.head = 0;
         self.issued = None;
+        self.held = None;
     }
 
     fn width(&self) -> DescriptorWidth {
@@ -109,6 +158,7 @@ impl Queue {
 
     fn advance(&mut self) {
         self.head = (self.head + self.width().bytes()) % self.size();
+        self.held = None;
     }
 }
 
@@ -116,8 +166,9 @@ impl Queue {
 enum Step {
     /// A descriptor was taken.
     Taken,
-    /// What was taken needs more tables read than this poll may.
-    Reading,
+    /// What was taken needs more tables read than this poll may, or the wait at the head more page
+    /// requests taken.
+    More,
     /// The wait at the head cannot complete yet.
     Waiting(Ticket),
     /// The queue is empty, disabled or in error.
@@ -125,11 +176,11 @@ enum Step {
 }
 
 impl<V: Vm> Model<V> {
-    /// Takes up to `budget` descriptors. Without `entries`, the guest's tables are not read.
+    /// Takes descriptors, as many as the turn allows. If `apart`, the guest's tables are not read.
     pub(super) fn drain_queue(
         &mut self,
-        budget: &mut u32,
-        mut entries: Option<&mut Budget>,
+        turn: &mut Turn,
+        apart: bool,
         effects: &mut Effects,
     ) -> Progress {
         if self.is_reading() {
@@ -139,11 +190,11 @@ impl<V: Vm> Model<V> {
             return Progress::Idle;
         }
         let memory = self.vm.memory();
-        while let Some(left) = budget.checked_sub(1) {
-            *budget = left;
-            match self.step(&*memory, entries.as_deref_mut(), effects) {
+        while let Some(left) = turn.descriptors.checked_sub(1) {
+            turn.descriptors = left;
+            match self.step(&*memory, turn, apart, effects) {
                 Ok(Step::Taken) => {}
-                Ok(Step::Reading) => return Progress::More,
+                Ok(Step::More) => return Progress::More,
                 Ok(Step::Waiting(ticket)) => {
                     self.counters.waits_held += 1;
                     return Progress::Waiting(ticket);
@@ -161,10 +212,11 @@ impl<V: Vm> Model<V> {
     fn step(
         &mut self,
         memory: &dyn GuestMemory,
-        entries: Option<&mut Budget>,
+        turn: &mut Turn,
+        apart: bool,
         effects: &mut Effects,
     ) -> Result<Step, QueueErrorInfo> {
-        if self.queue.error.is_some() || self.queue.check_tail()?.is_none() {
+        if self.queue.is_stopped() || self.queue.check_tail()?.is_none() {
             return Ok(Step::Stopped);
         }
         let rules = DescriptorRules {
@@ -172,13 +224,18 @@ impl<V: Vm> Model<V> {
             mode: self.root.mode(),
             capability: self.caps.capability(),
             extended: self.caps.extended(),
+            private_data: self.caps.options().private_data,
         };
         rules.check_width().map_err(|error| error.info())?;
         let words = self.queue.fetch(memory)?;
         let descriptor = Descriptor::decode(words, &rules).map_err(|error| error.info())?;
         if let Descriptor::Wait(wait) = descriptor {
             if let Some(ticket) = self.issued().filter(|ticket| !self.vm.is_complete(*ticket)) {
+                self.hold(ticket);
                 return Ok(Step::Waiting(ticket));
+            }
+            if wait.page_request_drain && self.take_page_requests(turn, effects) {
+                return Ok(Step::More);
             }
             self.complete_wait(wait, memory, effects);
         } else {
@@ -186,15 +243,16 @@ impl<V: Vm> Model<V> {
         }
         self.queue.advance();
         self.counters.descriptors += 1;
-        if let Some(entries) = entries {
-            self.read_tables(entries);
+        if !apart {
+            self.read_tables(&mut turn.entries);
         }
-        Ok(if self.is_reading() { Step::Reading } else { Step::Taken })
+        Ok(if self.is_reading() { Step::More } else { Step::Taken })
     }
 
     /// The latest invalidation that a wait has to wait for.
     fn issued(&self) -> Option<Ticket> {
-        self.shadow.as_ref().map_or(self.queue.issued, Shadow::latest)
+        let latest = self.shadow.as_ref().map_or(self.queue.issued, Shadow::latest);
+        latest.filter(|ticket| Some(*ticket) > self.queue.given_up)
     }
 
     /// Every invalidation before this wait is over. A fence needs nothing more: what follows a
@@ -225,10 +283,9 @@ impl<V: Vm> Model<V> {
             Descriptor::DeviceTlb { .. } | Descriptor::PasidDeviceTlb { .. } => {
                 &mut counters.device_tlb_invalidations
             }
+            Descriptor::PageGroupResponse(response) => return self.page_response(&response),
             // Not decoded without the capability, or handled before.
-            Descriptor::InterruptEntryCache(_)
-            | Descriptor::PageGroupResponse(_)
-            | Descriptor::Wait(_) => return,
+            Descriptor::InterruptEntryCache(_) | Descriptor::Wait(_) => return,
         };
         *counter += 1;
         if let Some(scope) = scope_of(descriptor, self.root.mode()) {

@@ -10,13 +10,17 @@ use mem::MemoryMap;
 use pci::RequesterId;
 
 use super::shadow::{BindingCounters, Budget, Shadow, View};
-use super::{Effects, Model, Polled, Progress, RootTable, DESCRIPTORS_PER_POLL, FAULTS_PER_POLL};
+use super::{
+    Effects, Model, Polled, Progress, RootTable, DESCRIPTORS_PER_POLL, FAULTS_PER_POLL,
+    PAGE_REQUESTS_PER_POLL,
+};
 
 /// What is left of what one poll may do.
 #[derive(Debug)]
 pub struct Turn {
     pub(super) descriptors: u32,
     pub(super) faults: u32,
+    pub(super) page_requests: u32,
     pub(super) entries: Budget,
 }
 
@@ -26,6 +30,7 @@ impl Turn {
         Self {
             descriptors: DESCRIPTORS_PER_POLL,
             faults: FAULTS_PER_POLL,
+            page_requests: PAGE_REQUESTS_PER_POLL,
             entries: Budget::of_a_poll(),
         }
     }
@@ -75,10 +80,11 @@ impl<V: Vm> Model<V> {
     pub fn poll_apart(&mut self, turn: &mut Turn) -> Polled {
         let mut effects = Effects::default();
         let more_faults = self.take_faults(&mut turn.faults, &mut effects);
+        let more_requests = self.take_page_requests(turn, &mut effects);
         self.settle();
         self.run_virtual_command();
-        let queue = self.drain_queue(&mut turn.descriptors, None, &mut effects);
-        Polled { progress: self.progress(queue, more_faults), effects }
+        let queue = self.drain_queue(turn, true, &mut effects);
+        Polled { progress: self.progress(queue, more_faults || more_requests), effects }
     }
 
     /// Lends what reads the guest's tables, if there is something to read.
@@ -114,9 +120,9 @@ impl<V: Vm> Model<V> {
     }
 
     /// What a poll came to.
-    pub(super) fn progress(&self, queue: Progress, more_faults: bool) -> Progress {
+    pub(super) fn progress(&self, queue: Progress, more_reports: bool) -> Progress {
         match (queue, self.awaited()) {
-            _ if more_faults || self.virtual_command_waits() => Progress::More,
+            _ if more_reports || self.virtual_command_waits() => Progress::More,
             (Progress::Idle, Some(ticket)) => Progress::Waiting(ticket),
             _ => queue,
         }

@@ -5,7 +5,8 @@ use iommu::Vm;
 use super::{Effects, Model};
 use crate::spec::{
     CompletionStatus, ContextCommand, FaultStatus, GlobalCommand, InvalidateAddress,
-    IotlbInvalidate, QueueAddress, Register, RegisterId, RootTableAddress, VERSION,
+    IotlbInvalidate, PageRequestQueueAddress, PageRequestStatus, QueueAddress, Register,
+    RegisterId, RootTableAddress, VERSION,
 };
 
 /// What a write does to one register.
@@ -68,7 +69,9 @@ impl<V: Vm> Model<V> {
             RegisterId::FaultEventControl => self.fault_event.control().into_bits().into(),
             RegisterId::FaultEventData => self.fault_event.data.into(),
             RegisterId::FaultEventAddress => self.fault_event.address.into(),
-            RegisterId::FaultEventUpperAddress | RegisterId::CompletionEventUpperAddress => 0,
+            RegisterId::FaultEventUpperAddress
+            | RegisterId::CompletionEventUpperAddress
+            | RegisterId::PageRequestEventUpperAddress => 0,
             RegisterId::QueueHead => self.queue.head(),
             RegisterId::QueueTail => self.queue.tail(),
             RegisterId::QueueAddress => self.queue.address().into_bits(),
@@ -81,6 +84,15 @@ impl<V: Vm> Model<V> {
             RegisterId::CompletionEventData => self.completion_event.data.into(),
             RegisterId::CompletionEventAddress => self.completion_event.address.into(),
             RegisterId::QueueErrorRecord => self.queue.error_record().into_bits(),
+            RegisterId::PageRequestHead => self.page_requests.head,
+            RegisterId::PageRequestTail => self.page_requests.tail,
+            RegisterId::PageRequestAddress => self.page_requests.address.into_bits(),
+            RegisterId::PageRequestStatus => self.page_requests.status.into_bits().into(),
+            RegisterId::PageRequestEventControl => {
+                self.page_requests.event.control().into_bits().into()
+            }
+            RegisterId::PageRequestEventData => self.page_requests.event.data.into(),
+            RegisterId::PageRequestEventAddress => self.page_requests.event.address.into(),
             RegisterId::IotlbInvalidate => self.iotlb_invalidate.into_bits(),
             RegisterId::VirtualCommandCapability => self.caps.virtual_commands().into_bits(),
             RegisterId::VirtualCommand => self.virtual_commands.command(),
@@ -96,6 +108,8 @@ impl<V: Vm> Model<V> {
             .with_overflow(self.faults.overflow())
             .with_pending(pending)
             .with_queue_error(self.queue.error().is_some())
+            .with_timeout_error(self.queue.timed_out().is_some())
+            .with_page_request_overflow(self.page_requests.status.overflow())
             .with_record(if pending { self.faults.first() } else { 0 })
     }
 
@@ -111,6 +125,7 @@ impl<V: Vm> Model<V> {
             | RegisterId::QueueHead
             | RegisterId::CompletionEventUpperAddress
             | RegisterId::QueueErrorRecord
+            | RegisterId::PageRequestEventUpperAddress
             | RegisterId::VirtualCommandCapability
             | RegisterId::VirtualCommandResponse
             | RegisterId::FaultRecordLow(_) => {}
@@ -147,6 +162,22 @@ impl<V: Vm> Model<V> {
             }
             RegisterId::CompletionEventData => self.completion_event.data = merged as u32,
             RegisterId::CompletionEventAddress => self.completion_event.address = merged as u32,
+            RegisterId::PageRequestHead => self.page_requests.head = merged,
+            RegisterId::PageRequestTail => self.page_requests.tail = merged,
+            RegisterId::PageRequestAddress => {
+                self.page_requests.address = PageRequestQueueAddress::from_bits(merged);
+            }
+            RegisterId::PageRequestStatus => {
+                self.page_requests.clear(PageRequestStatus::from_bits(ones as u32));
+            }
+            RegisterId::PageRequestEventControl => {
+                let raised = self.page_requests.event.set_masked(merged >> 31 != 0);
+                effects.page_request = self.sent(raised).or(effects.page_request);
+            }
+            RegisterId::PageRequestEventData => self.page_requests.event.data = merged as u32,
+            RegisterId::PageRequestEventAddress => {
+                self.page_requests.event.address = merged as u32;
+            }
             RegisterId::InvalidateAddress => {
                 let old = self.invalidate_address.into_bits();
                 self.invalidate_address = InvalidateAddress::from_bits(write.merge(register, old));
@@ -178,7 +209,9 @@ impl<V: Vm> Model<V> {
         if ones.overflow() {
             self.faults.clear_overflow();
         }
-        if ones.queue_error() && self.queue.clear_error() {
+        let error = ones.queue_error() && self.queue.clear_error();
+        let timeout = ones.timeout_error() && self.queue.clear_timeout();
+        if error || timeout {
             effects.schedule |= self.status.queued_invalidation();
         }
         self.fault_status_serviced();

@@ -22,8 +22,8 @@ use alloc::collections::BTreeMap;
 
 use iommu::nesting::{Bindings, Change, Scope};
 use iommu::{
-    ContextFault, ContextSource, DeviceContext, FaultReason, GuestPasid, HwptFlags, HwptParent,
-    HwptRequest, ObjectError, Ticket, Vm,
+    ContextFault, ContextSource, DeviceContext, FaultQueueId, FaultReason, GuestPasid, HwptFlags,
+    HwptParent, HwptRequest, ObjectError, Ticket, Vm,
 };
 use mem::GuestMemory;
 use pci::RequesterId;
@@ -90,6 +90,8 @@ pub(super) struct Shadow<V> {
     vm: V,
     /// Whether the guest asks for its PASIDs; one that does not numbers them itself.
     asks_for_pasids: bool,
+    /// Where the page requests of what is bound go.
+    faults: Option<FaultQueueId>,
     /// Made with the first device.
     bindings: Option<Bindings<V>>,
     devices: BTreeMap<RequesterId, Device>,
@@ -100,10 +102,11 @@ pub(super) struct Shadow<V> {
 }
 
 impl<V: Vm> Shadow<V> {
-    pub(super) fn new(vm: V, asks_for_pasids: bool) -> Self {
+    pub(super) fn new(vm: V, asks_for_pasids: bool, faults: Option<FaultQueueId>) -> Self {
         Self {
             vm,
             asks_for_pasids,
+            faults,
             bindings: None,
             devices: BTreeMap::new(),
             work: None,
@@ -251,9 +254,10 @@ impl<V: Vm> Shadow<V> {
         };
         let parent = self.vm.alloc_hwpt(&request)?;
         let vm = self.vm.clone();
-        Ok(match self.asks_for_pasids {
+        let bindings = match self.asks_for_pasids {
             true => Bindings::new(vm, parent),
             false => Bindings::numbered_by_guest(vm, parent),
-        })
+        };
+        Ok(bindings.with_fault_queue(self.faults))
     }
 }

@@ -41,6 +41,8 @@ pub struct DescriptorRules {
     pub capability: Capability,
     /// Extended capability register.
     pub extended: ExtendedCapability,
+    /// Whether answers may carry private data, as revisions 3.0 to 3.x have it.
+    pub private_data: bool,
 }
 
 /// IQEI (11.4.9.9): what an invalidation queue error was about.
@@ -229,8 +231,11 @@ pub struct PageGroupResponse {
     pub pasid: Option<Pasid>,
     /// Page request group index, 9 bits.
     pub group: u16,
-    /// 0 success, 1 invalid request, 15 failure.
+    /// 0 success, 1 invalid request, 15 failure; see
+    /// [`RESPONSE_SUCCESS`](super::RESPONSE_SUCCESS) and its kin.
     pub code: u8,
+    /// What the request carried (PDP), where the rules allow it.
+    pub private_data: Option<[u64; 2]>,
 }
 
 /// A decoded descriptor.

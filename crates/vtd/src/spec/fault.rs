@@ -59,6 +59,8 @@ codes! {
     RootPointer = 0x30, "RTA.1";
     /// A request with PASID in legacy mode.
     PasidInLegacyMode = 0x31, "RTA.2";
+    /// A page request in legacy mode.
+    PageRequestInLegacyMode = 0x32, "RTA.3";
     /// The root entry could not be read.
     RootAccess = 0x38, "SRT.1";
     /// The root entry is not present.
@@ -79,6 +81,8 @@ codes! {
     PasidDisabled = 0x45, "SCT.6";
     /// The PASID is beyond PDTS.
     PasidRange = 0x46, "SCT.7";
+    /// A page request, and PRE is clear.
+    PageRequestsDisabled = 0x47, "SCT.8";
     /// The PASID directory entry could not be read.
     DirectoryAccess = 0x50, "SPD.1";
     /// The PASID directory entry is not present.

@@ -285,13 +285,14 @@ pub struct FaultStatus {
     pub completion_error: bool,
     /// ITE: a device TLB invalidation timed out.
     pub timeout_error: bool,
-    __: bool,
+    /// PRO: a page request was lost; deprecated, see [`PageRequestStatus`].
+    pub page_request_overflow: bool,
     /// FRI: index of the first record that holds a fault.
     pub record: u8,
     __: u16,
 }
 
-/// Fault event and invalidation event control registers (11.4.7.2, 11.4.9.5).
+/// Event control registers: fault, invalidation and page request (11.4.7.2, 11.4.9.5, 11.4.11.5).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct EventControl {
@@ -382,4 +383,30 @@ pub struct QueueErrorRecord {
     pub timeout_source: u16,
     /// ICESID: whose device TLB gave an invalid answer.
     pub completion_source: u16,
+}
+
+/// Page request queue address register (11.4.11.3).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PageRequestQueueAddress {
+    /// PQS: the queue has 2 to the power of this pages.
+    #[bits(3)]
+    pub size: u8,
+    #[bits(9)]
+    __: u16,
+    /// PQA: page number of the queue.
+    #[bits(52)]
+    pub page: u64,
+}
+
+/// Page request status register (11.4.11.4).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct PageRequestStatus {
+    /// PPR: a request was written to the queue.
+    pub pending: bool,
+    /// PRO: a request found no room; no other is written until this is cleared.
+    pub overflow: bool,
+    #[bits(30)]
+    __: u32,
 }

@@ -6,6 +6,7 @@
 mod descriptor;
 mod fault;
 mod fields;
+mod page_request;
 mod registers;
 mod tables;
 mod virtual_command;
@@ -24,7 +25,12 @@ pub use fault::FaultCode;
 pub use fields::{
     Capability, CompletionStatus, ContextCommand, EventControl, ExtendedCapability,
     FaultRecordHigh, FaultRecordLow, FaultStatus, GlobalCommand, GlobalStatus, InvalidateAddress,
-    IotlbInvalidate, QueueAddress, QueueErrorRecord, RootTableAddress,
+    IotlbInvalidate, PageRequestQueueAddress, PageRequestStatus, QueueAddress, QueueErrorRecord,
+    RootTableAddress,
+};
+pub use page_request::{
+    PageRequestDescriptor, PageRequestDescriptorError, PageStreamResponse, RESPONSE_FAILURE,
+    RESPONSE_INVALID, RESPONSE_SUCCESS,
 };
 pub use registers::{
     registers, registers_in, AccessClass, Register, RegisterId, Reset, Width, CAPABILITY_OFFSET,

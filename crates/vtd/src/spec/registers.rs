@@ -53,6 +53,14 @@ pub enum RegisterId {
     CompletionEventAddress,
     CompletionEventUpperAddress,
     QueueErrorRecord,
+    PageRequestHead,
+    PageRequestTail,
+    PageRequestAddress,
+    PageRequestStatus,
+    PageRequestEventControl,
+    PageRequestEventData,
+    PageRequestEventAddress,
+    PageRequestEventUpperAddress,
     InvalidateAddress,
     IotlbInvalidate,
     VirtualCommandCapability,
@@ -62,6 +70,23 @@ pub enum RegisterId {
     FaultRecordLow(u8),
     /// High half of a fault recording register.
     FaultRecordHigh(u8),
+}
+
+impl RegisterId {
+    /// Whether it belongs to the page request queue: a unit without page requests does not have it.
+    pub const fn is_of_page_requests(self) -> bool {
+        matches!(
+            self,
+            Self::PageRequestHead
+                | Self::PageRequestTail
+                | Self::PageRequestAddress
+                | Self::PageRequestStatus
+                | Self::PageRequestEventControl
+                | Self::PageRequestEventData
+                | Self::PageRequestEventAddress
+                | Self::PageRequestEventUpperAddress
+        )
+    }
 }
 
 /// Width of a register.
@@ -164,7 +189,10 @@ const ADDRESS: u64 = 0xffff_fffc;
 /// QH and QT: bits 18:4.
 const QUEUE_OFFSET: u64 = 0x7_fff0;
 
-const FIXED: [Register; 23] = [
+/// PQH and PQT: bits 18:5.
+const PAGE_REQUEST_OFFSET: u64 = 0x7_ffe0;
+
+const FIXED: [Register; 31] = [
     register!(Id::Version, "VER_REG", VERSION_OFFSET, Bits32, Ro,
         writable 0, clears 0, reset Reset::Value(VERSION as u64), "11.4.1"),
     register!(Id::Capability, "CAP_REG", CAPABILITY_OFFSET, Bits64, Ro,
@@ -207,6 +235,22 @@ const FIXED: [Register; 23] = [
         writable 0, clears 0, reset ZERO, "11.4.9.8"),
     register!(Id::QueueErrorRecord, "IQERCD_REG", 0xb0, Bits64, Ro,
         writable 0, clears 0, reset ZERO, "11.4.9.9"),
+    register!(Id::PageRequestHead, "PQH_REG", 0xc0, Bits64, Rw,
+        writable PAGE_REQUEST_OFFSET, clears 0, reset ZERO, "11.4.11.1"),
+    register!(Id::PageRequestTail, "PQT_REG", 0xc8, Bits64, Rw,
+        writable PAGE_REQUEST_OFFSET, clears 0, reset ZERO, "11.4.11.2"),
+    register!(Id::PageRequestAddress, "PQA_REG", 0xd0, Bits64, Rw,
+        writable PAGE_FRAME | 7, clears 0, reset ZERO, "11.4.11.3"),
+    register!(Id::PageRequestStatus, "PRS_REG", 0xdc, Bits32, W1c,
+        writable 0, clears 3, reset ZERO, "11.4.11.4"),
+    register!(Id::PageRequestEventControl, "PECTL_REG", 0xe0, Bits32, Rw,
+        writable 1 << 31, clears 0, reset MASKED, "11.4.11.5"),
+    register!(Id::PageRequestEventData, "PEDATA_REG", 0xe4, Bits32, Rw,
+        writable 0xffff, clears 0, reset ZERO, "11.4.11.6"),
+    register!(Id::PageRequestEventAddress, "PEADDR_REG", 0xe8, Bits32, Rw,
+        writable ADDRESS, clears 0, reset ZERO, "11.4.11.7"),
+    register!(Id::PageRequestEventUpperAddress, "PEUADDR_REG", 0xec, Bits32, Ro,
+        writable 0, clears 0, reset ZERO, "11.4.11.8"),
     register!(Id::InvalidateAddress, "IVA_REG", IOTLB_OFFSET, Bits64, Wo,
         writable PAGE_FRAME | 0x7f, clears 0, reset ZERO, "11.4.6.4"),
     register!(Id::IotlbInvalidate, "IOTLB_REG", IOTLB_OFFSET + 8, Bits64, Rw,
@@ -215,7 +259,7 @@ const FIXED: [Register; 23] = [
 
 /// Every register but those of virtual commands, which have two layouts
 /// ([`VcmdLayout::registers`]), by rising offset. What lies between them reads zero and ignores
-/// writes.
+/// writes, as do those of the page request queue in a unit without one.
 pub const REGISTERS: [Register; FIXED.len() + 2 * FAULT_RECORDS] = {
     let mut all = [FIXED[0]; FIXED.len() + 2 * FAULT_RECORDS];
     let mut i = 0;

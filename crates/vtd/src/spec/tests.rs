@@ -1,6 +1,6 @@
 //! Golden encodings, typed from the specification, and the register table's own order.
 
-use iommu::{DomainId, Pasid};
+use iommu::{DomainId, PageRequest, Pasid, PrgIndex};
 use mem::{Gpa, Iova, Range};
 use pci::RequesterId;
 use proptest::prelude::*;
@@ -24,6 +24,7 @@ fn rules() -> DescriptorRules {
             .with_max_handle_mask(15)
             .with_page_requests(true)
             .with_page_request_drain(true),
+        private_data: false,
     }
 }
 
@@ -45,7 +46,13 @@ fn golden() -> Vec<([u64; 2], Descriptor)> {
         fence: true,
         page_request_drain: false,
     };
-    let response = PageGroupResponse { source: device(), pasid: Some(pasid), group: 3, code: 1 };
+    let response = PageGroupResponse {
+        source: device(),
+        pasid: Some(pasid),
+        group: 3,
+        code: 1,
+        private_data: None,
+    };
     let entry = InterruptEntryScope::Index { index: 0x42, mask: 3 };
     let context = ContextScope::Device { domain, source, function_mask: 2 };
     Vec::from([
@@ -115,7 +122,7 @@ fn a_reserved_bit_anywhere_is_refused() {
         (0x26, 0xfff0_0000_0000_f1c0, 0xf80),
         (0x37, 0xfff0_0000_0000_f1c0, u64::MAX),
         (0x08, 0xfff0_0000_0000_f000, 0x7fe),
-        (0x09, 0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f007),
+        (0x09, 0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003),
     ];
     for (low, reserved_low, reserved_high) in reserved {
         let decode = |low, high| Descriptor::decode([low, high, 0, 0], &rules());
@@ -270,6 +277,104 @@ fn fault_records_lie_where_the_specification_has_them() {
     assert_eq!(high.into_bits(), 0xc000_0559_8000_0080);
     let low = FaultRecordLow::new().with_page(0x7_f123_4567);
     assert_eq!(low.into_bits(), 0x7f12_3456_7000);
+}
+
+/// Words of 7.4.1.1 beside what they mean.
+#[test]
+fn page_requests_lie_where_the_specification_has_them() {
+    let plain = PageRequest {
+        requester: device(),
+        pasid: Pasid::new(0xabcde),
+        privileged: false,
+        execute: false,
+        read: false,
+        write: true,
+        address: Iova(0x7fff_1234_5000),
+        group: PrgIndex::from_field(3),
+        last: true,
+        private_data: None,
+    };
+    let golden = [
+        ([0x000a_bcde_0080_0101, 0x7fff_1234_501e, 0, 0], plain),
+        (
+            [0x0080_0001, 0xffff_ffff_ffff_fff9, 0, 0],
+            PageRequest {
+                pasid: None,
+                read: true,
+                write: false,
+                last: false,
+                group: PrgIndex::from_field(0x1ff),
+                address: Iova(0xffff_ffff_ffff_f000),
+                ..plain
+            },
+        ),
+        (
+            [0x003a_bcde_0080_0101, 0x7fff_1234_501f, 0, 0],
+            PageRequest { privileged: true, execute: true, read: true, ..plain },
+        ),
+        (
+            [0x000a_bcde_0080_0301, 0x7fff_1234_501e, 0x1111, 0x2222],
+            PageRequest { private_data: Some([0x1111, 0x2222]), ..plain },
+        ),
+    ];
+    for (words, request) in golden {
+        assert_eq!(PageRequestDescriptor::encode(&request), PageRequestDescriptor(words));
+        assert_eq!(PageRequestDescriptor(words).decode(), Ok(request));
+    }
+    let refused = |words| PageRequestDescriptor(words).decode().unwrap_err();
+    assert_eq!(refused([0x102, 0, 0, 0]), PageRequestDescriptorError::Type(2));
+    for bit in (10..16).chain(54..64).chain(128..256) {
+        let mut words = golden[0].0;
+        words[bit / 64] |= 1 << (bit % 64);
+        assert_eq!(refused(words), PageRequestDescriptorError::Reserved, "bit {bit}");
+    }
+}
+
+#[test]
+fn private_data_of_answers_needs_its_revision() {
+    let words = [0x000a_bcde_0080_1039, 0x18, 0x1111, 0x2222];
+    let reserved = Err(DescriptorError::Reserved(9));
+    assert_eq!(Descriptor::decode(words, &rules()), reserved);
+    let old = DescriptorRules { private_data: true, ..rules() };
+    let decoded = Descriptor::decode(words, &old).unwrap();
+    let Descriptor::PageGroupResponse(response) = decoded else { panic!("{decoded:?}") };
+    assert_eq!(response.private_data, Some([0x1111, 0x2222]));
+    assert_eq!(decoded.encode(), words);
+    // Without the bit there is none.
+    let [low, high, ..] = words;
+    assert_eq!(Descriptor::decode([low & !(1 << 5), high, 1, 0], &old), reserved);
+    assert_eq!(Descriptor::decode([0x11, 0, 1, 0], &old), Err(DescriptorError::Reserved(1)));
+    // LPIG of the same revisions says nothing.
+    let [low, high, ..] = PAGE_GROUP_RESPONSE;
+    assert_eq!(
+        Descriptor::decode([low, high | 4, 0, 0], &rules()),
+        Descriptor::decode(PAGE_GROUP_RESPONSE, &rules())
+    );
+}
+
+const PAGE_GROUP_RESPONSE: [u64; 4] = [0x000a_bcde_0080_1019, 0x18, 0, 0];
+
+/// Words of 6.5.2.12 of revision 2.x, as the kernels of its time wrote them.
+#[test]
+fn stream_responses_lie_where_revision_2_has_them() {
+    let response = PageStreamResponse {
+        source: RequesterId::from_bits(0x1280),
+        pasid: Pasid::new(0xabcde).unwrap(),
+        index: 0x1ff,
+        address: Iova(0x7fff_1234_5000),
+        private_data: 0x12_3456,
+        code: RESPONSE_FAILURE,
+    };
+    let words = [0x1ff << 55 | 0x12_3456 << 32 | 0x12 << 24 | 0xabcde << 4 | 10, 0x7fff_1234_580f];
+    assert_eq!(response.encode(), words);
+    assert_eq!(PageStreamResponse::decode(words), Some(response));
+    assert_eq!(PageStreamResponse::decode([words[0] ^ 1, words[1]]), None);
+    // No mode that there is now takes it.
+    for mode in [TableMode::Legacy, TableMode::Scalable] {
+        let rules = DescriptorRules { mode, ..rules() };
+        let decoded = Descriptor::decode([words[0], words[1], 0, 0], &rules);
+        assert_eq!(decoded, Err(DescriptorError::Type(0x0a | ((words[0] >> 9 & 7) as u8) << 4)));
+    }
 }
 
 #[test]

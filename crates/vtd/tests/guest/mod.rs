@@ -114,9 +114,19 @@ impl Guest {
         self.store(PAGE_TABLE, &[PAGE_A.0 | bits]);
     }
 
-    /// As Linux does: tables, queue, root pointer, translation. PASID 0 passes through, PASID 1
-    /// has a first-stage table, both of domain 1.
+    /// As Linux does: tables, queue, root pointer, translation.
     pub(crate) fn enable_scalable_mode(&mut self) {
+        self.store_scalable_tables();
+        self.write64(0x88, 0);
+        self.write64(0x90, QUEUE | 0x800);
+        self.write32(0x18, QIE);
+        self.write64(0x20, 0x1400);
+        self.write32(0x18, SRTP | QIE);
+        self.write32(0x18, TE | QIE);
+    }
+
+    /// PASID 0 passes through, PASID 1 has a first-stage table, both of domain 1.
+    pub(crate) fn store_scalable_tables(&self) {
         self.store(Gpa(0x1000), &[0, 0x2001]);
         self.store(Gpa(0x2000), &[0x3000 | 7 << 9 | 0b1101, 0, 0, 0]);
         self.store(Gpa(0x3000), &[0x4001]);
@@ -125,13 +135,6 @@ impl Guest {
         self.store(Gpa(0x4000), &pass_through);
         self.store(Gpa(0x4040), &first_stage);
         self.store_page_tables(7);
-
-        self.write64(0x88, 0);
-        self.write64(0x90, QUEUE | 0x800);
-        self.write32(0x18, QIE);
-        self.write64(0x20, 0x1400);
-        self.write32(0x18, SRTP | QIE);
-        self.write32(0x18, TE | QIE);
     }
 
     /// Puts descriptors into the queue and moves its tail.

@@ -1,12 +1,14 @@
 //! The checks that come before any work (section "Descriptor checks").
 
+use alloc::boxed::Box;
+
 use iommu::AddressSpace;
 
 use super::batch::Batch;
 use super::{Parts, Work};
 use crate::model::caps::Caps;
 use crate::model::ops::{Outcome, Task};
-use crate::model::state::Rules;
+use crate::model::schedule::Rules;
 use crate::spec::{CompletionRecord, Descriptor, Flags, Opcode, Operation, Status};
 
 /// Where a descriptor comes from.
@@ -61,7 +63,7 @@ impl Parts {
         }
         match operation {
             Operation::Batch { list, count } => {
-                Batch::new(list, count, rules.limits).map(Work::Batch)
+                Batch::new(list, count, rules.limits).map(Box::new).map(Work::Batch)
             }
             _ => Task::new(&operation, flags, rules.limits).map(Work::One),
         }

@@ -107,18 +107,29 @@ impl<'c> Dma<'c> {
     }
 
     /// Writes the 32 bytes of a completion record, so that its first eight come last and at once:
-    /// software polls the first one.
-    pub(in crate::model) fn write_record(&self, at: Iova, record: &[u8; 32]) -> Result<(), Stop> {
+    /// software polls the first one. `ready` is called when all of it can be written, before
+    /// software can see it.
+    pub(in crate::model) fn write_record(
+        &self,
+        at: Iova,
+        record: &[u8; 32],
+        ready: impl FnOnce(),
+    ) -> Result<(), Stop> {
         let (first, rest) = record.split_at(8);
         let whole = match self.target(at, record.len())? {
             Target::Memory(window) if window.len() >= record.len() => window,
             // Not in one piece (a record never crosses a page, so this is an odd memory map).
             Target::Memory(_) => {
                 self.write(plus(at, 8), rest).map_err(|short| short.stop)?;
+                ready();
                 return self.write(at, first).map_err(|short| short.stop);
             }
-            Target::Lost(_) => return Ok(()),
+            Target::Lost(_) => {
+                ready();
+                return Ok(());
+            }
         };
+        ready();
         whole.write(8, rest);
         let first = first.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
         whole.store_u64(0, first).ok_or(refused(at, true))

@@ -36,6 +36,8 @@ impl Compare {
 
     pub(super) fn step(&mut self, dma: &Dma<'_>, scratch: &mut Scratch) -> Step {
         if let Other::Pattern(pattern) = self.other {
+            // A fault may have stopped it inside of a pattern.
+            let pattern = pattern.rotate_right(self.progress.done % 8 * 8);
             for word in scratch.second[..PIECE].chunks_exact_mut(8) {
                 word.copy_from_slice(&pattern.to_le_bytes());
             }

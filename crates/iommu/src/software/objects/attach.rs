@@ -14,10 +14,12 @@ use super::compose::Program;
 use super::devices::{Cleared, Device, Held, Key, State};
 use super::{Hwpt, Outcome};
 use crate::channel::{Batch, ChannelShared};
+use crate::invalidation::EVERYWHERE;
 use crate::sabotage::{self, Sabotage};
 use crate::software::attached::{Attached, Attachments, RID_PASID};
 use crate::software::bindings::{Driver, DRIVER};
 use crate::software::control::Control;
+use crate::software::device_tlbs::Asker;
 use crate::software::host_table::ProgramError;
 use crate::software::pasids::Ref;
 use crate::software::platform::MAX_DOMAINS;
@@ -230,7 +232,7 @@ impl VmShared {
     fn vacate(&self, key: Key, held: Option<Held>) -> (Ticket, Outcome) {
         let mut outcome = Outcome::default();
         let mut control = self.control.lock();
-        let mut ticket = Ticket(control.sequence);
+        let mut ticket = control.ticket(Asker::Guest);
         let state = control.attached.get(key.device);
         let state = state.map(|device| (device.attached.clone(), device.domain.id()));
         let place = control.attached.vacate(key);
@@ -374,15 +376,19 @@ impl Control {
         pasid: Option<GuestPasid>,
         (domain, whole): (DomainId, bool),
     ) -> Ticket {
-        let pasid = pasid.map_or(RID_PASID, |pasid| pasid.0);
-        let forget = |batch: &mut Batch| {
-            if whole {
-                return batch.forget_everything();
-            }
-            batch.forget(Invalidation::PasidCache { domain, pasid });
-            batch.forget(Invalidation::IotlbPasid { domain, pasid });
-        };
-        self.post(|channel| channel.requester == device, forget).0
+        if whole {
+            let of_device = |channel: &ChannelShared| channel.requester == device;
+            let (ticket, _) = self.post_as(Asker::Guest, of_device, Batch::forget_everything);
+            self.device_tlbs.ask(device, ticket);
+            return ticket;
+        }
+        let (guest, host) = (pasid.map(|pasid| pasid.0), pasid.map_or(RID_PASID, |pasid| pasid.0));
+        let scopes = [
+            Invalidation::PasidCache { domain, pasid: host },
+            Invalidation::IotlbPasid { domain, pasid: host },
+            Invalidation::of_device_tlb(device, guest, EVERYWHERE),
+        ];
+        self.forget_of_device(device, &scopes.map(Some))
     }
 
     /// Posts to each channel of a device what `make` makes for it.

@@ -4,8 +4,8 @@
 //! numbers that it has for them, and its own translations, under the VM's tag.
 
 use super::Objects;
-use crate::channel::Batch;
 use crate::format::smmuv3::{guest_command, CommandError};
+use crate::software::device_tlbs::Asker;
 use crate::software::vm::VmShared;
 use crate::{InvalidField, Invalidation, ObjectError, Ticket, ViommuId, ViommuKind, Vmid};
 
@@ -23,15 +23,13 @@ impl VmShared {
             return Err((0, ObjectError::NotSupported));
         }
         let vmid = control.vmid.as_ref().map(|vmid| Vmid(vmid.id().0));
-        let mut ticket = Ticket(control.sequence);
+        let mut ticket = control.ticket(Asker::Guest);
         for (done, &command) in commands.iter().enumerate() {
             let what =
                 decode(command, &control.objects, viommu, vmid).map_err(|error| (done, error))?;
             // Without a tag nothing has ever been attached, so nothing is cached.
             let Some(what) = what else { continue };
-            control.history.invalidations += 1;
-            let forget = |batch: &mut Batch| batch.forget(what);
-            ticket = control.post(|channel| what.concerns(channel.requester), forget).0;
+            ticket = control.invalidate(what);
         }
         Ok(ticket)
     }

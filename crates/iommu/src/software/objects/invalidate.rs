@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use pci::RequesterId;
 
 use super::Table;
-use crate::channel::Batch;
+use crate::invalidation::EVERYWHERE;
 use crate::software::attached::RID_PASID;
+use crate::software::device_tlbs::Asker;
 use crate::software::vm::VmShared;
 use crate::{
-    DomainId, HwptId, InvalidField, Invalidation, ObjectError, PageRange, Pasid,
+    DomainId, GuestPasid, HwptId, InvalidField, Invalidation, ObjectError, PageRange,
     StageOneInvalidation, StageOneTable, Ticket,
 };
 
@@ -21,7 +22,8 @@ const PAGE_BITS: u32 = 12;
 struct Tagged {
     device: RequesterId,
     domain: DomainId,
-    pasid: Pasid,
+    /// As the guest numbers it.
+    pasid: Option<GuestPasid>,
 }
 
 impl VmShared {
@@ -40,21 +42,18 @@ impl VmShared {
             _ => return Err((0, ObjectError::NotSupported)),
         }
         let places = control.attached.places_of(hwpt);
-        let tagged = places.map(|(device, state, pasid)| {
-            let pasid = pasid.map_or(RID_PASID, |pasid| pasid.0);
-            Tagged { device, domain: state.domain.id(), pasid }
+        let tagged = places.map(|(device, state, pasid)| Tagged {
+            device,
+            domain: state.domain.id(),
+            pasid,
         });
         let tagged: Vec<_> = tagged.collect();
-        let mut ticket = Ticket(control.sequence);
+        let mut ticket = control.ticket(Asker::Guest);
         for (done, what) in what.iter().enumerate() {
             check(what).map_err(|error| (done, error))?;
             control.history.invalidations += 1;
-            for &Tagged { device, domain, pasid } in &tagged {
-                let scopes = scopes(what, domain, pasid);
-                let forget = |batch: &mut Batch| {
-                    scopes.into_iter().flatten().for_each(|scope| batch.forget(scope));
-                };
-                ticket = control.post(|channel| channel.requester == device, forget).0;
+            for &place in &tagged {
+                ticket = control.forget_of_device(place.device, &scopes(what, place));
             }
         }
         Ok(ticket)
@@ -71,21 +70,21 @@ fn check(what: &StageOneInvalidation) -> Result<(), ObjectError> {
     whole.then_some(()).ok_or(ObjectError::Invalid(InvalidField::Range))
 }
 
-/// With the host's identifiers. What a device's own TLB holds is held by the very caches that
-/// these are about.
-fn scopes(
-    what: &StageOneInvalidation,
-    domain: DomainId,
-    pasid: Pasid,
-) -> [Option<Invalidation>; 2] {
-    let entry = Invalidation::PasidCache { domain, pasid };
-    let all = Invalidation::IotlbPasid { domain, pasid };
+/// With the host's identifiers, in the order that the hardware needs: the device's own TLB is last,
+/// or it would be filled again from what is about to go.
+fn scopes(what: &StageOneInvalidation, place: Tagged) -> [Option<Invalidation>; 3] {
+    let Tagged { device, domain, pasid } = place;
+    let (guest, host) = (pasid.map(|pasid| pasid.0), pasid.map_or(RID_PASID, |pasid| pasid.0));
+    let of_device = |range| Some(Invalidation::of_device_tlb(device, guest, range));
+    let entry = Invalidation::PasidCache { domain, pasid: host };
+    let all = Invalidation::IotlbPasid { domain, pasid: host };
     match *what {
-        StageOneInvalidation::All => [None, Some(all)],
+        StageOneInvalidation::All => [None, Some(all), of_device(EVERYWHERE)],
         StageOneInvalidation::Pages { range, leaf_only } => {
             let pages = PageRange { range, leaf_only };
-            [None, Some(Invalidation::IotlbPasidPages { domain, pasid, pages })]
+            let pages = Invalidation::IotlbPasidPages { domain, pasid: host, pages };
+            [None, Some(pages), of_device(range)]
         }
-        StageOneInvalidation::Entry => [Some(entry), Some(all)],
+        StageOneInvalidation::Entry => [Some(entry), Some(all), of_device(EVERYWHERE)],
     }
 }

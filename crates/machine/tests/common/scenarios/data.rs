@@ -142,7 +142,7 @@ pub fn remap(setup: Setup) -> Verdict {
     space.write(&guest.rig.ram, SOURCE, b"old");
     succeeded(&guest.copy(DEDICATED, &space, COPY, 3)?)?;
     let old = space.unmap(&mut guest.rig.ram, SOURCE);
-    guest.unit.flush_pages(&guest.rig, &space, SOURCE, 0)?;
+    guest.unit.flush_pages(&guest.rig, &space, SOURCE, 1)?;
     let record = guest.copy(DEDICATED, &space, COPY, 3)?;
     equal(record.status.status().ok(), Some(Status::PageFault), "a page that is away")?;
     equal(record.fault_address.0 & !(PAGE - 1), SOURCE, "fault address")?;

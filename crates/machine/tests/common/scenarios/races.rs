@@ -70,7 +70,7 @@ pub fn unmap_under_copy(setup: Setup, rounds: u32) -> Verdict {
         let old = [SOURCE, DESTINATION]
             .map(|base| pages_of(base).map(|at| space.unmap(ram, at)).collect::<Vec<Gpa>>());
         for base in [SOURCE, DESTINATION] {
-            guest.unit.flush_pages(&guest.rig, &space, base, PAGES.trailing_zeros())?;
+            guest.unit.flush_pages(&guest.rig, &space, base, PAGES)?;
         }
         // They belong to somebody else now.
         old[1].iter().for_each(|page| guest.rig.ram.stamp(*page, TAKEN));

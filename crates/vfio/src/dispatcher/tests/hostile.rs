@@ -97,6 +97,13 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
         Request::AttachPageTable => object(48, &[0, 1, 0, 0x80], 48),
         Request::DetachPageTable => object(40, &[0, 0, 0x80], 40),
         Request::ReadEvent => object(136, &[1], 136),
+        Request::ReadPageRequest => object(80, &[], 80),
+        Request::RespondPageRequest => object(40, &[0, 24, 1, 1, 5, 6, 0, 0x80], 40),
+        Request::ReadPageFault => object(88, &[0, 1], 88),
+        Request::RespondPageFault => object(40, &[0, 1, 0, 7, 1], 40),
+        Request::Unanswered => object(32, &[], 32),
+        Request::GetPageRequestCounters => object(104, &[], 104),
+        Request::Tick => object(40, &[0, 5, 0, 0, 0, 999_999_999], 40),
     }
 }
 
@@ -124,6 +131,8 @@ fn is_object(request: Request) -> bool {
             | Request::AttachPageTable
             | Request::DetachPageTable
             | Request::ReadEvent
+            | Request::ReadPageFault
+            | Request::RespondPageFault
     )
 }
 
@@ -224,6 +233,9 @@ fn good_arguments_are_good() {
                 Err(_) if posted => (),
                 // That the VM has none of that is not the bytes' fault.
                 Err(Refusal::Object(_)) if is_object(request) => (),
+                // Nor that nothing was asked.
+                Err(Refusal::PageResponse(PageResponseError::NotOutstanding { .. }))
+                    if request == Request::RespondPageRequest => {}
                 // Nor that there are no groups, or that it is for their files.
                 Err(Refusal::NoGroup | Refusal::NotNesting) if is_nesting(request) => (),
                 Err(Refusal::UnknownRequest { .. }) if is_elsewhere(request) => (),

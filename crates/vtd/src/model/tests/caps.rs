@@ -8,8 +8,11 @@ fn default_capabilities_are_the_known_ones() {
     let caps = Caps::new(Options::default()).unwrap();
     // The values of a unit that Linux 7.2 accepts, but for: 8 fault records instead of 1 …
     assert_eq!(caps.capability().into_bits(), 0x81d2_078c_222f_0686);
-    // … coherent walks, nesting and RID_PASID on; interrupt remapping, page requests with their
-    // draining, virtual commands and the no-write flag off.
+    // … coherent walks, nesting and RID_PASID on; interrupt remapping, virtual commands and the
+    // no-write flag off.
+    assert_eq!(caps.extended().into_bits(), 0x0003_cd98_2400_0f47);
+    // Page requests are bit 29, their draining is bit 42.
+    let caps = Caps::new(Options { page_requests: false, ..Options::default() }).unwrap();
     assert_eq!(caps.extended().into_bits(), 0x0003_c998_0400_0f47);
 }
 
@@ -19,7 +22,7 @@ fn virtual_commands_are_offered_consistently() {
         let options = Options { virtual_commands: Some(layout), ..Options::default() };
         let caps = Caps::new(options).unwrap();
         // VCS is bit 44, CM bit 7, PAS bit 0; nothing else differs.
-        assert_eq!(caps.extended().into_bits(), 0x0003_c998_0400_0f47 | 1 << 44);
+        assert_eq!(caps.extended().into_bits(), 0x0003_cd98_2400_0f47 | 1 << 44);
         assert_eq!(caps.capability().into_bits(), 0x81d2_078c_222f_0686);
         assert_eq!(caps.virtual_commands().into_bits(), 1);
     }
@@ -89,12 +92,17 @@ fn options_that_do_not_go_together_are_refused() {
         second_stage: false,
         nested: false,
         rid_pasid: false,
+        page_requests: false,
         ..base
     };
     assert!(Caps::new(legacy).is_ok());
     assert_eq!(needs(Options { first_stage: true, ..legacy }), ("FSTS", "SMTS"));
     assert_eq!(needs(Options { second_stage: true, ..legacy }), ("SSTS", "SMTS"));
     assert_eq!(needs(Options { rid_pasid: true, ..legacy }), ("RPS", "SMTS"));
+    assert_eq!(needs(Options { page_requests: true, ..legacy }), ("PRS", "SMTS"));
+    assert_eq!(needs(Options { device_tlb: false, ..base }), ("PRS", "DT"));
+    let private = Options { page_requests: false, private_data: true, ..base };
+    assert_eq!(needs(private), ("PDP", "PRS"));
     let virtual_commands = Some(VcmdLayout::Revision33);
     assert_eq!(needs(Options { virtual_commands, ..legacy }), ("VCS", "PASID"));
     let silent = Options { virtual_commands, caching_mode: false, ..base };
@@ -115,7 +123,7 @@ fn host_owned_tables_leave_the_guest_one_stage() {
     let caps = Caps::new(Options::host_owned()).unwrap();
     assert_eq!(caps.capability().into_bits(), 0x81d2_078c_222f_0686, "CM among others");
     // SSTS (bit 46) and NEST (bit 26) are clear; nothing else differs.
-    assert_eq!(caps.extended().into_bits(), 0x0003_8998_0000_0f47);
+    assert_eq!(caps.extended().into_bits(), 0x0003_8d98_2000_0f47);
     let tables = caps.tables();
     assert!(tables.first_stage && tables.pass_through && !tables.second_stage && !tables.nested);
 

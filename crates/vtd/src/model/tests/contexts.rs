@@ -109,6 +109,7 @@ fn legacy_entries_can_be_wrong() {
         let wrong = tables.legacy(low, 0x0100 | width);
         assert_eq!(wrong, fails(FaultReason::ContextInvalid), "{low:#x} {width}");
     }
+    tables.options.page_requests = false;
     tables.options.device_tlb = false;
     tables.options.pass_through = false;
     assert_eq!(tables.legacy(0x9005, high), fails(FaultReason::ContextInvalid));
@@ -140,6 +141,10 @@ fn scalable_entries_give_their_pasid_table() {
         ..expected
     };
     assert_eq!(tables.scalable([0x9e0f, 0xabcde, 0, 0]), found(full));
+    // Page requests need a device TLB.
+    let asking = PasidTable { page_requests: true, ..full };
+    assert_eq!(tables.scalable([0x9e1f, 0xabcde, 0, 0]), found(asking));
+    assert_eq!(tables.scalable([0x9e1b, 0xabcde, 0, 0]), found(PasidTable { ats: false, ..full }));
 }
 
 #[test]
@@ -175,8 +180,8 @@ fn scalable_entries_can_be_wrong() {
     assert_eq!(tables.scalable([0; 4]), fails(FaultReason::ContextNotPresent));
     let silent = |reason| Err(ContextFault { reason, fault_disable: true });
     assert_eq!(tables.scalable([2, 0, 0, 0]), silent(FaultReason::ContextNotPresent));
-    // PRE and RID_PRIV are not offered, nor are EPTR and HPTE.
-    for bit in [4, 5, 6, 7, 8, 48, 63, 84, 85, 127, 128, 191, 192, 255] {
+    // RID_PRIV is not offered, nor are EPTR and HPTE.
+    for bit in [5, 6, 7, 8, 48, 63, 84, 85, 127, 128, 191, 192, 255] {
         let mut words = good;
         words[bit / 64] |= 1 << (bit % 64);
         assert_eq!(tables.scalable(words), fails(FaultReason::ContextReserved), "bit {bit}");
@@ -185,9 +190,14 @@ fn scalable_entries_can_be_wrong() {
     assert_eq!(tables.scalable([0x9001, 0x2000, 0, 0]), fails(FaultReason::ContextInvalid));
     assert!(tables.scalable([0x9001, 0x1fff, 0, 0]).is_ok());
 
-    tables.options =
-        Options { device_tlb: false, pasid_bits: None, rid_pasid: false, ..Options::default() };
-    for words in [[0x9005, 0, 0, 0], [0x9009, 0, 0, 0], [0x9001, 1, 0, 0]] {
+    tables.options = Options {
+        device_tlb: false,
+        page_requests: false,
+        pasid_bits: None,
+        rid_pasid: false,
+        ..Options::default()
+    };
+    for words in [[0x9011, 0, 0, 0], [0x9005, 0, 0, 0], [0x9009, 0, 0, 0], [0x9001, 1, 0, 0]] {
         assert_eq!(tables.scalable(words), fails(FaultReason::ContextReserved));
     }
     assert!(tables.scalable([0x9001, 0, 0, 0]).is_ok());
@@ -219,6 +229,7 @@ fn modes_that_are_not_offered_are_refused() {
         second_stage: false,
         nested: false,
         rid_pasid: false,
+        page_requests: false,
         ..Options::default()
     };
     assert_eq!(tables.lookup(ROOT | 0x400, LOWER), fails(FaultReason::RootPointer));

@@ -114,7 +114,7 @@ fn a_message_to_memory_is_dropped() {
 #[test]
 fn merged_effects_lose_nothing() {
     let completion = Effects { completion: Some(COMPLETION_MESSAGE), ..Effects::default() };
-    let mut merged = Effects { fault: Some(FAULT_MESSAGE), schedule: true, completion: None };
+    let mut merged = Effects { fault: Some(FAULT_MESSAGE), schedule: true, ..Effects::default() };
     merged.merge(completion);
     let messages: Vec<_> = merged.messages().collect();
     assert_eq!(messages, [COMPLETION_MESSAGE, FAULT_MESSAGE]);

@@ -2,8 +2,10 @@
 //! panics, and each call does a bounded amount of work.
 
 use proptest::prelude::*;
+use std::vec;
 
 use super::*;
+use crate::model::Counters;
 use crate::spec::{registers, VcmdLayout};
 
 #[derive(Clone, Debug)]
@@ -28,6 +30,24 @@ enum Action {
     },
     Fault {
         page: u64,
+    },
+    /// A device asks for a page, or says that it stops.
+    Ask {
+        group: u16,
+        requester: u16,
+        pasid: Option<u32>,
+        kind: u8,
+    },
+    /// The same, where the host's tables translate.
+    AskHost {
+        cookie: u32,
+        group: u16,
+    },
+    Tick {
+        seconds: u64,
+    },
+    Overflow {
+        on: bool,
     },
     Poll {
         budget: u32,
@@ -61,6 +81,12 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(register, value)| Action::Aim { register, value }),
         6 => ((0u64..0x20_000), word).prop_map(|(word_at, word)| Action::Memory { at: word_at * 8, word }),
         1 => any::<u64>().prop_map(|page| Action::Fault { page: page >> 12 }),
+        2 => (any::<u16>(), any::<u16>(), any::<Option<u32>>(), any::<u8>()).prop_map(
+            |(group, requester, pasid, kind)| Action::Ask { group, requester, pasid, kind }
+        ),
+        1 => (0u32..8, 0u16..4).prop_map(|(cookie, group)| Action::AskHost { cookie, group }),
+        1 => any::<u64>().prop_map(|seconds| Action::Tick { seconds }),
+        1 => any::<bool>().prop_map(|on| Action::Overflow { on }),
         4 => any::<u32>().prop_map(|budget| Action::Poll { budget }),
         2 => Just(Action::Complete),
         2 => any::<u16>().prop_map(|requester| Action::Lookup { requester }),
@@ -88,6 +114,31 @@ fn apply(unit: &mut Unit, action: &Action) {
         }
         Action::Memory { at, word } => drop(unit.vm.memory().store_u64(Gpa(at), word)),
         Action::Fault { page } => unit.inject(fault(page)),
+        Action::Ask { group, requester, pasid, kind } => {
+            let bit = |bit: u8| kind >> bit & 1 != 0;
+            let request = PageRequest {
+                requester: if bit(0) { device() } else { RequesterId::from_bits(requester) },
+                pasid: pasid.map(Pasid::from_field),
+                privileged: bit(1),
+                execute: bit(2),
+                read: bit(3),
+                write: bit(4),
+                last: bit(5),
+                private_data: bit(6).then_some([u64::MAX; 2]),
+                ..page_requests::request(group % 512)
+            };
+            unit.vm.state().asked_for.ask(request);
+        }
+        Action::AskHost { cookie, group } => {
+            unit.vm.state().asked_for.ask_host(cookie, page_requests::request(group));
+        }
+        Action::Tick { seconds } => {
+            let ticked = unit.model.tick(core::time::Duration::from_secs(seconds));
+            for message in ticked.effects.messages() {
+                assert_eq!(message.address.0 >> 20, 0xfee);
+            }
+        }
+        Action::Overflow { on } => unit.model.inject_page_request_overflow(on),
         Action::Poll { budget } => {
             let polled = unit.model.poll(budget);
             // A message never goes to memory.
@@ -113,6 +164,8 @@ proptest! {
     #[test]
     fn nothing_panics_and_every_call_is_bounded(
         late: bool,
+        owing: bool,
+        private_data: bool,
         host_owned: bool,
         layout in prop::sample::select(
             &[None, Some(VcmdLayout::Revision30), Some(VcmdLayout::Revision33)][..]
@@ -121,7 +174,8 @@ proptest! {
         actions in prop::collection::vec(action(), 1..120),
     ) {
         let options = if host_owned { Options::host_owned() } else { Options::default() };
-        let mut unit = Unit::with(Options { virtual_commands: layout, ..options });
+        let mut unit = Unit::with(Options { virtual_commands: layout, private_data, ..options });
+        unit.vm.state().owing = owing.then(device);
         unit.vm.state().quota = quota;
         let _ = unit.model.add_device(device());
         if late {
@@ -143,6 +197,13 @@ proptest! {
                     prop_assert!(issued <= descriptors + changes);
                     prop_assert!(calls <= 1 + changes);
                     prop_assert!(changes <= host_tables::MAX_CHANGES);
+                    let requests = |counters: &Counters| {
+                        counters.page_requests
+                            + counters.page_requests_lost
+                            + counters.page_requests_refused
+                    };
+                    let taken = requests(&after.0) - requests(&before.0);
+                    prop_assert!(taken <= PAGE_REQUESTS_PER_POLL.into());
                 }
                 _ => {
                     prop_assert_eq!(descriptors, 0);
@@ -159,6 +220,7 @@ proptest! {
                 + counters.pasid_frees_refused
                 + counters.virtual_commands_invalid;
             prop_assert_eq!(outcomes, counters.virtual_commands);
+            prop_assert!(counters.page_responses_unknown <= counters.page_responses);
             let head = unit.read64(0x80);
             prop_assert!(head < 4096 << (unit.read64(0x90) & 7));
         }

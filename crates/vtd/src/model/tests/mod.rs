@@ -7,15 +7,18 @@ mod faults;
 mod host_tables;
 mod hostile;
 mod objects;
+mod page_requests;
 mod queue;
 mod registers;
+mod timeout;
 mod translation;
 mod virtual_commands;
 
 use iommu::{
-    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FaultReason,
-    FreePasidError, GuestPasid, HwptId, HwptRequest, Invalidation, IoasId, ObjectError, ObjectId,
-    Pasid, PasidRange, PasidUsage, StageOneInvalidation, Ticket, Vm,
+    AllocPasidError, AttachError, ContextSource, Counters, Endpoint, Fault, FaultQueueId,
+    FaultReason, FreePasidError, GuestPasid, HwptId, HwptRequest, Invalidation, IoasId,
+    ObjectError, ObjectId, PageFault, PageRequest, PageResponse, PageResponseError, Pasid,
+    PasidRange, PasidUsage, ResponseCode, StageOneInvalidation, Ticket, Unanswered, Vm,
 };
 use mem::{Access, Gpa, GuestMemory, Iova, MemoryMap};
 use pci::RequesterId;
@@ -47,6 +50,9 @@ pub(super) struct State {
     /// Allocations, frees and releases that the VM was asked for.
     pub(super) pasid_calls: u64,
     pub(super) objects: objects::Objects,
+    pub(super) asked_for: page_requests::AskedFor,
+    /// Whose answer keeps what is incomplete from being complete.
+    pub(super) owing: Option<RequesterId>,
     /// Whether the VM was closed.
     pub(super) closed: bool,
 }
@@ -78,6 +84,8 @@ impl TestVm {
             asked: None,
             pasid_calls: 0,
             objects: objects::Objects::default(),
+            asked_for: page_requests::AskedFor::default(),
+            owing: None,
             closed: false,
         })))
     }
@@ -172,6 +180,40 @@ impl Vm for TestVm {
 
     fn counters(&self) -> Counters {
         Counters::default()
+    }
+
+    fn take_page_request(&self) -> Option<PageRequest> {
+        self.state().asked_for.take_request()
+    }
+
+    fn respond_page_request(&self, response: PageResponse) -> Result<(), PageResponseError> {
+        self.state().asked_for.respond(response)
+    }
+
+    fn alloc_fault_queue(&self) -> Result<FaultQueueId, ObjectError> {
+        Ok(objects::FAULTS)
+    }
+
+    fn take_page_fault(&self, queue: FaultQueueId) -> Result<Option<PageFault>, ObjectError> {
+        assert_eq!(queue, objects::FAULTS);
+        Ok(self.state().asked_for.take_fault())
+    }
+
+    fn respond_page_fault(
+        &self,
+        queue: FaultQueueId,
+        cookie: u32,
+        code: ResponseCode,
+    ) -> Result<(), ObjectError> {
+        assert_eq!(queue, objects::FAULTS);
+        self.state().asked_for.respond_fault(cookie, code)
+    }
+
+    fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
+        let state = self.state();
+        let completed = Ticket::new(state.completed);
+        let owing = state.owing.filter(|_| ticket > completed);
+        owing.map(|requester| Unanswered { requester, ticket: completed })
     }
 
     fn ioas(&self) -> Result<IoasId, ObjectError> {
@@ -314,9 +356,11 @@ impl Unit {
         self.model.poll(DESCRIPTORS_PER_POLL)
     }
 
-    /// Unmasks both events, with messages at 0xfee01000 and 0xfee02000.
+    /// Unmasks the events, with messages at 0xfee01000, 0xfee02000 and 0xfee03000.
     pub(super) fn unmask_events(&mut self) {
-        for (control, data, address) in [(0x38, 0x41, 0xfee0_1000), (0xa0, 0x42, 0xfee0_2000)] {
+        for (control, data, address) in
+            [(0x38, 0x41, 0xfee0_1000), (0xa0, 0x42, 0xfee0_2000), (0xe0, 0x43, 0xfee0_3000)]
+        {
             let _ = self.write32(control + 4, data);
             let _ = self.write32(control + 8, address);
             assert_eq!(self.write32(control, 0), Effects::default());

@@ -1,8 +1,8 @@
 //! The objects of a VM in plain maps, with the calls that were made.
 
 use iommu::{
-    GuestPasid, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField, IoasId, ObjectError,
-    ObjectId, StageOneInvalidation, StageOneTable, VtdStageOne,
+    FaultQueueId, GuestPasid, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField, IoasId,
+    ObjectError, ObjectId, StageOneInvalidation, StageOneTable, VtdStageOne,
 };
 use pci::RequesterId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,9 @@ pub(in super::super) enum Call {
 }
 
 pub(in super::super) type Place = (RequesterId, Option<GuestPasid>);
+
+/// The queue that page requests of what is attached go to.
+pub(in super::super) const FAULTS: FaultQueueId = FaultQueueId(70);
 
 /// By what requests are translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,7 +69,9 @@ impl Objects {
             }
             (HwptParent::Hwpt(parent), Some(StageOneTable::Vtd(table))) => {
                 assert_eq!(self.hwpts[&parent.0], By::StageTwo);
-                assert_eq!(request.flags, HwptFlags::PASID);
+                let with_faults = HwptFlags::PASID | HwptFlags::FAULT_ID_VALID;
+                assert_eq!(request.flags, with_faults);
+                assert_eq!(request.fault, Some(FAULTS));
                 By::StageOne(table)
             }
             _ => return Err(ObjectError::Invalid(InvalidField::Data)),

@@ -278,6 +278,7 @@ fn wide_descriptors_need_scalable_mode() {
         second_stage: false,
         nested: false,
         rid_pasid: false,
+        page_requests: false,
         ..Options::default()
     });
     unit.unmask_events();

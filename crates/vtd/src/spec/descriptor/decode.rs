@@ -13,8 +13,9 @@ impl Descriptor {
         let header = layout::Header::from_bits(low);
         let kind = header.type_low() | header.type_high() << 4;
         rules.check(kind)?;
-        // Nothing decoded here has more than 128 bits.
-        if words[2] != 0 || words[3] != 0 {
+        // Only private data lies beyond the first 128 bits.
+        let is_response = kind == 9 && layout::PageGroupResponse::from_bits(low).private_data();
+        if (words[2] != 0 || words[3] != 0) && !(is_response && rules.private_data) {
             return Err(DescriptorError::Reserved(kind));
         }
         match kind {
@@ -26,7 +27,7 @@ impl Descriptor {
             6 => pasid_iotlb(layout::Pasid::from_bits(low), kind),
             7 => pasid_cache(layout::Pasid::from_bits(low), kind),
             8 => pasid_device_tlb(layout::PasidDeviceTlb::from_bits(low), kind, rules),
-            9 => page_group_response(layout::PageGroupResponse::from_bits(low), kind),
+            9 => page_group_response(words, kind, rules),
             _ => Err(DescriptorError::Type(kind)),
         }
     }
@@ -193,12 +194,16 @@ fn pasid_device_tlb(raw: layout::PasidDeviceTlb, kind: u8, rules: &DescriptorRul
     })
 }
 
-fn page_group_response(raw: layout::PageGroupResponse, kind: u8) -> Decoded {
-    clean(raw.is_clean(), kind)?;
+fn page_group_response(words: [u64; 4], kind: u8, rules: &DescriptorRules) -> Decoded {
+    let [first, second, third, fourth] = words;
+    let bits = u128::from(first) | u128::from(second) << 64;
+    let raw = layout::PageGroupResponse::from_bits(bits);
+    clean(raw.is_clean(rules.private_data), kind)?;
     Ok(Descriptor::PageGroupResponse(PageGroupResponse {
         source: RequesterId::from_bits(raw.source()),
         pasid: raw.pasid_present().then(|| Pasid::from_field(raw.pasid())),
         group: raw.group(),
         code: raw.code(),
+        private_data: raw.private_data().then_some([third, fourth]),
     }))
 }

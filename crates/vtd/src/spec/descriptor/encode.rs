@@ -35,7 +35,11 @@ impl Descriptor {
                 .into_bits(),
             Self::PageGroupResponse(response) => page_group_response(response).into_bits(),
         };
-        [bits as u64, (bits >> 64) as u64, 0, 0]
+        let [third, fourth] = match *self {
+            Self::PageGroupResponse(response) => response.private_data.unwrap_or_default(),
+            _ => [0; 2],
+        };
+        [bits as u64, (bits >> 64) as u64, third, fourth]
     }
 }
 
@@ -115,6 +119,7 @@ fn page_group_response(response: PageGroupResponse) -> layout::PageGroupResponse
     layout::PageGroupResponse::new()
         .with_type_low(9)
         .with_pasid_present(response.pasid.is_some())
+        .with_private_data(response.private_data.is_some())
         .with_pasid(response.pasid.map_or(0, Pasid::get))
         .with_source(response.source.bits())
         .with_group(response.group & 0x1ff)

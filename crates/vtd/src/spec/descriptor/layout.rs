@@ -247,7 +247,9 @@ pub(super) struct PageGroupResponse {
     #[bits(4)]
     pub type_low: u8,
     pub pasid_present: bool,
-    #[bits(4)]
+    /// Revisions 3.x; reserved since.
+    pub private_data: bool,
+    #[bits(3)]
     pub r0: u8,
     #[bits(3)]
     pub type_high: u8,
@@ -258,8 +260,10 @@ pub(super) struct PageGroupResponse {
     pub pasid: u32,
     #[bits(12)]
     pub r1: u16,
-    #[bits(3)]
+    #[bits(2)]
     pub r2: u8,
+    /// LPIG of revisions 3.x: says nothing, since only groups are answered.
+    pub last: bool,
     #[bits(9)]
     pub group: u16,
     #[bits(52)]
@@ -267,7 +271,11 @@ pub(super) struct PageGroupResponse {
 }
 
 impl PageGroupResponse {
-    pub(super) fn is_clean(self) -> bool {
-        self.r0() == 0 && self.r1() == 0 && self.r2() == 0 && self.r3() == 0
+    pub(super) fn is_clean(self, private_data: bool) -> bool {
+        self.r0() == 0
+            && self.r1() == 0
+            && self.r2() == 0
+            && self.r3() == 0
+            && (private_data || !self.private_data())
     }
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::super::super::scenario::{select, Wishes};
 use super::super::super::server::{EncodedCalls, GuestDevices, PasidSpace};
 use super::*;
-use crate::server::{Commands, GuestConfig};
+use crate::server::{Commands, GuestConfig, Injection};
 
 /// What pretended guests and their server do wrong.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -218,6 +218,14 @@ impl LabServer for House {
 
     fn encoded_calls(&self) -> Option<EncodedCalls> {
         None
+    }
+
+    fn inject(&mut self, _: GuestId, injection: Injection) -> Result<(), ServerError> {
+        Err(ServerError::CannotInject(injection))
+    }
+
+    fn clear_injections(&mut self, _: GuestId) -> Result<(), ServerError> {
+        Ok(())
     }
 
     fn sync(&mut self, _: GuestId, point: &str, _: &BTreeMap<String, u64>) -> Vec<Check> {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::super::super::super::scenario::{select, Scenario, Wishes};
 use super::super::super::super::server::{EncodedCalls, GuestDevices, PasidSpace};
 use super::*;
-use crate::server::{GuestConfig, PasidTable};
+use crate::server::{GuestConfig, Injection, PasidTable};
 
 /// What the pretended server does wrong.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -157,6 +157,14 @@ impl LabServer for House {
 
     fn encoded_calls(&self) -> Option<EncodedCalls> {
         None
+    }
+
+    fn inject(&mut self, _: GuestId, injection: Injection) -> Result<(), ServerError> {
+        Err(ServerError::CannotInject(injection))
+    }
+
+    fn clear_injections(&mut self, _: GuestId) -> Result<(), ServerError> {
+        Ok(())
     }
 
     fn sync(&mut self, _: GuestId, point: &str, _: &BTreeMap<String, u64>) -> Vec<Check> {

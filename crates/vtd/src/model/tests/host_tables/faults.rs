@@ -33,7 +33,7 @@ fn faults_are_those_that_the_guests_tables_deserve() {
     unit.set_context([CONTEXT & !0b1100, 0]);
     assert_eq!(unit.recorded(fault), Some(0x45));
     assert_eq!(unit.recorded(Fault { translation_request: true, ..fault }), Some(0x44));
-    unit.set_context([CONTEXT | 1 << 4, 0]);
+    unit.set_context([CONTEXT | 1 << 5, 0]);
     assert_eq!(unit.recorded(fault), Some(0x42));
     unit.set_context([0, 0]);
     assert_eq!(unit.recorded(fault), Some(0x41));
