@@ -3,14 +3,13 @@
 
 mod common;
 
-use common::request_model;
 use common::scenarios::{self, Verdict};
-use common::smmu_scenarios;
+use common::{device_tlb_scenarios, request_model, smmu_scenarios};
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 31] = [
+const CASES: [(Sabotage, &str, Scenario); 34] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -38,6 +37,9 @@ const CASES: [(Sabotage, &str, Scenario); 31] = [
     (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
     (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
     (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: remap", device_tlb_scenarios::remap),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: storm", device_tlb_scenarios::storm),
+    (Sabotage::SkipDeviceTlbInvalidation, "hosted_model", scenarios::hosted_model),
     (Sabotage::AnswerTwice, "page_requests", request_model::page_requests),
     (Sabotage::ForgetGroup, "page_requests", request_model::page_requests),
     (Sabotage::AnswerForGuest, "page_requests", request_model::page_requests),
