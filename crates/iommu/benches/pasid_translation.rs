@@ -103,7 +103,9 @@ impl Peers {
         let mut plain = vec![0; len];
         pairs().for_each(|(guest, host)| plain[guest as usize] = host);
         let papaya = papaya::HashMap::new();
-        pairs().for_each(|(guest, host)| drop(papaya.pin().insert(guest, host)));
+        for (guest, host) in pairs() {
+            papaya.pin().insert(guest, host);
+        }
         Self { plain, locked: RwLock::new(pairs().collect()), papaya }
     }
 }
@@ -262,8 +264,8 @@ fn of(rows: &[Row], name: &str) -> f64 {
 
 /// What is to be reached, as a multiple of something of the same run.
 const GOALS: [(&str, &str, f64); 4] = [
-    ("flat", "array (limit)", 2.0),
-    ("flat", "two levels", 1.1),
+    ("flat", "array (limit)", 2.5),
+    ("flat", "two levels", 1.25),
     ("two levels", "papaya", 1.0),
     ("flat", "RwLock<HashMap>", 0.5),
 ];

@@ -13,6 +13,7 @@ use crate::inspect::snapshot::{
 /// All counts of a guest's devices and their sockets.
 pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
     let vm = shared.machine.vm().counters();
+    let requests = shared.machine.vm().page_request_counters();
     let unit = shared.machine.unit_counters();
     let accelerator = shared.accelerator.counters();
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
