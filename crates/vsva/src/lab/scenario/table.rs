@@ -132,7 +132,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::OOM_KILL,
         shows: "processes killed with page requests in flight leave nothing behind",
-        sabotage: "forget-group",
+        sabotage: "leak-cache",
         ..IN_ONE_GUEST
     },
     Scenario {
