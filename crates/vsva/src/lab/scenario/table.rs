@@ -218,7 +218,6 @@ pub const SCENARIOS: [Scenario; 24] = [
         tables: &[PasidTable::Guest],
         limit: TENANTS_LIMIT,
         sabotage: "shared-numbers",
-        ..IN_ONE_GUEST
     },
     Scenario {
         name: "tenants-host",
