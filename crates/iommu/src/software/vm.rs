@@ -160,19 +160,6 @@ impl SoftwareVm {
         self.0.page_requests.inject(what);
     }
 
-    /// For tests of what is above: has the `n`-th word of the guest's tables that a translation
-    /// loads from now on (the next one is the first) not be found, once, as if no memory were there.
-    /// `None` ends that.
-    pub fn inject_walk_failure(&self, n: Option<u64>) {
-        self.0.walk_failure.set(n);
-    }
-
-    /// For tests of what is above: has every device take at least `delay` to answer an invalidation
-    /// of its own TLB, by the time that [`tick`](Vm::tick) is told. `None` ends that.
-    pub fn delay_invalidation_answers(&self, delay: Option<Duration>) {
-        self.0.control.lock().device_tlbs.set_delay(delay);
-    }
-
     /// Looks at every channel that no access is using.
     fn peek(&self, mut look: impl FnMut(&ChannelState)) {
         let (latest, channels) = {
@@ -577,28 +564,6 @@ impl VmShared {
             Arc::new(ChannelShared { requester, attachment: device.attachment, slot, counters });
         control.channels.push(shared.clone());
         shared
-    }
-
-    /// Switches the ATS of `device`. What is in its own TLB when that is switched off, each access
-    /// that begins later finds gone.
-    pub(crate) fn set_ats(&self, device: &Device, on: bool) {
-        let mut control = self.control.lock();
-        device.switch_ats(on);
-        if control.devices.get(&device.requester) != Some(&device.attachment) {
-            return;
-        }
-        if control.device_tlbs.switch(device.requester, on) && !on {
-            let of = |channel: &ChannelShared| channel.attachment == device.attachment;
-            let (_ticket, _) = control.post(of, Batch::end_device_tlb);
-        }
-    }
-
-    /// Has `device` keep its answers to invalidations of its own TLB to itself, or give them.
-    pub(crate) fn withhold_invalidation_answers(&self, device: &Device, withhold: bool) {
-        let mut control = self.control.lock();
-        if control.devices.get(&device.requester) == Some(&device.attachment) {
-            control.device_tlbs.withhold(device.requester, withhold);
-        }
     }
 
     pub(crate) fn remove_channel(&self, channel: &Arc<ChannelShared>) {
