@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SPINS: u32 = 64;
 /// Pause between two looks after that.
 const POLL: Duration = Duration::from_micros(50);
+/// Pause between two attempts to open a queue that is not free yet.
+const REOPEN: Duration = Duration::from_millis(2);
 /// Partial completions of one operation that are resumed. The largest has 3 operands of 2 MiB, a
 /// fault in each page of them is 1536; the rest is for pages that the kernel takes away again.
 pub(crate) const MAX_RESUMES: u32 = 2048;
@@ -106,6 +108,22 @@ impl Queue {
         let memory = Mapping::anonymous(Place::Anywhere, PAGES).map_err(QueueError::Memory)?;
         memory.span().fill(0);
         Ok(Self { portal, memory, counts: Counts::default(), forged: None, lost: 0, _file: file })
+    }
+
+    /// Opens a queue that somebody is about to give back: the kernel keeps a dead process's until the
+    /// last page request of its is answered.
+    pub(crate) fn open_within(index: usize, limit: Duration) -> Result<Self, QueueError> {
+        let until = Instant::now() + limit;
+        loop {
+            match Self::open(index) {
+                Err(QueueError::Open { source, .. })
+                    if source.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until =>
+                {
+                    std::thread::sleep(REOPEN);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// What was done through this queue.

@@ -15,6 +15,12 @@
 //! `docs/adr/0002-in-flight.md`. A device whose ATS is on looks into its own TLB first; only what names
 //! the device empties that ([`Endpoint::set_ats`]).
 //!
+//! A device that misses a page may ask for it ([`Endpoint::send_page_request`]). What is not answered is
+//! in a record of the host's, and each group gets one answer: from the guest through its IOMMU model
+//! ([`Vm::take_page_request`]) or through the fault queue of what is attached
+//! ([`Vm::take_page_fault`]), from the time-out ([`Vm::tick`]), or from the end of what it came
+//! through. [`FaultReader`] shows all of that to whoever runs the VM.
+//!
 //! PASIDs come from one space for each host: [`pasid`] has who asks for them and how; a VM is granted
 //! them by [`Vm::alloc_pasid`] within the quota of its [`VmConfig`].
 //!

@@ -34,18 +34,32 @@ const MEMBERS: usize = 8;
 /// What destinations are filled with beforehand if they are touched.
 const STALE: u8 = 0xa5;
 
+/// What is tried on a queue, with the seed's choices.
+type Part = fn(&mut Queue, &mut Random) -> Outcome;
+
+const PARTS: [(&str, Part); 8] = [
+    ("a destination never touched", destination),
+    ("a source never touched", source),
+    ("both, with pages here and there", patchwork),
+    ("two destinations at once", dualcast),
+    ("a huge page", huge),
+    ("a completion record", record),
+    ("a descriptor list, its members' records and operands", list),
+    ("without the flag it stops at the page as before", stops),
+];
+
 /// The scenario.
 pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let mut random = Random::new(seed);
     let mut queue = Queue::open(BLOCKING[0])?;
-    report.check("a destination never touched", destination(&mut queue, &mut random));
-    report.check("a source never touched", source(&mut queue));
-    report.check("both, with pages here and there", patchwork(&mut queue, &mut random));
-    report.check("two destinations at once", dualcast(&mut queue, &mut random));
-    report.check("a huge page", huge(&mut queue, &mut random));
-    report.check("a completion record", record(&mut queue));
-    report.check("a descriptor list, its members' records and operands", list(&mut queue));
-    report.check("without the flag it stops at the page as before", stops(&mut queue, &mut random));
+    for (what, part) in PARTS {
+        report.check(what, part(&mut queue, &mut random));
+        if queue.lost() > 0 {
+            // Whoever closes the queue waits for it, too.
+            report.note("the rest is not tried: a descriptor never completed");
+            return Ok(queue.counts());
+        }
+    }
     let mut counts = queue.counts();
     drop(queue);
     let mut plain = Queue::open(QUEUES[0])?;
@@ -86,7 +100,7 @@ fn destination(queue: &mut Queue, random: &mut Random) -> Outcome {
     Ok(format!("{SIZE} bytes copied, {PAGES} pages made on the way"))
 }
 
-fn source(queue: &mut Queue) -> Outcome {
+fn source(queue: &mut Queue, _: &mut Random) -> Outcome {
     let (source, target) = (fresh(SIZE)?, filled(&[STALE; SIZE])?);
     queue.block(job::copy(source.span(), target.span()))?;
     all_present("source", source.span())?;
@@ -149,7 +163,7 @@ fn huge(queue: &mut Queue, random: &mut Random) -> Outcome {
 }
 
 /// The record's page is left alone until a drain has completed after it.
-fn record(queue: &mut Queue) -> Outcome {
+fn record(queue: &mut Queue, _: &mut Random) -> Outcome {
     let (target, memory) = (fresh(PAGE)?, fresh(PAGE)?);
     let record = memory.span().part(5 * CompletionRecord::SIZE, CompletionRecord::SIZE);
     let operation = job::fill(0x1122_3344_5566_7788, target.span());
@@ -167,7 +181,7 @@ fn record(queue: &mut Queue) -> Outcome {
 }
 
 /// The list lies in a file that is written, not mapped; what the members use was never touched.
-fn list(queue: &mut Queue) -> Outcome {
+fn list(queue: &mut Queue, _: &mut Random) -> Outcome {
     let (targets, records) = (fresh(MEMBERS * PAGE)?, fresh(PAGE)?);
     let target = |member: usize| targets.span().part(member * PAGE, PAGE);
     let fill =

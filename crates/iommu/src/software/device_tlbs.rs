@@ -12,10 +12,6 @@ use core::time::Duration;
 
 use pci::RequesterId;
 
-use super::vm::VmShared;
-use super::SoftwareVm;
-use crate::channel::{Batch, ChannelShared};
-use crate::endpoint::Device;
 use crate::{Ticket, Unanswered};
 
 /// Who asks for a change.
@@ -135,44 +131,5 @@ impl DeviceTlbs {
         });
         let timed = owed.iter().filter(|(device, _)| !withheld.contains(device));
         timed.filter_map(|(_, owed)| owed.due).min()
-    }
-}
-
-impl SoftwareVm {
-    /// For tests of what is above: has the `n`-th word of the guest's tables that a translation
-    /// loads from now on (the next one is the first) not be found, once, as if no memory were there.
-    /// `None` ends that.
-    pub fn inject_walk_failure(&self, n: Option<u64>) {
-        self.0.walk_failure.set(n);
-    }
-
-    /// For tests of what is above: has every device take at least `delay` to answer an invalidation
-    /// of its own TLB, by the time that [`tick`](crate::Vm::tick) is told. `None` ends that.
-    pub fn delay_invalidation_answers(&self, delay: Option<Duration>) {
-        self.0.control.lock().device_tlbs.set_delay(delay);
-    }
-}
-
-impl VmShared {
-    /// Switches the ATS of `device`. What is in its own TLB when that is switched off, each access
-    /// that begins later finds gone.
-    pub(crate) fn set_ats(&self, device: &Device, on: bool) {
-        let mut control = self.control.lock();
-        device.switch_ats(on);
-        if control.devices.get(&device.requester) != Some(&device.attachment) {
-            return;
-        }
-        if control.device_tlbs.switch(device.requester, on) && !on {
-            let of = |channel: &ChannelShared| channel.attachment == device.attachment;
-            let (_ticket, _) = control.post(of, Batch::end_device_tlb);
-        }
-    }
-
-    /// Has `device` keep its answers to invalidations of its own TLB to itself, or give them.
-    pub(crate) fn withhold_invalidation_answers(&self, device: &Device, withhold: bool) {
-        let mut control = self.control.lock();
-        if control.devices.get(&device.requester) == Some(&device.attachment) {
-            control.device_tlbs.withhold(device.requester, withhold);
-        }
     }
 }

@@ -10,7 +10,7 @@ use super::scenarios::{Submitter, CONFIG, NUMBERS};
 use crate::common::hosted::guest;
 use crate::common::{pasid, wait, DEVICE};
 
-const ROUNDS: u32 = 400;
+const ROUNDS: u32 = 200;
 
 /// For each of the host's PASIDs, whether a device may be given it now.
 struct Device(Vec<AtomicU32>);

@@ -419,3 +419,20 @@ fn numbers_that_are_not_on_the_hosts_record_are_a_failure() {
         ["the host's record is what the guest holds", "host's books balance with the guest's"];
     assert_eq!(checks, expected);
 }
+
+#[test]
+fn what_scenarios_without_memory_ask_of_the_server_is_a_check() {
+    let values = BTreeMap::from([(scenario::DROP_RESPONSE.to_owned(), 3)]);
+    let inject = Step::Say(FromGuest::Sync { point: sync::INJECT.to_owned(), values });
+    let mut script = vec![inject, point(sync::INJECT_NOTHING), point(sync::SETTLED)];
+    script.extend(good("drop-response"));
+    let run = run(&["drop-response"], false, vec![script]);
+    let details: Vec<_> = run.failures().into_iter().map(|(_, _, detail)| detail).collect();
+    let expected = [
+        "the server cannot inject drop-response=3",
+        "the server does not count page_requests_outstanding",
+    ];
+    assert_eq!(details, expected);
+    let answers = run.log.iter().filter(|line| line.starts_with("continue"));
+    assert_eq!(answers.collect::<Vec<_>>(), ["continue false", "continue true", "continue false"]);
+}

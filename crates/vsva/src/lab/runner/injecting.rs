@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::super::server::{Check, GuestId, LabServer};
+use crate::inspect::snapshot::PAGE_REQUESTS_OUTSTANDING;
 use crate::server::Injection;
 
 /// How long what was submitted may still leave traces on the host: an answer is on its way to the device, a PASID is
@@ -13,9 +14,6 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often the host is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// The server's count of page requests that nobody has answered yet.
-pub(super) const OUTSTANDING: &str = "page_requests_outstanding";
 
 /// Has the server do wrong what `values` says, or nothing (any more) if it is empty.
 pub(super) fn inject(
@@ -45,7 +43,8 @@ pub(super) fn settled(server: &mut dyn LabServer, guest: GuestId) -> Vec<Check> 
     loop {
         let outstanding = outstanding(server, guest);
         let parked = server.space().parked;
-        if (outstanding == Ok(0) && parked == 0) || Instant::now() >= until {
+        let settled = outstanding.as_ref().map_or(true, |count| *count == 0) && parked == 0;
+        if settled || Instant::now() >= until {
             let outstanding =
                 outstanding.and_then(|count| none(count, "page requests outstanding"));
             return vec![
@@ -59,8 +58,10 @@ pub(super) fn settled(server: &mut dyn LabServer, guest: GuestId) -> Vec<Check> 
 
 fn outstanding(server: &dyn LabServer, guest: GuestId) -> Result<u64, String> {
     let counters = server.counters(guest);
-    let count = counters.iter().find(|(name, _)| *name == OUTSTANDING);
-    count.map(|(_, count)| *count).ok_or_else(|| format!("the server does not count {OUTSTANDING}"))
+    let count = counters.iter().find(|(name, _)| *name == PAGE_REQUESTS_OUTSTANDING);
+    count
+        .map(|(_, count)| *count)
+        .ok_or_else(|| format!("the server does not count {PAGE_REQUESTS_OUTSTANDING}"))
 }
 
 fn none(count: u64, what: &str) -> Result<String, String> {
@@ -75,4 +76,25 @@ fn none(count: u64, what: &str) -> Result<String, String> {
 fn check(what: &str, outcome: Result<String, String>) -> Check {
     let ok = outcome.is_ok();
     Check { check: what.to_owned(), ok, detail: outcome.unwrap_or_else(|error| error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_scenario_asks_for_is_written_as_on_the_command_line() {
+        let values = |name: &str, value| BTreeMap::from([(name.to_owned(), value)]);
+        assert_eq!(written(&BTreeMap::new()), None);
+        assert_eq!(written(&values("answer-twice", 0)).unwrap(), "answer-twice");
+        let text = written(&values("fail-walk", 4)).unwrap();
+        assert_eq!(text, "fail-walk=4");
+        assert_eq!(text.parse::<Injection>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn only_nothing_is_none() {
+        assert_eq!(none(0, "requests"), Ok("0 requests".to_owned()));
+        assert_eq!(none(2, "requests"), Err("2 requests".to_owned()));
+    }
 }

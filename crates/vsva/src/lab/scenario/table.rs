@@ -7,7 +7,7 @@ use iommu::Numbering;
 
 use super::{Kind, Plan, Scenario, Tenants};
 use crate::assets::Linux;
-use crate::server::{Commands, GuestConfig, HostCalls, PasidTable, StageTwo};
+use crate::server::{Commands, GuestConfig, HostCalls, PageTimeout, PasidTable, StageTwo};
 
 /// The newest Linux, which numbers its PASIDs itself, over a real second stage.
 const NEWEST: Kind = Kind {
@@ -16,7 +16,14 @@ const NEWEST: Kind = Kind {
 };
 
 /// The same where something goes wrong on purpose: those who wait for it give up sooner than usual.
-const INJECTED: Kind = NEWEST;
+const INJECTED: Kind = Kind {
+    config: GuestConfig {
+        page_request_timeout: PageTimeout::After(Duration::from_secs(2)),
+        invalidation_timeout: Duration::from_millis(500),
+        ..NEWEST.config
+    },
+    ..NEWEST
+};
 
 /// Linux 6.1 on a unit with virtual commands, in the layout that it uses.
 const PARAVIRTUAL: Kind = Kind {
@@ -112,6 +119,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::MPROTECT_MUNMAP,
         shows: "memory that is taken away under running copies: each copy is complete or has faulted",
+        limit: Duration::from_secs(60),
         sabotage: "ignore-invalid-answer",
         ..IN_ONE_GUEST
     },
@@ -124,7 +132,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::OOM_KILL,
         shows: "processes killed with page requests in flight leave nothing behind",
-        sabotage: "forget-group",
+        sabotage: "leak-cache",
         ..IN_ONE_GUEST
     },
     Scenario {
