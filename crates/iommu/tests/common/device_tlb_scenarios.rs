@@ -64,7 +64,7 @@ pub fn remap() -> Verdict {
 /// Two channels copy from one page to another without pause, while both are remapped, and what the
 /// device has lost is written to. Nothing that it lost is read, or written.
 pub fn storm() -> Verdict {
-    const ROUNDS: usize = 200;
+    const ROUNDS: usize = 100;
     let mut guest = Guest::new();
     let root = guest.table();
     let source = guest.set_first(root, SOURCE, 1, leaf(SOURCES[0]));
