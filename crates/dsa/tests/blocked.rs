@@ -147,8 +147,36 @@ fn credits_can_be_added() {
     }
     paged.rig.settle();
     assert_eq!(paged.requests().len(), 1);
-    paged.rig.device.config_write(0x24c, &3u32.to_le_bytes());
+    paged.rig.device.config_write(0x24c, &6u32.to_le_bytes());
     assert_eq!(paged.requests().len(), 2);
+}
+
+/// A queue whose pages never come has its share of the credits, and no more.
+#[test]
+fn a_queue_cannot_take_every_credit() {
+    let mut paged = two_queues(8);
+    for index in 0..SET_ASIDE as u64 {
+        let far = memory_move(SOURCE + index * 0x1000, FLAT + 0x40_0000, 16);
+        paged.rig.post(0, &recorded(far, index));
+    }
+    paged.rig.settle();
+    let stuck = paged.requests();
+    assert_eq!(stuck.len(), 4);
+    paged.rig.post(1, &recorded(copy(0x3000), 20));
+    for _ in 0..6 {
+        paged.rig.settle();
+        let request = paged.request();
+        assert_eq!(request.pasid, Pasid::new(2));
+        paged.bring(&request);
+    }
+    paged.rig.settle();
+    assert_eq!(status(&paged, 20), 1);
+    // Its share is its own again as it is answered, or when it is all there is.
+    paged.bring(&stuck[0]);
+    assert_eq!(paged.request().address, Iova(SOURCE + 4 * 0x1000));
+    assert_eq!(paged.rig.command(Code::DisableWq, 2), 0);
+    paged.bring(&stuck[1]);
+    assert_eq!(paged.requests().len(), 3, "the rest");
 }
 
 /// A drain descriptor waits for what is set aside before it, and what is behind the drain for it.

@@ -2,9 +2,14 @@
 
 mod rig;
 
-use dsa::model::RETRY_LIMIT;
+use std::time::Duration;
+
+use dsa::model::{Ran, RETRY_LIMIT};
 use dsa::spec::*;
-use iommu::{PageRequest, Pasid, ResponseCode, ResponseInjection, Vm};
+use iommu::{
+    PageRequest, PageRequestPolicy, Pasid, ResponseCode, ResponseInjection, Vm, VmConfig,
+    PAGE_REQUEST_TIMEOUT,
+};
 use pci::Function;
 use rig::paged::*;
 use rig::*;
@@ -136,7 +141,7 @@ fn records_are_asked_for_whatever_the_flag() {
         paged.rig.settle();
         let request = paged.request();
         assert_eq!((request.address, request.write), (Iova(record.0 & !0xfff), true));
-        assert_eq!(paged.rig.interrupts.take(), []);
+        assert!(paged.rig.interrupts.take().is_empty());
         assert_eq!(paged.rig.device.counters().ended(Status::Success), 0, "it has not ended");
         let found = match code {
             ResponseCode::Success => {
@@ -320,4 +325,48 @@ fn an_answer_that_was_not_asked_for() {
     assert_eq!((counters.page_responses_success, counters.page_responses_unexpected), (2, 2));
     paged.rig.device.config_write(0x246, &2u16.to_le_bytes());
     assert_eq!(paged.pri_status() & 3, 0);
+}
+
+/// A host that answers at once, from inside the call that asks: its limit is one request.
+#[test]
+fn answers_from_inside_the_call() {
+    let page_requests = PageRequestPolicy { per_device: 1, ..PageRequestPolicy::default() };
+    let mut paged = Paged::with(VmConfig { page_requests, ..VmConfig::named("one") }, 0);
+    paged.bring_up(32);
+    for index in 0..3 {
+        let copy = memory_move(SOURCE + index * 0x1000, DESTINATION, 64);
+        paged.rig.post(0, &recorded(copy, index));
+    }
+    // Two of them are told to try again, and again.
+    assert_eq!(paged.rig.step(5000), Ran::More);
+    assert_eq!([0, 1, 2].map(|index| status(&paged, index)), [0; 3]);
+    assert_eq!(paged.vm.page_request_counters().outstanding, 1);
+    for _ in 0..4 {
+        let request = paged.request();
+        paged.bring(&request);
+        let _ = paged.rig.step(5000);
+    }
+    assert_eq!([0, 1, 2].map(|index| status(&paged, index)), [1; 3]);
+    let counters = paged.rig.device.counters();
+    assert!(counters.page_requests > 1000 && counters.blocked == 0);
+}
+
+/// Nobody answers: the host does, when the time is up.
+#[test]
+fn an_answer_that_never_comes() {
+    let mut paged = Paged::dedicated(32);
+    let second = Duration::from_secs(1);
+    let _ = paged.vm.tick(second);
+    paged.rig.post(0, &recorded(copy(64), 0));
+    paged.rig.settle();
+    paged.rig.start(Code::DrainAll, 0);
+    // The request is as old as the first time that was told after it.
+    for now in [second, second + PAGE_REQUEST_TIMEOUT / 2] {
+        let _ = paged.vm.tick(now);
+        paged.rig.settle();
+        assert!(paged.rig.command_status().active());
+    }
+    let _ = paged.vm.tick(2 * second + PAGE_REQUEST_TIMEOUT);
+    paged.rig.settle();
+    assert_eq!((status(&paged, 0), paged.rig.command_status()), (4, CmdStatus::new()));
 }

@@ -21,11 +21,23 @@ const PASIDS: u32 = 2;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Submit { queue: u32, pasid: u32, batch: bool },
-    Answer { nth: usize, answer: Reply },
-    Run { engine: usize, steps: usize },
+    Submit {
+        queue: u32,
+        pasid: u32,
+        batch: bool,
+    },
+    Answer {
+        nth: usize,
+        answer: Reply,
+    },
+    Run {
+        engine: usize,
+        steps: usize,
+    },
     Abort(About),
     Drain(About),
+    /// A function-level reset, and everything set up anew.
+    Reset,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +47,8 @@ enum Reply {
     /// It is said to be there.
     Lie,
     Invalid,
+    /// The interface is broken.
+    Failure,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,15 +84,20 @@ fn op() -> impl Strategy<Value = Op> {
             3 => (1..=PASIDS).prop_map(About::Pasid),
         ]
     };
-    let answer =
-        prop_oneof![6 => Just(Reply::Brought), 2 => Just(Reply::Lie), 1 => Just(Reply::Invalid)];
+    let answer = prop_oneof![
+        60 => Just(Reply::Brought),
+        20 => Just(Reply::Lie),
+        10 => Just(Reply::Invalid),
+        1 => Just(Reply::Failure),
+    ];
     prop_oneof![
-        8 => (0..QUEUES, 1..=PASIDS, prop::bool::weighted(0.15))
+        16 => (0..QUEUES, 1..=PASIDS, prop::bool::weighted(0.15))
             .prop_map(|(queue, pasid, batch)| Op::Submit { queue, pasid, batch }),
-        10 => (0..8usize, answer).prop_map(|(nth, answer)| Op::Answer { nth, answer }),
-        10 => (0..3usize, 1..6usize).prop_map(|(engine, steps)| Op::Run { engine, steps }),
-        1 => about().prop_map(Op::Abort),
-        1 => about().prop_map(Op::Drain),
+        20 => (0..8usize, answer).prop_map(|(nth, answer)| Op::Answer { nth, answer }),
+        20 => (0..3usize, 1..6usize).prop_map(|(engine, steps)| Op::Run { engine, steps }),
+        2 => about().prop_map(Op::Abort),
+        2 => about().prop_map(Op::Drain),
+        1 => Just(Op::Reset),
     ]
 }
 
@@ -89,6 +108,8 @@ struct Submitted {
     pasid: u32,
     /// Whether it copies something.
     copies: bool,
+    /// Whether it is in a batch: it never runs if its list cannot be read.
+    member: bool,
     fate: Fate,
 }
 
@@ -116,21 +137,42 @@ struct World {
     command: Option<(About, usize, bool)>,
     /// Whether a page was refused.
     refused: bool,
+    /// Whether the interface is broken.
+    failed: bool,
+    /// Whether it has been.
+    has_failed: bool,
+    /// Requests that a reset forgot.
+    forgotten: u64,
+    credits: u32,
 }
 
 impl World {
     fn new(credits: u32) -> Self {
-        let paged = Paged::new(PASIDS);
-        paged.enable_function(credits);
+        let world = Self {
+            paged: Paged::new(PASIDS),
+            account: Vec::new(),
+            requests: Vec::new(),
+            command: None,
+            refused: false,
+            failed: false,
+            has_failed: false,
+            forgotten: 0,
+            credits,
+        };
+        world.set_up();
+        world
+    }
+
+    fn set_up(&self) {
+        self.paged.enable_function(self.credits);
         for wq in 0..2 {
             let mode = blocking(true).with_pasid(wq as u32 + 1);
-            paged.rig.configure(wq, 0, 40, mode);
+            self.paged.rig.configure(wq, 0, 40, mode);
         }
-        paged.rig.configure(2, 1, 40, blocking(false));
-        paged.rig.set_engines(0, 1);
-        paged.rig.set_engines(1, 6);
-        paged.rig.enable(&[0, 1, 2]);
-        Self { paged, account: Vec::new(), requests: Vec::new(), command: None, refused: false }
+        self.paged.rig.configure(2, 1, 40, blocking(false));
+        self.paged.rig.set_engines(0, 1);
+        self.paged.rig.set_engines(1, 6);
+        self.paged.rig.enable(&[0, 1, 2]);
     }
 
     fn apply(&mut self, op: &Op) {
@@ -142,6 +184,7 @@ impl World {
             }
             Op::Abort(about) => self.start(about, true),
             Op::Drain(about) => self.start(about, false),
+            Op::Reset => self.reset(),
         }
         self.look();
     }
@@ -184,15 +227,33 @@ impl World {
         };
         assert!(taken, "there is room for all");
         for number in 0..count {
-            let copies = !batch || number != 0;
-            self.account.push(Submitted { queue, pasid, copies, fate: Fate::Open });
+            let (copies, member) = (!batch || number != 0, batch && number != 0);
+            self.account.push(Submitted { queue, pasid, copies, member, fate: Fate::Open });
         }
     }
 
+    /// Takes in what is asked for.
+    fn listen(&mut self) {
+        let requests = self.paged.requests();
+        self.requests.extend(requests.iter().filter(|request| request.wants_response()));
+    }
+
+    fn reset(&mut self) {
+        self.listen();
+        self.forgotten += self.requests.len() as u64;
+        self.requests.clear();
+        self.paged.rig.device.reset();
+        for (number, submitted) in self.account.iter_mut().enumerate() {
+            if submitted.fate == Fate::Open {
+                submitted.fate = Fate::Aborted(destination(&self.paged, number));
+            }
+        }
+        (self.command, self.failed) = (None, false);
+        self.set_up();
+    }
+
     fn answer(&mut self, nth: usize, answer: Reply) {
-        self.requests.extend(self.paged.requests());
-        let marker = PageRequest::is_stop_marker;
-        self.requests.retain(|request| !marker(request));
+        self.listen();
         if self.requests.is_empty() {
             return;
         }
@@ -200,11 +261,15 @@ impl World {
         match answer {
             Reply::Brought => self.paged.bring(&request),
             Reply::Lie => self.paged.answer(&request, ResponseCode::Success),
-            // Members whose list cannot be read never run; all else has a record.
+            // Lists can be read, so that all members run.
             Reply::Invalid if request.address.0 & 0x3000 == 0x2000 => self.paged.bring(&request),
             Reply::Invalid => {
                 self.refused = true;
                 self.paged.answer(&request, ResponseCode::Invalid);
+            }
+            Reply::Failure => {
+                (self.failed, self.has_failed) = (true, true);
+                self.paged.answer(&request, ResponseCode::Failure);
             }
         }
     }
@@ -227,9 +292,15 @@ impl World {
                 continue;
             }
             assert_eq!(submitted.fate, Fate::Open, "record {number}: {record:?}");
-            let expected: &[u8] = if self.refused { &[1, 4, 0x84, 5] } else { &[1] };
             let status = record.status.into_bits();
-            assert!(expected.contains(&status), "{record:?}");
+            let expected = match status {
+                1 => true,
+                4 | 0x84 => self.refused,
+                5 => self.refused || self.failed,
+                0x22 => self.failed,
+                _ => false,
+            };
+            assert!(expected, "{record:?}");
             if submitted.copies && status == 1 {
                 assert_eq!(destination(paged, number), number as u64 + 1);
             }
@@ -242,7 +313,8 @@ impl World {
         }
         for (number, submitted) in self.account[..barrier].iter_mut().enumerate() {
             if about.covers(submitted) && submitted.fate == Fate::Open {
-                assert!(abort, "{about:?} is drained, but {submitted:?}");
+                let skipped = self.failed && submitted.member;
+                assert!(abort || skipped, "{about:?} is drained, but {submitted:?}");
                 submitted.fate = Fate::Aborted(destination(&self.paged, number));
             }
         }
@@ -265,15 +337,14 @@ impl World {
     fn end(mut self) {
         loop {
             self.settle();
-            self.requests.extend(self.paged.requests());
+            self.listen();
             let Some(request) = self.requests.pop() else { break };
-            if request.wants_response() {
-                self.paged.bring(&request);
-            }
+            self.paged.bring(&request);
         }
         assert_eq!(self.command, None);
         for (number, submitted) in self.account.iter().enumerate() {
             match submitted.fate {
+                Fate::Open if self.failed && submitted.member => {}
                 Fate::Open => panic!("{number} is lost: {submitted:?}"),
                 Fate::Ended => {}
                 Fate::Aborted(held) => assert_eq!(destination(&self.paged, number), held),
@@ -281,12 +352,16 @@ impl World {
         }
         let counters = self.paged.rig.device.counters();
         assert_eq!(counters.blocked, 0);
-        let answers = counters.page_responses_success + counters.page_responses_invalid;
-        assert_eq!((counters.page_requests, counters.page_responses_unexpected), (answers, 0));
+        let answers = counters.page_responses_success
+            + counters.page_responses_invalid
+            + counters.page_responses_failure;
+        assert_eq!(counters.page_requests, answers + self.forgotten);
+        assert_eq!(counters.page_responses_unexpected, 0);
+        assert_eq!(self.has_failed, counters.page_responses_failure != 0);
         // Nothing is out: a disabled interface is stopped at once.
         assert_eq!(self.paged.rig.command(Code::DisableDevice, 0), 0);
         self.paged.rig.device.config_write(0x244, &0u16.to_le_bytes());
-        assert_eq!(self.paged.pri_status(), 0x8100);
+        assert_eq!(self.paged.pri_status(), 0x8100 | u16::from(self.failed));
         assert_eq!(self.paged.requests(), []);
     }
 }

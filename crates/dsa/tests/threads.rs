@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dsa::model::{Engine, Ran};
 use dsa::spec::*;
-use iommu::Vm;
+use iommu::{PageRequest, PageResponse, ResponseCode, Vm};
 use mem::{Gpa, GuestMemory};
 use pci::Function;
 use rig::paged::*;
@@ -304,4 +304,45 @@ fn pages_come_while_everything_runs() {
     let counters = device.counters();
     assert_eq!((counters.ended(Status::Success), counters.blocked), (48, 0));
     assert_eq!(counters.page_requests, counters.page_responses_success);
+}
+
+/// Function-level resets while pages are asked for and answered: nothing of before is answered after.
+#[test]
+fn resets_while_pages_come() {
+    let mut paged = Paged::dedicated(32);
+    let workers = Workers::start(&mut paged.rig);
+    let vm = paged.vm.clone();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let Some(PageRequest { requester, pasid, group, .. }) = vm.take_page_request()
+                else {
+                    thread::yield_now();
+                    continue;
+                };
+                // It may be forgotten by now.
+                let code = ResponseCode::Success;
+                let response = PageResponse { requester, pasid, group, code };
+                let _ = vm.respond_page_request(response);
+            }
+        });
+        for round in 0..100u64 {
+            for index in 0..12 {
+                let copy = memory_move(FLAT + index * 0x1000, DESTINATION, 16);
+                paged.rig.post(0, &recorded(copy, index));
+            }
+            let before = paged.rig.device.counters().page_requests;
+            wait("a request", || paged.rig.device.counters().page_requests > before + round % 7);
+            paged.rig.device.reset();
+            let none = |index| paged.rig.record(index).status.is_pending();
+            assert!((0..12).all(none), "no page ever comes");
+            paged.bring_up(32);
+        }
+        paged.rig.device.reset();
+        wait("an end", || paged.vm.page_request_counters().outstanding == 0);
+        done.store(true, Ordering::Release);
+    });
+    workers.join(&mut paged.rig);
+    assert_eq!(paged.rig.device.counters().blocked, 0);
 }

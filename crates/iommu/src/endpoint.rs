@@ -128,6 +128,48 @@ impl Endpoint {
     /// Sends a page request message; its requester is this device, whatever it says. Returns at
     /// once: an answer comes as [`set_page_responses`](Self::set_page_responses) has it, maybe from
     /// inside this call. Which groups are out is for the device to know.
+    ///
+    /// ```
+    /// # use std::sync::{Arc, Mutex};
+    /// # use iommu::{Host, SoftwareHost, Vm, VmConfig};
+    /// use iommu::{PageRequest, PageResponse, PageResponses, PrgIndex, ResponseCode};
+    ///
+    /// #[derive(Default)]
+    /// struct Heard(Mutex<Vec<ResponseCode>>);
+    ///
+    /// impl PageResponses for Heard {
+    ///     fn respond(&self, response: PageResponse) {
+    ///         self.0.lock().unwrap().push(response.code);
+    ///     }
+    /// }
+    ///
+    /// # let vm = SoftwareHost::new().create_vm(VmConfig::named("guest"))?;
+    /// # let requester = pci::RequesterId::from_bits(0x80);
+    /// let device = vm.attach(requester)?;
+    /// let heard = Arc::new(Heard::default());
+    /// device.set_page_responses(Some(heard.clone()));
+    /// device.send_page_request(PageRequest {
+    ///     requester,
+    ///     pasid: None,
+    ///     privileged: false,
+    ///     execute: false,
+    ///     read: true,
+    ///     write: false,
+    ///     address: mem::Iova(0x5000),
+    ///     group: PrgIndex::from_field(7),
+    ///     last: true,
+    ///     private_data: None,
+    /// });
+    ///
+    /// // The IOMMU model, in the guest's name.
+    /// let PageRequest { pasid, group, .. } = vm.take_page_request().expect("it waits");
+    /// let code = ResponseCode::Success;
+    /// let response = PageResponse { requester, pasid, group, code };
+    /// vm.respond_page_request(response)?;
+    /// assert_eq!(*heard.0.lock().unwrap(), [code]);
+    /// assert!(vm.respond_page_request(response).is_err(), "once");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn send_page_request(&self, request: PageRequest) {
         let requester = self.device.requester;
         let request = PageRequest { requester, ..request };

@@ -7,12 +7,19 @@
 //!        ▼                                            ▼
 //!   trait Vm ◄──────── SoftwareVm ────────► Endpoint ─► Channel ─► InFlight ─► Window
 //!        ▲                  │                             │
-//!   trait Host         memory map               context, PASID entries, IOTLB
+//!   trait Host         memory map               device TLB ─► context, PASID entries, IOTLB
 //! ```
 //!
 //! A model posts invalidations and polls their tickets; a device's accesses never wait for it, nor
 //! for another device. How a ticket comes to say that nothing old is in use any more is argued in
-//! `docs/adr/0002-in-flight.md`.
+//! `docs/adr/0002-in-flight.md`. A device whose ATS is on looks into its own TLB first; only what names
+//! the device empties that ([`Endpoint::set_ats`]).
+//!
+//! A device that misses a page may ask for it ([`Endpoint::send_page_request`]). What is not answered is
+//! in a record of the host's, and each group gets one answer: from the guest through its IOMMU model
+//! ([`Vm::take_page_request`]) or through the fault queue of what is attached
+//! ([`Vm::take_page_fault`]), from the time-out ([`Vm::tick`]), or from the end of what it came
+//! through. [`FaultReader`] shows all of that to whoever runs the VM.
 //!
 //! PASIDs come from one space for each host: [`pasid`] has who asks for them and how; a VM is granted
 //! them by [`Vm::alloc_pasid`] within the quota of its [`VmConfig`].

@@ -46,6 +46,10 @@ pub enum Sabotage {
     AnswerTwice = 20,
     /// A page request that is withdrawn is answered by nobody.
     ForgetGroup = 21,
+    /// The host answers page requests with Success and tells nobody of them.
+    AnswerForGuest = 22,
+    /// A page request is kept and nobody told of it.
+    LoseGroup = 23,
     /// What a device's own TLB holds survives its invalidation.
     SkipDeviceTlbInvalidation = 12,
 }

@@ -3,8 +3,12 @@
 // Each of them brings its own.
 #![allow(clippy::duplicate_mod)]
 
+#[path = "answers.rs"]
+mod answers;
 #[path = "bindings.rs"]
 mod bindings;
+#[path = "device_tlb.rs"]
+mod device_tlb;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 #[path = "model.rs"]

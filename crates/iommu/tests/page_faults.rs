@@ -11,8 +11,9 @@ use common::requests::*;
 use common::*;
 use iommu::ResponseCode::{Invalid, Success};
 use iommu::{
-    FaultQueueId, HwptFlags, HwptId, HwptRequest, InvalidField, ObjectError, PageFault,
-    PageRequest, StageOneTable, Vm, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
+    FaultQueueId, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField, ObjectError,
+    PageFault, PageRequest, SoftwareHost, StageOneTable, ViommuKind, Vm, VtdPasidTable,
+    VtdStageOne, VtdStageOneFlags,
 };
 use mem::Gpa;
 use pci::RequesterId;
@@ -183,7 +184,7 @@ fn a_table_for_all_pasids_has_the_queue_for_all_of_them() {
     let table = VtdPasidTable { directory: Gpa(0x80_0000), pasid_bits: 10 };
     let request_for = |fault: Option<FaultQueueId>| HwptRequest {
         device: DEVICE,
-        parent: iommu::HwptParent::Hwpt(queued.hosted.parent),
+        parent: HwptParent::Hwpt(queued.hosted.parent),
         flags: HwptFlags::FAULT_ID_VALID,
         data: Some(StageOneTable::VtdPasidTable(table)),
         fault,
@@ -240,4 +241,41 @@ fn a_device_that_leaves_takes_its_requests_along() {
     assert_eq!(ear.codes(), [(1, Success)]);
     assert_eq!(vm.take_page_fault(queued.queue), Ok(None));
     assert_eq!(vm.page_request_counters().forgotten, 2);
+}
+
+#[test]
+fn behind_an_smmu_a_device_has_one_queue() {
+    let guest = Guest::on(&SoftwareHost::with_hardware(Hardware::Smmuv3(smmu::SMMU)));
+    let vm = &guest.vm;
+    let (endpoint, _channel) = guest.attach();
+    let ear = Ear::of(&endpoint);
+    let queue = vm.alloc_fault_queue().unwrap();
+    let parent = HwptParent::Ioas(vm.ioas().unwrap());
+    let flags = HwptFlags::NEST_PARENT;
+    let request_for = HwptRequest { device: DEVICE, parent, flags, data: None, fault: None };
+    let parent = vm.alloc_hwpt(&request_for).unwrap();
+    let viommu = vm.alloc_viommu(DEVICE, parent, ViommuKind::Smmuv3).unwrap();
+    vm.alloc_vdevice(viommu, DEVICE, 7).unwrap();
+    // V, Config: stage 1; a table of 2^4 context descriptors.
+    let entry = StageOneTable::Smmuv3([1 | 5 << 1 | 0x80_0000 | 4 << 59, 0]);
+    let nested = |fault: Option<FaultQueueId>| {
+        let flags = match fault {
+            Some(_) => HwptFlags::FAULT_ID_VALID,
+            None => HwptFlags::empty(),
+        };
+        let (parent, data) = (HwptParent::Viommu(viommu), Some(entry));
+        vm.alloc_hwpt(&HwptRequest { device: DEVICE, parent, flags, data, fault }).unwrap()
+    };
+    let (with, without) = (nested(Some(queue)), nested(None));
+    vm.attach_hwpt(DEVICE, None, with).unwrap();
+    endpoint.send_page_request(request(Some(3), 1));
+    endpoint.send_page_request(request(None, 2));
+    let taken = vm.take_page_fault(queue).unwrap().unwrap();
+    assert_eq!(taken.request, PageRequest { requester: DEVICE, ..request(Some(3), 1) });
+    vm.respond_page_fault(queue, taken.cookie, Success).unwrap();
+    assert_eq!(ear.codes(), [(1, Success)]);
+    wait(vm, vm.replace_hwpt(DEVICE, None, without).unwrap());
+    assert_eq!(ear.codes(), [(2, Invalid)]);
+    endpoint.send_page_request(request(Some(3), 3));
+    assert_eq!(ear.codes(), [(3, Invalid)]);
 }

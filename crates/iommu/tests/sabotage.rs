@@ -3,14 +3,13 @@
 
 mod common;
 
-use common::request_model;
 use common::scenarios::{self, Verdict};
-use common::smmu_scenarios;
+use common::{device_tlb_scenarios, request_model, smmu_scenarios};
 use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 29] = [
+const CASES: [(Sabotage, &str, Scenario); 34] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -38,8 +37,13 @@ const CASES: [(Sabotage, &str, Scenario); 29] = [
     (Sabotage::SkipIotlbInvalidation, "smmu_remap", scenarios::smmu_remap),
     (Sabotage::NoAccessedDirty, "smmu_flags", scenarios::smmu_flags),
     (Sabotage::SkipStageTwo, "smmu_stage_two", scenarios::smmu_stage_two),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: remap", device_tlb_scenarios::remap),
+    (Sabotage::SkipDeviceTlbInvalidation, "device TLB: storm", device_tlb_scenarios::storm),
+    (Sabotage::SkipDeviceTlbInvalidation, "hosted_model", scenarios::hosted_model),
     (Sabotage::AnswerTwice, "page_requests", request_model::page_requests),
     (Sabotage::ForgetGroup, "page_requests", request_model::page_requests),
+    (Sabotage::AnswerForGuest, "page_requests", request_model::page_requests),
+    (Sabotage::LoseGroup, "page_requests", request_model::page_requests),
 ];
 
 /// One test, since a defect is on for the whole process.
@@ -49,8 +53,8 @@ fn each_defect_is_noticed() {
         set(None);
         assert_eq!(scenario(), Ok(()), "{name} without a defect");
         set(Some(defect));
-        // A race takes its time to go wrong.
-        let noticed = (0..20).any(|_| scenario().is_err());
+        // A race takes its time to go wrong, on a machine that is busy all the more.
+        let noticed = (0..200).any(|_| scenario().is_err());
         assert!(noticed, "{name} does not notice {defect:?}");
     }
     set(None);

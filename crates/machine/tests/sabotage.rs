@@ -17,16 +17,19 @@ enum Defect {
     Accelerator(accelerator::Sabotage),
 }
 
-use accelerator::Sabotage::{CorruptCopy, ForgeablePasid, ForgetCompletion, HastyAbort};
+use accelerator::Sabotage::{
+    BlockTheQueue, CorruptCopy, ForgeablePasid, ForgetCompletion, HastyAbort, IgnoreInvalidAnswer,
+    LoseBlocked,
+};
 use engine::Sabotage::{
-    DropInFlight, ForgetOwner, IgnoreGrants, KeepOnClose, LeakCache, NoAccessedDirty,
-    SkipIotlbInvalidation, SkipStageTwo, WrongPasid,
+    AnswerTwice, DropInFlight, ForgetGroup, ForgetOwner, IgnoreGrants, KeepOnClose, LeakCache,
+    NoAccessedDirty, SkipDeviceTlbInvalidation, SkipIotlbInvalidation, SkipStageTwo, WrongPasid,
 };
 use Defect::{Accelerator, Engine};
 
 type Scenario = fn(Setup) -> Verdict;
 
-const CASES: [(Defect, &str, Scenario, Drive); 15] = [
+const CASES: [(Defect, &str, Scenario, Drive); 21] = [
     (Engine(SkipIotlbInvalidation), "remap", scenarios::remap, Inline),
     (Engine(SkipIotlbInvalidation), "unmap", |setup| scenarios::unmap_under_copy(setup, 5), Inline),
     (
@@ -35,6 +38,12 @@ const CASES: [(Defect, &str, Scenario, Drive); 15] = [
         |setup| scenarios::unmap_under_copy(setup, 20),
         Threads,
     ),
+    (Engine(SkipDeviceTlbInvalidation), "remap", scenarios::remap, Inline),
+    (Engine(AnswerTwice), "first touch", scenarios::first_touch, Inline),
+    (Engine(ForgetGroup), "death", scenarios::death, Inline),
+    (Accelerator(LoseBlocked), "first touch", scenarios::first_touch, Inline),
+    (Accelerator(IgnoreInvalidAnswer), "refused page", scenarios::refused_page, Inline),
+    (Accelerator(BlockTheQueue), "unbind", scenarios::unbind, Inline),
     (Engine(NoAccessedDirty), "accessed_dirty", scenarios::accessed_dirty, Inline),
     (Engine(WrongPasid), "isolation", scenarios::isolation, Inline),
     (

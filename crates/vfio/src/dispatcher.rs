@@ -5,7 +5,6 @@ mod container;
 mod device;
 mod fault_file;
 mod group;
-
 mod memory;
 mod objects;
 mod page_faults;

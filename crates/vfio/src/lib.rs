@@ -41,11 +41,12 @@
 //! | the open container ([`File`]) | one VM: its memory, devices, PASIDs, faults. Numbers in the bytes (a PASID, a requester id, a ticket) select within it and reach nothing else |
 //! | [`Handle::Memory`] | memory that may be mapped; `vaddr` is an offset in it |
 //! | [`Handle::Contexts`] | the model's own tables, which the host asks for device contexts |
-//! | [`Handle::Event`] | what is rung when a fault arrives |
+//! | [`Handle::Event`] | what is rung when a fault or a page request arrives |
 //! | [`Reply::device`] | a device that was attached, until it is dropped |
 //! | [`Handle::Container`] | a container, for a group that is to join it |
 //! | an open group ([`Group`]) | devices that can only be in one container together |
 //! | [`Reply::file`] | a device of a group: what VFIO has in its file ([`DeviceFile`]) |
+//! | [`Reply::fault_file`] | a fault queue: page requests are read, answers written ([`FaultFile`]) |
 //!
 //! What takes time ends with a ticket, which is asked for ([`Request::Completion`]) and never waited
 //! for. The posted calls have no place for one; [`Reply::pending`] is for a transport whose clients
@@ -63,9 +64,33 @@
 //! which `SET_PASID_TABLE`, `CACHE_INVALIDATE`, `SET_MSI_BINDING` and `NESTING_OP` go. Faults come
 //! in the ring of their device, which has an interrupt.
 //!
-//! As in the kernel, the posted calls of one container come one after the other, under its lock. So
-//! whoever is asked on the way whether a PASID may be bound, and told that it is no longer
-//! ([`iommu::PasidSubscriber`]), must not call the same container, and holds up who else calls it.
+//! As in the kernel, the posted calls of one container come one after the other; but none holds a
+//! lock while it asks the host, which asks others: whether a PASID may be bound
+//! ([`iommu::PasidSubscriber`]), or tells devices that a page request is answered. Those may call
+//! the same container. A second posted call waits for the first for some milliseconds and is then
+//! refused (`EBUSY`), all others go on. A group that is closed meanwhile leaves when the call is
+//! over.
+//!
+//! # Page requests
+//!
+//! | whose | is told | answers |
+//! |---|---|---|
+//! | of devices that the guest's own tables translate ([`Handle::Contexts`]) | [`Request::ReadPageRequest`] | [`Request::RespondPageRequest`] |
+//! | of what is attached by a table with a fault queue | that queue's file, or [`Request::ReadPageFault`] | the file, or [`Request::RespondPageFault`] |
+//! | of a domain's devices | the ring of faults of their own files | the ring of responses; our `NESTING_OP` |
+//!
+//! A fault queue's file is iommufd's: whole groups are read (`EINVAL` if the first does not fit,
+//! `ESPIPE` for a position or a length that is no multiple), and an answer is success or invalid.
+//! That the interface is broken (failure) is not for iommufd's callers to say, only for those of
+//! [`Request::RespondPageFault`] and of the older generation.
+//!
+//! In the rings the rules are those of `iommu_report_device_fault` and `iommu_page_response`
+//! ([`iommu::nesting::DeviceFaults`]): an answer is matched by its group, and by its PASID if the
+//! request had one; one that matches nothing is counted ([`RingCounts`]) and nobody is told. What
+//! finds the ring full, or no open file, is counted and answered with invalid at once, and so is
+//! what a client leaves unanswered that closes its file; what is out when a PASID is unbound or a
+//! table goes, the host answers. An answer by `NESTING_OP` does not say of which device it is:
+//! if several have such a group unanswered it is refused. No posted series has that operation.
 //!
 //! What the posted code did is kept where a revision of it is selected: a tail of `SET_PASID_TABLE`
 //! that is not known is passed over, and what could not fail there does not (a `SET_PASID_TABLE`
@@ -81,7 +106,7 @@
 //! and never by the numbers in it: a range of PASIDs reaches those that the container was granted,
 //! and a ticket that was never given is not complete. A list of invalidations is decoded some at a
 //! time ([`MAX_INVALIDATE_ENTRIES`]). A ring takes from its client an index and responses, and no
-//! fault waits for room. A client that dies takes its VM along.
+//! fault and no page request waits for room. A client that dies takes its VM along.
 //!
 //! ```
 //! use iommu::{Host, PasidRange, SoftwareHost, Vm, VmConfig};

@@ -1,14 +1,15 @@
 //! A device waits for a page that its guest has not mapped yet, asks for it, hears the answer and
 //! goes on: through each generation's calls, on the host in software. Nothing stays unanswered.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
+use ioasid::Priority;
 use iommu::{
-    Channel, Hardware, PageRequest, PageResponse, PageResponses, Pasid, PrgIndex, ResponseCode,
-    SoftwareHost, Vm,
+    Channel, Hardware, PageRequest, PageResponse, PageResponses, Pasid, PasidEvent,
+    PasidSubscriber, PrgIndex, ResponseCode, SoftwareHost, Vm,
 };
 use mem::Iova;
-use vfio::{DeviceFile, Errno, FaultFile, Request, Revision};
+use vfio::{Container, DeviceFile, Errno, FaultFile, File, Request, Revision};
 
 #[allow(dead_code)]
 mod dma;
@@ -290,4 +291,58 @@ fn by_the_file_of_a_fault_queue() {
     drop(device);
     finish(client);
     assert_eq!(file.read(0, &mut bytes), Err(Errno::ENODEV));
+}
+
+/// Somebody who is told of PASIDs, and makes calls on the container on the way.
+struct Caller {
+    container: Weak<Container<SoftwareHost>>,
+    seen: Mutex<Vec<(&'static str, Option<Errno>)>>,
+}
+
+impl Caller {
+    fn call(&self, when: &'static str) {
+        let container = self.container.upgrade().unwrap();
+        let number = |request: Request| request.number(Revision::PasidRequestV7).unwrap();
+        let posted = container.ioctl(number(Request::NestingOp), &mut nesting_op(0), None);
+        self.seen.lock().unwrap().push((when, posted.err()));
+        // All that is the VM's own goes on.
+        let mut counters = words(&[168, 0]);
+        counters.resize(168, 0);
+        container.ioctl(number(Request::GetCounters), &mut counters, None).unwrap();
+    }
+}
+
+impl PasidSubscriber for Caller {
+    fn commit(&self, _: &PasidEvent<'_>) {
+        self.call("bound");
+    }
+
+    fn unbind(&self, _: &PasidEvent<'_>) {
+        self.call("unbound");
+    }
+
+    fn free(&self, _: &PasidEvent<'_>) {
+        self.call("freed");
+    }
+}
+
+#[test]
+fn who_is_told_of_a_pasid_may_call_the_container() {
+    let client = Client::new(SoftwareHost::new(), Revision::PasidRequestV7);
+    let container = Arc::downgrade(&client.container);
+    let caller = Arc::new(Caller { container, seen: Mutex::default() });
+    let subscription =
+        client.dispatcher.host().subscribe("caller", Priority::Cpu, caller.clone()).unwrap();
+    client.build(0x27, VTD_PAGE);
+    client.call(Request::PasidRequest, &words(&[16, 1, PASID, PASID]));
+    client.call(Request::NestingOp, &nesting_op(0));
+    client.call(Request::NestingOp, &nesting_op(1));
+    client.call(Request::PasidRequest, &words(&[16, 2, PASID, PASID]));
+    // A posted call within one is refused; within others it fails for reasons of its own.
+    let seen = caller.seen.lock().unwrap().clone();
+    let busy = Some(Errno::EBUSY);
+    assert_eq!(seen[..2], [("bound", busy), ("unbound", busy)]);
+    assert!(seen[2..].iter().all(|(when, errno)| *when == "freed" && errno.is_some()), "{seen:?}");
+    drop(subscription);
+    finish(client);
 }

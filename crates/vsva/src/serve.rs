@@ -172,6 +172,7 @@ struct Watch {
     connected: bool,
     descriptors: u64,
     refused: u64,
+    timed_out: u64,
 }
 
 impl Watch {
@@ -198,6 +199,14 @@ impl Watch {
         if refused != self.refused {
             self.refused = refused;
             place.say("a second client was turned away: the place is in use (--guests makes more)");
+        }
+        let timed_out = place.page_requests_timed_out();
+        if timed_out != self.timed_out {
+            let more = timed_out - std::mem::replace(&mut self.timed_out, timed_out);
+            place.say(format_args!(
+                "{more} page requests were not answered in time; the device was told that the pages cannot be had \
+                 (--page-request-timeout)"
+            ));
         }
         place.say_suppressed();
     }

@@ -4,8 +4,9 @@
 //!   driver ─► trait Registers ─┐
 //!                              ▼
 //!   MMIO read, write ──────► Model ─► Effects: messages to send, "poll me"
-//!                             │ ▲
-//! contexts, scopes, PASIDs ▼  │ faults, tickets
+//!                            │ ▲
+//!  contexts, scopes, PASIDs, │ │ faults, page requests,
+//!             page responses ▼ │ tickets
 //!                       iommu::Vm ── ContextSource ──► root and context tables in guest memory
 //! ```
 //!

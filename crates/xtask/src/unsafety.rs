@@ -21,8 +21,8 @@ pub(crate) const ROOMS: [(&str, &[&str]); 4] = [
             "benches/ioasid/find.rs",
         ],
     ),
-    // The guest program maps portals and registers and stores to them.
-    ("guest", &["src/dma", "src/portal", "src/registers"]),
+    // The guest program maps portals and registers, stores to them, forks and swaps.
+    ("guest", &["src/calls", "src/dma", "src/portal", "src/registers"]),
     // Supervision of QEMU: what a child process does between fork and exec.
     ("vsva", &["src/supervise"]),
 ];

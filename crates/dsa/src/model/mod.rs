@@ -5,15 +5,17 @@
 //!      │ Function: configuration space, registers, portals             │ Engine::run
 //!      ▼                                                               ▼
 //!   Device ── lock ──► State ── queues ──► dispatch ──► Engine ──► iommu::Channel ──► memory
-//!      │                 ▲                                │
-//!      │ Device::submit  └── commands, SWERROR ◄── done ──┘
+//!      │                 ▲ ▲                              │ │
+//!      │ Device::submit  │ └── page requests ◄── block ───┘ │
+//!      │                 └──── commands, SWERROR ◄── done ──┘
 //!      ▼
 //!   InterruptSink, Waker (after the lock is released)
 //! ```
 //!
 //! There are no threads, sockets or clocks in here. Register accesses return at once. The embedder
 //! takes each [`Engine`] once and calls [`Engine::run`] when the waker says that it has work, from
-//! whatever thread it likes; all engines can run at the same time.
+//! whatever thread it likes; all engines can run at the same time. A descriptor that has to wait for
+//! a page is set aside, and its engine goes on with others; it is woken when the answer comes.
 //!
 //! ```
 //! use std::sync::Arc;

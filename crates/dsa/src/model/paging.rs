@@ -22,6 +22,7 @@ use super::queue::Sequence;
 use super::sabotage::{self, Sabotage};
 use super::schedule::Running;
 use super::state::State;
+use crate::spec::WqState;
 
 /// Descriptors of one queue that one engine sets aside at most while they wait for pages. At that
 /// many it takes no more from this queue, and goes on with the others.
@@ -87,8 +88,8 @@ pub(super) enum Outgoing {
 #[derive(Debug)]
 pub(super) struct Paging {
     interface: PageRequestInterface,
-    /// Who waits for a credit, first come first.
-    for_credit: VecDeque<Sequence>,
+    /// Who waits for a credit, and of which queue; first come first.
+    for_credit: VecDeque<(Sequence, usize)>,
     /// Sent in this order by whoever finds nobody else at it. The host may answer from inside the
     /// sending; what comes of that is sent next, by the one who is at it.
     outbox: VecDeque<Outgoing>,
@@ -134,6 +135,12 @@ impl Paging {
         self.forget();
     }
 
+    /// Who waits for a credit next after `at`, of those of other queues than `wq`.
+    fn next_of_another_queue(&self, at: usize, wq: usize) -> usize {
+        let others = self.for_credit.iter().skip(at).take_while(|(_, of)| *of == wq);
+        at + others.count()
+    }
+
     /// Has `message` sent. What is out bounds the requests; markers beyond the limit are dropped,
     /// as they are only a courtesy to a guest that gets the answers in any case.
     fn post(&mut self, message: PageRequest) {
@@ -176,11 +183,11 @@ impl State {
         let Some(running) = running.and_then(|slot| slot.running) else {
             return Blocking::Cancelled;
         };
-        let wait = match self.ask(&running, page) {
+        let wait = match self.send_request(&running, page) {
             Ok(()) => Wait::Answer,
             Err(PageRequestRefused::NoCredit { .. }) => {
                 self.tally.credits_exhausted.add(1);
-                self.paging.for_credit.push_back(running.sequence);
+                self.paging.for_credit.push_back((running.sequence, running.wq));
                 Wait::Credit
             }
             Err(_) => return Blocking::Refused(ResponseCode::Failure),
@@ -193,23 +200,31 @@ impl State {
         Blocking::Aside
     }
 
-    /// Asks for `page`; what is asked for the longest is asked first.
-    fn ask(&mut self, running: &Running, page: WantedPage) -> Result<(), PageRequestRefused> {
-        if self.paging.interface.may_ask() && !self.paging.for_credit.is_empty() {
-            return Err(PageRequestRefused::NoCredit { wanted: 1 });
-        }
-        self.send_request(running, page)
-    }
-
+    /// Asks for `page`. Nobody is overtaken by that: whoever waits while there is a credit waits for
+    /// one of his queue's share.
     fn send_request(
         &mut self,
         running: &Running,
         page: WantedPage,
     ) -> Result<(), PageRequestRefused> {
+        if self.paging.interface.may_ask() && !self.has_share(running.wq) {
+            return Err(PageRequestRefused::NoCredit { wanted: 1 });
+        }
         let request = self.paging.interface.request(running.space, page, running.sequence)?;
         self.tally.page_requests.add(1);
         self.paging.post(request);
         Ok(())
+    }
+
+    /// Whether descriptors of queue `wq` wait for fewer answers than they may: each queue that is
+    /// enabled has an equal share of the credits, so that one whose pages never come leaves the
+    /// others theirs.
+    fn has_share(&self, wq: usize) -> bool {
+        let enabled = self.wqs.iter().filter(|wq| wq.state() != WqState::Disabled).count();
+        let share = self.paging.interface.allocation() as usize / enabled.max(1);
+        let blocked = self.engines.iter().flat_map(|slot| &slot.blocked);
+        let asked = |blocked: &&Blocked| blocked.running.wq == wq && blocked.wait == Wait::Answer;
+        blocked.filter(asked).count() < share.max(1)
     }
 
     /// Takes an answer of the host.
@@ -270,20 +285,26 @@ impl State {
     }
 
     /// Sends the requests that waited for a credit, as far as there are credits now.
-    fn use_credits(&mut self, fx: &mut Effects) {
-        while let Some(&sequence) = self.paging.for_credit.front() {
+    pub(super) fn use_credits(&mut self, fx: &mut Effects) {
+        let mut at = 0;
+        while let Some(&(sequence, wq)) = self.paging.for_credit.get(at) {
+            let interface = &self.paging.interface;
+            if interface.may_ask() && interface.credits() == 0 {
+                return;
+            }
             let waits = self.engines.iter().flat_map(|slot| &slot.blocked);
             let found = waits.copied().find(|blocked| blocked.running.sequence == sequence);
             let sent = found.map(|blocked| self.send_request(&blocked.running, blocked.page));
-            if matches!(sent, Some(Err(PageRequestRefused::NoCredit { .. }))) {
-                return;
-            }
-            self.paging.for_credit.pop_front();
             match sent {
+                Some(Err(PageRequestRefused::NoCredit { .. })) => {
+                    at = self.paging.next_of_another_queue(at, wq);
+                    continue;
+                }
                 Some(Ok(())) => self.wait_for_answer(sequence),
                 Some(Err(_)) => self.answer(sequence, ResponseCode::Failure, fx),
                 None => {}
             }
+            self.paging.for_credit.remove(at);
         }
     }
 
@@ -308,7 +329,7 @@ impl State {
                 if covered {
                     let sequence = blocked.running.sequence;
                     paging.interface.abandon(sequence);
-                    paging.for_credit.retain(|&waits| waits != sequence);
+                    paging.for_credit.retain(|&(waits, _)| waits != sequence);
                 }
                 !covered
             });

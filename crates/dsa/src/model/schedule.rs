@@ -108,6 +108,15 @@ impl State {
         }
     }
 
+    /// Wakes idle engines for what is queued: it may have waited behind what is gone.
+    pub(super) fn wake_for_what_is_left(&self, fx: &mut Effects) {
+        for (index, wq) in self.wqs.iter().enumerate() {
+            if wq.head().is_some() {
+                self.wake_engines_of(index, fx);
+            }
+        }
+    }
+
     /// What `engine` does next: it goes on with what it had set aside, or takes up something new, the
     /// two in turn if there is both.
     pub(super) fn next(&mut self, engine: usize, fx: &mut Effects) -> Next {
@@ -216,6 +225,8 @@ impl State {
             slot.taken = false;
             slot.purge = false;
         }
+        self.use_credits(fx);
+        self.wake_for_what_is_left(fx);
         self.progress(fx);
     }
 }

@@ -195,12 +195,8 @@ impl State {
             }
         }
         self.abandon_blocked(|_, r| scope.covers(r.wq, r.space), fx);
-        // What is left may have waited behind what is gone.
-        for wq in 0..self.wqs.len() {
-            if self.wqs[wq].head().is_some() {
-                self.wake_engines_of(wq, fx);
-            }
-        }
+        self.use_credits(fx);
+        self.wake_for_what_is_left(fx);
     }
 
     /// Whether something that was submitted up to `barrier` is queued or runs.

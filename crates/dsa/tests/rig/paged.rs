@@ -65,7 +65,11 @@ impl Paged {
     /// A device as after power-on; PASIDs 1 and up to `pasids`, and [`PASID`], have an address space
     /// in which only the records are mapped.
     pub fn new(pasids: u32) -> Self {
-        let vm = SoftwareHost::new().create_vm(VmConfig::named("paged")).unwrap();
+        Self::with(VmConfig::named("paged"), pasids)
+    }
+
+    pub fn with(config: VmConfig, pasids: u32) -> Self {
+        let vm = SoftwareHost::new().create_vm(config).unwrap();
         let ranges = [(Gpa(FLAT), FLAT_LEN), (Gpa(RECORDS), 0x1000), (Gpa(TABLES), TABLES_LEN)];
         let memory = Arc::new(MemoryMap::anonymous(&ranges).unwrap());
         let _ = vm.set_memory(MemoryMap::clone(&memory));
@@ -95,11 +99,16 @@ impl Paged {
     /// `credits` page requests, and block on fault.
     pub fn dedicated(credits: u32) -> Self {
         let paged = Self::new(0);
-        paged.enable_function(credits);
-        paged.rig.configure(0, 0, 16, blocking(true).with_pasid(PASID));
-        paged.rig.set_engines(0, 1);
-        paged.rig.enable(&[0]);
+        paged.bring_up(credits);
         paged
+    }
+
+    /// Enables everything as [`dedicated`](Self::dedicated) has it.
+    pub fn bring_up(&self, credits: u32) {
+        self.enable_function(credits);
+        self.rig.configure(0, 0, 16, blocking(true).with_pasid(PASID));
+        self.rig.set_engines(0, 1);
+        self.rig.enable(&[0]);
     }
 
     /// Everything on as a driver leaves it, page requests too.

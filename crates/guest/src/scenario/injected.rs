@@ -27,7 +27,7 @@ const LATE_MS: u64 = 40;
 /// Milliseconds for which the queue is full.
 const FULL_MS: u64 = 150;
 /// Milliseconds after which the device answers an invalidation: longer than the unit waits.
-const SLOW_MS: u64 = 2500;
+const SLOW_MS: u64 = 1200;
 /// The word of a walk that cannot be had: in the middle of one.
 const MISSING_WORD: u64 = 4;
 
@@ -205,7 +205,8 @@ pub(super) fn fail_walk(report: &mut Report, _seed: u64) -> Outcome<Counts> {
         Ok(format!("{status:?} after {done} bytes, nothing written beyond"))
     });
     report.check("a copy stops where the walk failed", outcome);
-    let line = log.find(LOGGED_WITHIN, |line| line.contains("DMAR") && line.contains("fault"))?;
+    let line =
+        log.find(LOGGED_WITHIN, |line| line.contains("DMAR") && line.contains("fault addr"))?;
     let line = line.map_err(|seen| Failure::new(format!("no fault was logged, but {seen:?}")));
     report.check("the kernel says so", line);
     report.sync(sync::INJECT_NOTHING, &[])?;

@@ -1,11 +1,12 @@
 //! `storm`: many descriptors of several processes fault at once, and the device has few credits for
-//! page requests. Meanwhile somebody else's queue, whose pages are all there, goes on.
+//! page requests. Meanwhile somebody else's queue, whose pages are all there, goes on; also while every
+//! engine of its group has met a descriptor that waits for a page.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dsa::spec::{Flags, Status};
-use guest_protocol::sync;
+use guest_protocol::{scenario, sync};
 
 use crate::child::Child;
 use crate::dma::{Mapping, Place, PAGE};
@@ -35,6 +36,11 @@ const PROGRESS: u32 = 20;
 /// The longest that one of them may take; alone it takes a millisecond.
 const WORST: Duration = Duration::from_secs(2);
 
+/// Milliseconds by which answers are late while others go on.
+const LATE_MS: u64 = 600;
+/// Descriptors that wait then, on each of two queues.
+const WAITING: usize = 4;
+
 /// The scenario.
 pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let mut counts = Counts::default();
@@ -45,6 +51,9 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let usual = setup::restart(None).map(|accelerator| accelerator.to_string());
     report.check("and as many as before", usual.map_err(Failure::from));
     stormed?;
+    report.sync(sync::INJECT, &[(scenario::DELAY_RESPONSE, LATE_MS)])?;
+    report.check("a queue goes on beside others that wait", beside(&mut counts));
+    report.sync(sync::INJECT_NOTHING, &[])?;
     report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
@@ -70,6 +79,41 @@ fn storms(report: &mut Report, seed: u64, counts: &mut Counts) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// Copies of pages that are there, while answers are late that descriptors of two other queues of the
+/// same group wait for: more descriptors than the group has engines.
+fn beside(counts: &mut Counts) -> Outcome {
+    let mut waiting = [Queue::open(BLOCKING[0])?, Queue::open(BLOCKING[2])?];
+    let mut queue = Queue::open(QUEUES[0])?;
+    let memory = Mapping::anonymous(Place::Anywhere, 2 * WAITING * PAGE)?;
+    memory.want_small_pages()?;
+    let present = Mapping::anonymous(Place::Anywhere, 2 * PAGE)?;
+    present.span().fill(7);
+    let copy = job::copy(present.span().part(0, PAGE), present.span().part(PAGE, PAGE));
+    let missing = |index: usize| job::fill(!0, memory.span().part(index * PAGE, PAGE));
+    let flags = Flags::REQUEST_RECORD | Flags::BLOCK_ON_FAULT;
+    for index in 0..2 * WAITING {
+        waiting[index % 2].submit(index / 2, missing(index), flags);
+    }
+    let mut copies = 0;
+    let until = Instant::now() + Duration::from_millis(LATE_MS / 2);
+    while Instant::now() < until {
+        queue.complete(copy, Flags::empty())?;
+        copies += 1;
+    }
+    let early = (0..2 * WAITING).find(|index| waiting[index % 2].poll(index / 2).is_some());
+    for index in 0..2 * WAITING {
+        let record = waiting[index % 2].wait(index / 2, &missing(index))?;
+        let ended = record.status.status();
+        ensure!(ended == Ok(Status::Success), "{}", bad_status(missing(index), &record));
+    }
+    for queue in waiting.iter().chain([&queue]) {
+        counts.add(queue.counts());
+    }
+    ensure!(early.is_none(), "descriptor {early:?} did not wait for its answer");
+    ensure!(copies >= PROGRESS, "only {copies} copies while others waited");
+    Ok(format!("{copies} copies while {} descriptors waited for {LATE_MS} ms", 2 * WAITING))
 }
 
 /// A worker on each queue that may block, all at once.

@@ -128,6 +128,11 @@ impl PageRequestInterface {
         self.allocation = allocation.min(self.capacity);
     }
 
+    /// Requests that may be out at a time.
+    pub fn allocation(&self) -> u32 {
+        self.allocation
+    }
+
     /// Lets it ask. Ends a failure. What is out stays so: the specification has no interface enabled
     /// that is not stopped, but if it is, no index is given twice.
     pub fn enable(&mut self) {

@@ -10,8 +10,9 @@ use pci::RequesterId;
 use super::*;
 use crate::pasid::PasidReport;
 use crate::{
-    AddressSpace, AllocPasidError, ContextFault, ContextSource, DeviceContext, FreePasidError,
-    GuestPasid, Numbering, Pasid, PasidRange, PasidTable, TableCaps, Vm,
+    AddressSpace, AllocPasidError, ContextFault, ContextSource, DeviceContext, Endpoint,
+    FreePasidError, GuestPasid, Invalidation, Numbering, Pasid, PasidRange, PasidTable, TableCaps,
+    Ticket, Vm,
 };
 
 /// PASIDs 1 to 3.
@@ -157,7 +158,7 @@ impl ContextSource for OneTable {
             rid_pasid: Pasid::from_field(0),
             rid_privileged: false,
             pasid_enable: true,
-            ats: false,
+            ats: true,
             page_requests: false,
             fault_disable: true,
             caps: TableCaps {
@@ -220,5 +221,66 @@ fn loom_no_pasid_is_granted_anew_while_an_access_uses_it() {
         assert_eq!(mine.pasid_usage().parked, 0);
         assert_eq!(mine.counters().pasid_entries, 0, "it is in no cache");
         drop(endpoint);
+    });
+}
+
+/// A device with ATS makes two accesses while its PASID's entry is taken away and `empty` has all of
+/// it forgotten: once the ticket of that is complete, neither passes, not even by what the device
+/// kept of the other.
+fn no_access_passes_after(
+    empty: impl Fn(&SoftwareVm, &Endpoint) -> Ticket + Send + Sync + 'static,
+) {
+    explore(move || {
+        let host = host();
+        let vm = vm(&host, 1);
+        let map = MemoryMap::anonymous(&[(Gpa(0), 0x3000)]).unwrap();
+        map.store_u64(Gpa(0x1000), 0x2000 | 1).unwrap();
+        map.store_u64(Gpa(0x2000 + 64), 4 << 6 | 1).unwrap();
+        let _ = vm.set_memory(map.clone());
+        vm.set_contexts(Some(Arc::new(OneTable)));
+        let granted = vm.alloc_pasid(ONE).unwrap();
+        let endpoint = vm.attach(RequesterId::from_bits(8)).unwrap();
+        endpoint.set_ats(true);
+        let channel = endpoint.channel();
+        let taken = Arc::new(AtomicBool::new(false));
+
+        let device = {
+            let taken = taken.clone();
+            thread::spawn(move || {
+                let space = AddressSpace { pasid: Some(granted.0), privileged: false };
+                for _ in 0..2 {
+                    let access = channel.enter();
+                    if access.window(space, Iova(0), 8, Access::Write).is_ok() {
+                        assert!(!taken.load(Ordering::Acquire), "it is not the device's any more");
+                    }
+                }
+            })
+        };
+        map.store_u64(Gpa(0x2000 + 64), 0).unwrap();
+        let ticket = empty(&vm, &endpoint);
+        if vm.is_complete(ticket) {
+            taken.store(true, Ordering::Release);
+        }
+        device.join().unwrap();
+        assert!(vm.is_complete(ticket));
+        assert_eq!(vm.counters().device_tlb_entries, 0);
+    });
+}
+
+#[test]
+fn loom_what_a_device_was_told_to_forget_is_not_used() {
+    no_access_passes_after(|vm, endpoint| {
+        let _ = vm.invalidate(Invalidation::PasidCacheAll);
+        let requester = endpoint.requester();
+        let range = crate::invalidation::EVERYWHERE;
+        vm.invalidate(Invalidation::DeviceTlbPasid { requester, pasid: None, range })
+    });
+}
+
+#[test]
+fn loom_what_a_device_kept_ends_with_its_ats() {
+    no_access_passes_after(|vm, endpoint| {
+        endpoint.set_ats(false);
+        vm.invalidate(Invalidation::PasidCacheAll)
     });
 }

@@ -18,28 +18,25 @@
 mod device;
 mod inject;
 mod queue;
+mod record;
 mod route;
 mod time;
 
-use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use device::{Device, Group, Stage};
-use inject::Injected;
 use pci::RequesterId;
-use queue::Queue;
+use record::{Key, Record};
 pub(super) use route::Destination;
 use route::Route;
-use time::Ages;
 
 use super::fault_log::FaultLog;
-use crate::sabotage::{self, Sabotage};
 use crate::sync::Mutex;
 use crate::{
-    Answerer, FaultEvent, FaultQueueId, OutstandingGroup, PageRequest, PageRequestCounters,
-    PageRequestPolicy, PageResponse, PageResponseError, PageResponses, Pasid, PrgIndex,
-    ResponseCode, PAGE_REQUEST_LIMIT,
+    Answerer, FaultEvent, OutstandingGroup, PageRequest, PageRequestCounters, PageRequestPolicy,
+    PageResponse, PageResponseError, PageResponses, Pasid, PrgIndex, ResponseCode,
+    PAGE_REQUEST_LIMIT,
 };
 
 /// The page requests of one VM.
@@ -47,25 +44,6 @@ pub(crate) struct PageRequests {
     policy: PageRequestPolicy,
     log: Arc<FaultLog>,
     inner: Mutex<Record>,
-}
-
-/// Which group.
-type Key = (RequesterId, PrgIndex);
-
-#[derive(Default)]
-struct Record {
-    devices: BTreeMap<RequesterId, Device>,
-    /// Devices with requests for the model, each once: they take turns.
-    turn: VecDeque<RequesterId>,
-    queues: BTreeMap<FaultQueueId, Queue>,
-    /// Whole groups, in the order in which they became so.
-    whole: BTreeMap<u64, Key>,
-    /// The order of the next.
-    next: u64,
-    ages: Ages,
-    injected: Injected,
-    counters: PageRequestCounters,
-    closed: bool,
 }
 
 impl PageRequests {
@@ -82,46 +60,15 @@ impl PageRequests {
         if record.closed && to != Destination::Nowhere {
             return false;
         }
+        let device = record.devices.entry(request.requester);
+        if device.or_insert_with(|| Device::new(attachment)).attachment != attachment {
+            return false;
+        }
         record.counters.requests += 1;
         self.log.record(FaultEvent::PageRequest(request));
-        let device = record.devices.entry(request.requester);
-        let device = device.or_insert_with(|| Device::new(attachment));
-        if device.attachment != attachment {
-            return false;
-        }
-        if request.is_stop_marker() {
-            return record.stop_marker(request, to, self.policy.per_device);
-        }
-        let group = device.group_for(&request);
-        if group.is_some_and(|group| matches!(group.stage, Stage::Whole { .. })) {
-            record.counters.malformed += 1;
-            return false;
-        }
-        if record.device_holds(request.requester) >= self.policy.per_device {
-            record.counters.dropped += 1;
-            if request.last {
-                record.answer_at_once(&self.log, &request, ResponseCode::Success, Answerer::Limit);
-            }
-            return false;
-        }
-        // A queue that is gone is none.
-        let to = match to {
-            Destination::Queue { queue, .. } if !record.queues.contains_key(&queue) => {
-                Destination::Nowhere
-            }
-            to => to,
-        };
-        match (request.last, to) {
-            (false, to) => record.add_part(request, to),
-            (true, Destination::Nowhere) => {
-                let by = Answerer::NoQueue;
-                record.answer_at_once(&self.log, &request, ResponseCode::Invalid, by);
-                false
-            }
-            (true, Destination::Model) => record.complete(request, Route::Model),
-            (true, Destination::Queue { queue, place }) => {
-                record.complete(request, Route::Queue { queue, place, cookie: None })
-            }
+        match request.is_stop_marker() {
+            true => record.stop_marker(request, to, self.policy.per_device),
+            false => record.receive(&self.log, request, to, self.policy.per_device),
         }
     }
 
@@ -298,165 +245,6 @@ impl Drop for Delivering<'_> {
         if let Some(device) = record.devices.get_mut(&self.requester) {
             device.delivering &= device.attachment != self.attachment;
         }
-    }
-}
-
-impl Record {
-    fn device_holds(&self, requester: RequesterId) -> u32 {
-        self.devices.get(&requester).map_or(0, |device| device.held)
-    }
-
-    /// The PASID of a group that the model is to answer.
-    fn asked(&self, requester: RequesterId, group: PrgIndex) -> Option<Option<Pasid>> {
-        let group = self.devices.get(&requester)?.groups.get(&group)?;
-        let answerable = matches!(group.route(), Some(Route::Model)) && !group.is_answered();
-        answerable.then_some(group.pasid)
-    }
-
-    /// A stop marker goes to the model, where there is one, and is answered by nobody.
-    fn stop_marker(&mut self, request: PageRequest, to: Destination, limit: u32) -> bool {
-        let Some(device) = self.devices.get_mut(&request.requester) else { return false };
-        if to != Destination::Model {
-            return false;
-        }
-        if device.held >= limit {
-            self.counters.dropped += 1;
-            return false;
-        }
-        device.held += 1;
-        self.line_up(request)
-    }
-
-    /// A request that is not the last of its group. What goes to the model goes there at once; a
-    /// queue gets whole groups.
-    fn add_part(&mut self, request: PageRequest, to: Destination) -> bool {
-        let Some(device) = self.devices.get_mut(&request.requester) else { return false };
-        let group = device.group_mut(&request);
-        match (to, &mut group.stage) {
-            (Destination::Model, _) => {
-                group.untaken += 1;
-                self.line_up(request)
-            }
-            (_, Stage::Partial) => {
-                group.pages.push(request);
-                false
-            }
-            (_, Stage::Whole { .. }) => false,
-        }
-    }
-
-    /// The last request of a group.
-    fn complete(&mut self, request: PageRequest, route: Route) -> bool {
-        let order = self.next;
-        let Some(device) = self.devices.get_mut(&request.requester) else { return false };
-        let group = device.group_mut(&request);
-        group.stage = Stage::Whole { order, since: None, route, answer: None };
-        let first = match route {
-            Route::Model => {
-                group.untaken += 1;
-                self.line_up(request)
-            }
-            Route::Queue { queue, .. } => {
-                group.pages.push(request);
-                let queue = self.queues.entry(queue).or_default();
-                queue.add(order, (request.requester, request.group))
-            }
-        };
-        self.next += 1;
-        self.whole.insert(order, (request.requester, request.group));
-        self.counters.groups += 1;
-        first
-    }
-
-    /// Puts a request into the line for the model; whether that was empty.
-    fn line_up(&mut self, request: PageRequest) -> bool {
-        let first = self.turn.is_empty();
-        let Some(device) = self.devices.get_mut(&request.requester) else { return false };
-        device.for_model.push_back(request);
-        if !core::mem::replace(&mut device.in_turn, true) {
-            self.turn.push_back(request.requester);
-        }
-        first
-    }
-
-    /// Answers a group with its last request, instead of taking that.
-    fn answer_at_once(
-        &mut self,
-        log: &FaultLog,
-        request: &PageRequest,
-        code: ResponseCode,
-        by: Answerer,
-    ) {
-        self.counters.groups += 1;
-        self.count(by);
-        let PageRequest { requester, pasid, group, .. } = *request;
-        let Some(device) = self.devices.get_mut(&requester) else { return };
-        device.drop_group(group);
-        let response = PageResponse { requester, pasid, group, code };
-        log.record(FaultEvent::PageResponse { response, by });
-        device.answer(response);
-    }
-
-    /// Answers a group, or drops one that is not whole: takes it out of the record, and out of
-    /// where it waits. Whether it was there.
-    fn end(&mut self, log: &FaultLog, key: Key, code: ResponseCode, by: Answerer) -> bool {
-        let (requester, index) = key;
-        let Some(device) = self.devices.get_mut(&requester) else { return false };
-        let Some(group) = device.drop_group(index) else { return false };
-        let Stage::Whole { order, route, .. } = group.stage else { return true };
-        self.whole.remove(&order);
-        if let Route::Queue { queue, cookie, .. } = route {
-            if let Some(queue) = self.queues.get_mut(&queue) {
-                queue.remove(order, cookie);
-            }
-        }
-        self.count(by);
-        let Some(device) = self.devices.get_mut(&requester) else { return true };
-        let response = PageResponse { requester, pasid: group.pasid, group: index, code };
-        log.record(FaultEvent::PageResponse { response, by });
-        if by == Answerer::Teardown && sabotage::is(Sabotage::ForgetGroup) {
-            return true;
-        }
-        device.answer(response);
-        let twice = by == Answerer::Guest && self.injected.is_twice();
-        if twice || sabotage::is(Sabotage::AnswerTwice) {
-            device.answer(response);
-        }
-        true
-    }
-
-    fn count(&mut self, by: Answerer) {
-        let counters = &mut self.counters;
-        *match by {
-            Answerer::Guest => &mut counters.answered,
-            Answerer::Teardown => &mut counters.withdrawn,
-            Answerer::Timeout => &mut counters.timed_out,
-            Answerer::NoQueue => &mut counters.no_queue,
-            Answerer::Limit => &mut counters.refused,
-        } += 1;
-    }
-
-    /// Drops what a device asked, and its answers; whether it is that device.
-    fn forget(&mut self, requester: RequesterId, attachment: u64) -> bool {
-        let device = self.devices.get_mut(&requester);
-        let Some(device) = device.filter(|device| device.attachment == attachment) else {
-            return false;
-        };
-        let groups = core::mem::take(&mut device.groups);
-        device.hush();
-        device.answers.clear();
-        self.turn.retain(|of| *of != requester);
-        for group in groups.into_values() {
-            let Stage::Whole { order, route, .. } = group.stage else { continue };
-            self.whole.remove(&order);
-            self.counters.forgotten += 1;
-            if let Route::Queue { queue, cookie, .. } = route {
-                if let Some(queue) = self.queues.get_mut(&queue) {
-                    queue.remove(order, cookie);
-                }
-            }
-        }
-        true
     }
 }
 

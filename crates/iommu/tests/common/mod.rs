@@ -2,6 +2,7 @@
 //! device in front of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod device_tlb_scenarios;
 pub mod hosted;
 pub mod hosted_model;
 pub mod request_model;

@@ -273,16 +273,16 @@ fn the_words_of_a_stream_table_entry_say_what_the_call_says() {
         }
     };
     let linear = with_format(DescriptorForm::Linear, DefaultSubstream::Terminate);
-    // S1CDMax 4 in 63:59, S1ContextPtr 0x80000, S1Fmt 0, Config 5, V.
-    assert_eq!(words(linear), [0x2000_0000_0008_000b, 0xd4]);
+    // S1CDMax 4 in 63:59, S1ContextPtr 0x80000, S1Fmt 0, Config 5, V; EATS 1 in 29:28.
+    assert_eq!(words(linear), [0x2000_0000_0008_000b, 0x1000_00d4]);
     let two = with_format(DescriptorForm::Leaves4K, DefaultSubstream::Bypass);
     assert_eq!(words(two), [0x2000_0000_0008_001b, 0x1000_00d5]);
     let base = Gpa(0xfff_ffff_ffc0);
     let large = with_format(DescriptorForm::Leaves64K, DefaultSubstream::Zero);
     let large = PasidTableConfig { pasid_bits: 10, base, ..large };
-    assert_eq!(words(large), [0x5000_0fff_ffff_ffeb, 0xd6]);
+    assert_eq!(words(large), [0x5000_0fff_ffff_ffeb, 0x1000_00d6]);
     let one = PasidTableConfig { pasid_bits: 0, base, ..linear };
-    assert_eq!(words(one), [0x0000_0fff_ffff_ffcb, 0xd4]);
+    assert_eq!(words(one), [0x0000_0fff_ffff_ffcb, 0x1000_00d4]);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec::Vec;
 
 use iommu::{
     AddressSpace, AllocPasidError, AttachError, Channel, DmaError, FreePasidError, GuestPasid,
-    Invalidation, Pasid, PasidRange, SoftwareHost, Vm,
+    Invalidation, PageRequest, PageRequestCounters, PageRequestPolicy, Pasid, PasidRange, PrgIndex,
+    SoftwareHost, Vm,
 };
 use mem::{Gpa, Iova, MemoryMap};
 use pci::RequesterId;
@@ -118,6 +120,30 @@ fn configurations_arrive() {
             assert_eq!(flags & VM_ENFORCE_GRANTS != 0, enforce_grants);
         }
     }
+}
+
+#[test]
+fn the_policy_of_page_requests_arrives() {
+    let host = SoftwareHost::new();
+    let client = Client::new(Dispatcher::new(host, Revision::Own));
+    let page_requests = PageRequestPolicy { per_device: 2, timeout: Some(Duration::from_secs(3)) };
+    let vm = client.create_vm(VmConfig { page_requests, ..config("one") }).unwrap();
+    let endpoint = vm.attach(DEVICE).unwrap();
+    for group in 0..3 {
+        let group = PrgIndex::from_field(group);
+        let marker = PageRequest::stop_marker(DEVICE, Pasid::from_field(1));
+        endpoint.send_page_request(PageRequest { group, read: true, ..marker });
+    }
+    let counts = || {
+        let PageRequestCounters { requests, refused, timed_out, outstanding, .. } =
+            vm.page_request_counters();
+        [requests, refused, timed_out, outstanding]
+    };
+    assert_eq!(counts(), [3, 1, 0, 2]);
+    assert_eq!(vm.tick(Duration::from_secs(10)), Some(Duration::from_secs(13)));
+    // However late it hears of the time, nothing is out twice as long afterwards.
+    let _next = vm.tick(Duration::from_secs(16));
+    assert_eq!(counts(), [3, 1, 2, 0]);
 }
 
 #[test]

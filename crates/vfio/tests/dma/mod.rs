@@ -40,7 +40,7 @@ pub(crate) const SMMU: SmmuCaps = SmmuCaps {
 /// A client: it has files, and memory of its own.
 pub(crate) struct Client {
     pub(crate) dispatcher: Dispatcher<SoftwareHost>,
-    pub(crate) container: Container<SoftwareHost>,
+    pub(crate) container: Arc<Container<SoftwareHost>>,
     pub(crate) _group: Group<SoftwareHost>,
     pub(crate) device: Arc<dyn DeviceFile>,
     pub(crate) memory: MemoryMap,
@@ -62,7 +62,7 @@ impl Client {
         let dispatcher = Dispatcher::new(host, revision);
         let device = GroupDevice { name: "0000:00:10.0".into(), requester: DEVICE };
         dispatcher.add_group(7, vec![device]).unwrap();
-        let container = dispatcher.open_container().unwrap();
+        let container = Arc::new(dispatcher.open_container().unwrap());
         let group = dispatcher.open_group(7).unwrap();
         let number = |request: Request| request.number(revision).unwrap();
         let join = number(Request::GroupSetContainer);

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::snapshot::{Guest, PasidTable, Snapshot, StageTwo};
+use super::snapshot::{Guest, PasidTable, Snapshot, StageTwo, OF_NOW};
 
 /// What every metric's name begins with.
 const PREFIX: &str = "vsva";
@@ -78,6 +78,13 @@ impl Metrics {
         gauges(to, "guest_host_table", "Whether the host owns the guest's PASID table", tables)?;
         let stages = of_each(|guest| (guest.stage_two != StageTwo::None).into());
         gauges(to, "guest_stage_two", "Whether the guest is above a second stage", stages)?;
+        let oldest = self.0.guests.iter().map(|guest| {
+            let ages = guest.page_groups.iter().filter_map(|group| group.age_ms);
+            let oldest = ages.max().unwrap_or_default();
+            (vec![label(guest)], seconds(oldest.saturating_mul(1000)))
+        });
+        let about = "For how long the oldest page request of the guest has been unanswered";
+        times(to, "guest_page_request_oldest", about, oldest)?;
         let ended = || self.0.guests.iter().filter_map(|guest| Some((guest, guest.last_end?)));
         let took = ended().map(|(guest, end)| (vec![label(guest)], seconds(end.took_us)));
         times(to, "guest_last_end", "How long the end of the place's last guest took", took)?;
@@ -94,8 +101,13 @@ impl Metrics {
         for name in names.into_iter().filter(|name| is_metric_name(name)) {
             let counted =
                 guests.iter().filter_map(|guest| Some((guest, *guest.counters.get(name)?)));
-            let about = format!("Counted since the place was made: {}", name.replace('_', " "));
-            counters(to, name, &about, counted.map(|(guest, count)| (vec![label(guest)], count)))?;
+            let series = counted.map(|(guest, count)| (vec![label(guest)], count));
+            let words = name.replace('_', " ");
+            if OF_NOW.contains(&name.as_str()) {
+                gauges(to, name, &format!("Now: {words}"), series)?;
+            } else {
+                counters(to, name, &format!("Counted since the place was made: {words}"), series)?;
+            }
         }
         Ok(())
     }

@@ -122,8 +122,27 @@ pub struct Guest {
     pub pasids: Vec<PasidEntry>,
     /// PASIDs beyond the limit of one answer, which are not listed.
     pub pasids_left_out: u64,
+    /// Groups of page requests that nobody has answered, the oldest first.
+    #[serde(default)]
+    pub page_groups: Vec<PageGroup>,
+    /// Such groups beyond the limit of one answer, which are not listed.
+    #[serde(default)]
+    pub page_groups_left_out: u64,
     /// Everything that is counted for it, since the place was made.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A group of page requests that nobody has answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageGroup {
+    /// Who asked, as `bus:device.function`.
+    pub device: String,
+    /// In which address space, as the guest numbers it.
+    pub pasid: Option<u32>,
+    /// The index that the device gave it.
+    pub group: u16,
+    /// For how long it has waited, in milliseconds; unknown if it has only just come.
+    pub age_ms: Option<u64>,
 }
 
 /// The end of a guest.

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 use super::snapshot::{
-    End, Guest, Inspections, Numbering, PasidEntry, PasidTable, Space, StageTwo, State,
+    End, Guest, Inspections, Numbering, PageGroup, PasidEntry, PasidTable, Space, StageTwo, State,
 };
 use super::wire::{
     send, Answer, LineError, Lines, Refusal, Reply, Request, MAX_REQUEST, SOCKET, VERSION,
@@ -20,6 +20,10 @@ fn granted(guest: u32, host: u32, state: State, age_ms: u64) -> PasidEntry {
     let host = Some(host);
     let age_ms = Some(age_ms);
     PasidEntry { guest, host, state, bound: false, age_ms, domain: None, holders: Vec::new() }
+}
+
+fn unanswered(pasid: Option<u32>, group: u16, age_ms: Option<u64>) -> PageGroup {
+    PageGroup { device: "00:10.0".to_owned(), pasid, group, age_ms }
 }
 
 fn fixed() -> Snapshot {
@@ -49,8 +53,11 @@ fn fixed() -> Snapshot {
             },
         ],
         pasids_left_out: 0,
+        page_groups: vec![unanswered(Some(0x11), 7, Some(29_500)), unanswered(None, 511, None)],
+        page_groups_left_out: 12,
         counters: BTreeMap::from([
             ("descriptors".to_owned(), 40_612),
+            ("descriptors_blocked".to_owned(), 14),
             ("faults".to_owned(), 4),
             ("waits_held".to_owned(), 0),
         ]),
@@ -70,6 +77,8 @@ fn fixed() -> Snapshot {
         last_end: None,
         pasids: Vec::new(),
         pasids_left_out: 0,
+        page_groups: Vec::new(),
+        page_groups_left_out: 0,
         counters: BTreeMap::from([("descriptors".to_owned(), 0), ("faults".to_owned(), 0)]),
     };
     let own = Guest {
@@ -95,6 +104,8 @@ fn fixed() -> Snapshot {
             holders: Vec::new(),
         }],
         pasids_left_out: 3,
+        page_groups: Vec::new(),
+        page_groups_left_out: 0,
         counters: BTreeMap::from([("descriptors".to_owned(), 12)]),
     };
     Snapshot {
@@ -146,6 +157,7 @@ fn a_hostile_server_moves_no_cursor_and_forges_no_metric() {
     guest.name = "a\"} 7\nvsva_forged 1\x1b[2J".to_owned();
     guest.vcmd = Some("\x07".to_owned());
     guest.pasids[0].holders[0] = "\r".to_owned();
+    guest.page_groups[0].device = "\x1b[H".to_owned();
     guest.counters.insert("x\ny 1".to_owned(), 1);
     let text = render(snapshot.clone(), Form::Text { width: 100 });
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");

@@ -14,6 +14,9 @@ pub fn view(snapshot: &Snapshot, width: u16) -> String {
     if snapshot.guests.iter().any(|guest| !guest.pasids.is_empty()) {
         parts.push(pasids(&snapshot.guests, width));
     }
+    if snapshot.guests.iter().any(|guest| !guest.page_groups.is_empty()) {
+        parts.push(page_groups(&snapshot.guests, width));
+    }
     if let [guest] = snapshot.guests.as_slice() {
         parts.extend(counters(guest));
     }
@@ -102,6 +105,31 @@ fn pasid(guest: &Guest, entry: &PasidEntry) -> [String; 8] {
         or_dash(entry.domain.map(|domain| format!("{domain:#x}"))),
         or_dash((!entry.holders.is_empty()).then(|| printable(&entry.holders.join(", ")))),
     ]
+}
+
+/// The page requests that nobody has answered, and whose they are.
+fn page_groups(guests: &[Guest], width: u16) -> String {
+    let mut table =
+        table(&["guest", "unanswered page requests of", "PASID", "group", "for"], width);
+    for guest in guests {
+        for group in &guest.page_groups {
+            table.add_row([
+                printable(&guest.name),
+                printable(&group.device),
+                group.pasid.map_or_else(|| "-".to_owned(), |pasid| format!("{pasid:#x}")),
+                group.group.to_string(),
+                group
+                    .age_ms
+                    .map_or_else(|| "-".to_owned(), |age| rough(Duration::from_millis(age))),
+            ]);
+        }
+        if guest.page_groups_left_out > 0 {
+            let more = format!("{} more", guest.page_groups_left_out);
+            table.add_row([&printable(&guest.name), &more]);
+        }
+    }
+    align_right(&mut table, &[2, 3, 4]);
+    table.to_string()
 }
 
 /// What was counted for a guest, two to a line, but for what never happened.

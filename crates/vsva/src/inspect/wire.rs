@@ -32,6 +32,9 @@ pub const MAX_REPLY: usize = 32 << 20;
 /// PASIDs listed in one reply at most, those of all guests together: they fit [`MAX_REPLY`].
 pub const MAX_LISTED: usize = 1 << 16;
 
+/// Unanswered page requests listed for one guest at most: as many groups as a device can have out.
+pub const MAX_PAGE_GROUPS: usize = 512;
+
 /// Holders listed for one PASID at most.
 pub const MAX_HOLDERS: usize = 8;
 

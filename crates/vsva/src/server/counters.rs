@@ -13,10 +13,8 @@ use crate::inspect::snapshot::{
 /// All counts of a guest's devices and their sockets.
 pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str, u64)> {
     let vm = shared.machine.vm().counters();
+    let requests = shared.machine.vm().page_request_counters();
     let unit = shared.machine.unit_counters();
-    // The host's own, however it is called.
-    let host = shared.machine.vm().host_vm();
-    let requests = host.map(|vm| vm.page_request_counters()).unwrap_or_default();
     let accelerator = shared.accelerator.counters();
     let sockets: Vec<_> = sockets.iter().map(Socket::counters).collect();
     let over = |count: fn(&vfio_user::Counters) -> u64| sockets.iter().map(count).sum();

@@ -271,6 +271,11 @@ impl GuestPlace {
         self.workers.unit_bell.ring();
     }
 
+    /// Groups of page requests that were answered in the guest's place, since it did not in time.
+    pub fn page_requests_timed_out(&self) -> u64 {
+        self.vm().page_request_counters().timed_out
+    }
+
     /// The page request groups that nobody has answered, the oldest first.
     pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
         self.vm().host_vm().map(|vm| vm.outstanding_page_requests()).unwrap_or_default()

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use iommu::pasid::{GrantState, PasidEntry as Entry, VmPasids};
-use iommu::{DomainId, Pasid};
+use iommu::{DomainId, OutstandingGroup, Pasid};
 
 use super::config::Commands;
 use super::counters::microseconds;
 use super::{GuestPlace, Server};
 use crate::inspect::snapshot::{
-    End, Guest, Inspections, Numbering, PasidEntry, PasidTable, Snapshot, Space, StageTwo, State,
+    End, Guest, Inspections, Numbering, PageGroup, PasidEntry, PasidTable, Snapshot, Space,
+    StageTwo, State,
 };
-use crate::inspect::wire::{MAX_HOLDERS, MAX_LISTED};
+use crate::inspect::wire::{MAX_HOLDERS, MAX_LISTED, MAX_PAGE_GROUPS};
 
 impl Server {
     /// The host, and these of its guests. Waits for nothing that a guest does.
@@ -55,6 +56,7 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
     let mut pasids: Vec<_> = all.collect();
     let left_out = pasids.len().saturating_sub(share);
     pasids.truncate(share);
+    let outstanding = place.outstanding_page_requests();
     Guest {
         name: place.name().to_owned(),
         connected: place.is_connected(),
@@ -84,11 +86,22 @@ fn guest(place: &GuestPlace, vm: Option<&VmPasids>, share: usize) -> Guest {
         }),
         pasids,
         pasids_left_out: left_out as u64,
+        page_groups: outstanding.iter().take(MAX_PAGE_GROUPS).map(page_group).collect(),
+        page_groups_left_out: outstanding.len().saturating_sub(MAX_PAGE_GROUPS) as u64,
         counters: place
             .counters()
             .into_iter()
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
+    }
+}
+
+fn page_group(group: &OutstandingGroup) -> PageGroup {
+    PageGroup {
+        device: group.requester.to_string(),
+        pasid: group.pasid.map(Pasid::get),
+        group: group.group.get(),
+        age_ms: group.age.map(milliseconds),
     }
 }
 

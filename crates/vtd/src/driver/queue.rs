@@ -56,7 +56,7 @@ pub enum SubmitError {
         info: u8,
     },
     /// A device did not answer an invalidation of its device TLB; the submission may have been
-    /// carried out in part. The queue goes on.
+    /// carried out in part, and the rest of it is not any more. The queue goes on.
     #[error("device {source_id} did not answer an invalidation of its device TLB")]
     DeviceTimeout {
         /// The device.
@@ -186,11 +186,7 @@ impl<R: Registers, C: Clock, M: GuestMemory> InvalidationQueue<R, C, M> {
                 refused = Some(self.skip(wait)?);
             }
             if status.timeout_error() {
-                let record = QueueErrorRecord::from_bits(self.registers.read64(IQERCD));
-                let source_id = RequesterId::from_bits(record.timeout_source());
-                let clear = FaultStatus::new().with_timeout_error(true);
-                self.registers.write32(FSTS, clear.into_bits());
-                return Err(SubmitError::DeviceTimeout { source_id });
+                return Err(self.abandon());
             }
             if late {
                 self.given_up = true;
@@ -200,18 +196,30 @@ impl<R: Registers, C: Clock, M: GuestMemory> InvalidationQueue<R, C, M> {
         }
     }
 
-    /// Replaces everything from the head on by the wait, so that the queue goes on; what was
-    /// wrong.
-    fn skip(&self, wait: &Descriptor) -> Result<u8, SubmitError> {
+    /// A device did not answer. What is behind the head is taken out of the queue, while nothing is
+    /// fetched, so that it is neither carried out later nor in the way.
+    fn abandon(&mut self) -> SubmitError {
         let record = QueueErrorRecord::from_bits(self.registers.read64(IQERCD));
-        let mut at = self.registers.read64(IQH) / ENTRY_BYTES % QUEUE_ENTRIES;
-        for _ in 0..QUEUE_ENTRIES {
-            if at == self.tail {
-                break;
-            }
-            self.store_entry(at, wait)?;
-            at = (at + 1) % QUEUE_ENTRIES;
-        }
+        self.tail = self.head();
+        self.registers.write64(IQT, self.tail * ENTRY_BYTES);
+        let clear = FaultStatus::new().with_timeout_error(true);
+        self.registers.write32(FSTS, clear.into_bits());
+        SubmitError::DeviceTimeout { source_id: RequesterId::from_bits(record.timeout_source()) }
+    }
+
+    /// Index of the entry that is fetched next, whatever the register says.
+    fn head(&self) -> u64 {
+        self.registers.read64(IQH) / ENTRY_BYTES % QUEUE_ENTRIES
+    }
+
+    /// A descriptor was refused. It is replaced by the wait, and what is behind it taken out, while
+    /// nothing is fetched; what was wrong.
+    fn skip(&mut self, wait: &Descriptor) -> Result<u8, SubmitError> {
+        let record = QueueErrorRecord::from_bits(self.registers.read64(IQERCD));
+        let head = self.head();
+        self.store_entry(head, wait)?;
+        self.tail = (head + 1) % QUEUE_ENTRIES;
+        self.registers.write64(IQT, self.tail * ENTRY_BYTES);
         self.registers.write32(FSTS, FaultStatus::new().with_queue_error(true).into_bits());
         Ok(record.info())
     }

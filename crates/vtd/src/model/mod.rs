@@ -301,7 +301,8 @@ impl<V: Vm> Model<V> {
     }
 
     /// Everything as after power-on: translation off, nothing cached, nothing pending, a virtual
-    /// command that is in progress dropped, and every PASID that the guest was granted taken back.
+    /// command that is in progress dropped, every page request that is unanswered answered Invalid,
+    /// and every PASID that the guest was granted taken back.
     ///
     /// Until the ticket is complete, accesses that began before may still use old translations.
     pub fn reset(&mut self) -> Ticket {

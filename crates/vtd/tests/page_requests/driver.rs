@@ -12,10 +12,10 @@ use iommu::{
 use mem::{Gpa, GuestMemory, Iova, MemoryMap};
 use vtd::driver::{
     Clock, DrainError, Handled, InvalidationQueue, PageQueueError, PageRequestQueue, Registers,
-    SubmitError,
+    SubmitError, MAX_DESCRIPTORS,
 };
 use vtd::model::{Caps, Model, Options};
-use vtd::spec::{Descriptor, DeviceTlbScope, PasidCacheScope};
+use vtd::spec::{Descriptor, DeviceTlbScope, PasidCacheScope, Wait};
 
 use crate::guest::{Guest, DEVICE, PAGE_A, PAGE_TABLE, PASID, SRTP, TE, VIRTUAL};
 
@@ -310,9 +310,20 @@ fn a_device_that_does_not_answer_is_named_and_the_queue_goes_on() {
         assert_eq!(rig.unit.model.borrow().counters().invalidation_timeouts, 1);
         // What it was asked is asked again, as Linux does.
         assert_eq!(queue.submit(&[forget], false), Err(timeout));
+        // What is behind a fence is not carried out, then or later.
+        let fence = Descriptor::Wait(Wait { fence: true, ..Wait::default() });
+        let mut long = vec![Descriptor::PasidCache(PasidCacheScope::Global); 100];
+        (long[0], long[1]) = (forget, fence);
+        let before = rig.unit.model.borrow().counters();
+        assert_eq!(queue.submit(&long, false), Err(timeout));
         rig.unit.endpoint.withhold_invalidation_answers(false);
         queue.submit(&[forget], false).unwrap();
-        assert_eq!(rig.unit.model.borrow().counters().invalidation_timeouts, 2);
+        let after = rig.unit.model.borrow().counters();
+        assert_eq!(after.pasid_cache_invalidations, before.pasid_cache_invalidations);
+        assert_eq!(after.invalidation_timeouts, 3);
+        for _ in 0..3 {
+            queue.submit(&long, false).unwrap();
+        }
     }
 }
 
@@ -322,9 +333,16 @@ fn a_bad_descriptor_is_named_and_the_queue_goes_on() {
     let (mut queue, _requests) = rig.start();
     let interrupts = vtd::spec::InterruptEntryScope::Global;
     let bad = Descriptor::InterruptEntryCache(interrupts);
-    assert_eq!(queue.submit(&[bad], false), Err(SubmitError::Refused { info: 3 }));
-    let good = Descriptor::PasidCache(PasidCacheScope::Global);
-    queue.submit(&[good], false).unwrap();
+    let mut long = [Descriptor::PasidCache(PasidCacheScope::Global); MAX_DESCRIPTORS];
+    for at in [0, 1, MAX_DESCRIPTORS - 1] {
+        let before = rig.unit.model.borrow().counters().pasid_cache_invalidations;
+        let good = std::mem::replace(&mut long[at], bad);
+        assert_eq!(queue.submit(&long, false), Err(SubmitError::Refused { info: 3 }));
+        let after = rig.unit.model.borrow().counters().pasid_cache_invalidations;
+        assert_eq!(after - before, at as u64, "those before it");
+        long[at] = good;
+        queue.submit(&long, false).unwrap();
+    }
 }
 
 #[test]

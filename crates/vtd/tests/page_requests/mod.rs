@@ -1,6 +1,7 @@
 //! A device, the software host, the unit, and a guest that fills in the page.
 
 mod driver;
+mod random;
 
 use crate::guest::{with_pasid, Guest, DEVICE, PAGE_A, PAGE_TABLE, PASID, STATUS, VIRTUAL};
 use iommu::{PageRequest, PageResponse, PageResponses, PrgIndex, ResponseCode};

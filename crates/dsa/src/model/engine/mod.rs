@@ -162,6 +162,7 @@ impl Engine {
             Blocking::Aside => self.aside.push(job),
             Blocking::Cancelled => self.end(Completion::Abandoned),
             Blocking::Refused(code) => {
+                job.retries = 0;
                 job.answer(code);
                 self.job = Some(job);
             }

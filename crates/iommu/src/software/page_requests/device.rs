@@ -59,6 +59,11 @@ impl Group {
         }
     }
 
+    /// Whether its last request is there: there is something to answer.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.stage, Stage::Whole { .. })
+    }
+
     /// Whether it has an answer that is held back.
     pub(super) fn is_answered(&self) -> bool {
         matches!(self.stage, Stage::Whole { answer: Some(_), .. })

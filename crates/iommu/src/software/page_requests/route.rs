@@ -1,11 +1,16 @@
 //! Where the requests of a device go: to the model of the IOMMU whose tables translate it, or to
 //! the fault queue of what is attached.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
 use crate::endpoint::Device;
 use crate::software::control::Control;
 use crate::software::vm::VmShared;
-use crate::{FaultQueueId, PageRequest, PageResponses, Pasid};
-use alloc::sync::Arc;
+use crate::{
+    FaultQueueId, FaultReader, OutstandingGroup, PageRequest, PageResponses, Pasid,
+    ResponseInjection, SoftwareVm,
+};
 
 /// Where a request goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +38,25 @@ pub(super) enum Route {
         /// Since it was taken.
         cookie: Option<u32>,
     },
+}
+
+impl SoftwareVm {
+    /// Reads what happens to the requests of its devices from now on; of each device up to
+    /// `per_device` records wait to be read.
+    pub fn fault_reader(&self, per_device: usize) -> FaultReader {
+        let grants = self.0.control.lock().grants.check();
+        self.0.fault_log.reader(per_device, grants)
+    }
+
+    /// The page request groups that nobody has answered, the oldest first.
+    pub fn outstanding_page_requests(&self) -> Vec<OutstandingGroup> {
+        self.0.page_requests.outstanding()
+    }
+
+    /// From now on, this goes wrong with the guest's answers to page requests; `None`: nothing.
+    pub fn inject_responses(&self, what: Option<ResponseInjection>) {
+        self.0.page_requests.inject(what);
+    }
 }
 
 impl VmShared {

@@ -101,6 +101,8 @@ fn is_copied(guest: &Guest, space: &Space, index: u64) -> Verdict {
 pub fn nothing_is_left(guest: &Guest) -> Verdict {
     let counters = guest.rig.machine.vm().page_request_counters();
     equal(counters.outstanding, 0, "groups outstanding")?;
+    let unexpected = guest.rig.device.counters().page_responses_unexpected;
+    equal(unexpected, 0, "answers to what was not asked")?;
     guest.rig.wait("the end of waiting", || guest.rig.device.counters().blocked == 0)
 }
 
@@ -151,6 +153,9 @@ pub fn refused_page(setup: Setup) -> Verdict {
     let record = record(&guest, &space, 0).ok_or("no record")?;
     equal(record.status.status().ok(), Some(Status::PageRequestInvalid), "status")?;
     equal(record.fault_address.0 & !(PAGE - 1), missing, "fault address")?;
+    let pages = guest.pages.as_ref().ok_or("no queue")?;
+    let asked = pages.seen.borrow().iter().filter(|request| request.page == missing).count();
+    equal(asked, 1, "requests for the page that was refused")?;
     nothing_is_left(&guest)
 }
 

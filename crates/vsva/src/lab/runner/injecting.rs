@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::super::server::{Check, GuestId, LabServer};
+use crate::inspect::snapshot::PAGE_REQUESTS_OUTSTANDING;
 use crate::server::Injection;
 
 /// How long what was submitted may still leave traces on the host: an answer is on its way to the device, a PASID is
@@ -13,9 +14,6 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often the host is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// The server's count of page requests that nobody has answered yet.
-pub(super) const OUTSTANDING: &str = "page_requests_outstanding";
 
 /// Has the server do wrong what `values` says, or nothing (any more) if it is empty.
 pub(super) fn inject(
@@ -60,8 +58,10 @@ pub(super) fn settled(server: &mut dyn LabServer, guest: GuestId) -> Vec<Check> 
 
 fn outstanding(server: &dyn LabServer, guest: GuestId) -> Result<u64, String> {
     let counters = server.counters(guest);
-    let count = counters.iter().find(|(name, _)| *name == OUTSTANDING);
-    count.map(|(_, count)| *count).ok_or_else(|| format!("the server does not count {OUTSTANDING}"))
+    let count = counters.iter().find(|(name, _)| *name == PAGE_REQUESTS_OUTSTANDING);
+    count
+        .map(|(_, count)| *count)
+        .ok_or_else(|| format!("the server does not count {PAGE_REQUESTS_OUTSTANDING}"))
 }
 
 fn none(count: u64, what: &str) -> Result<String, String> {

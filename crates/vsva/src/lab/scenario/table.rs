@@ -119,6 +119,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::MPROTECT_MUNMAP,
         shows: "memory that is taken away under running copies: each copy is complete or has faulted",
+        limit: Duration::from_secs(60),
         sabotage: "ignore-invalid-answer",
         ..IN_ONE_GUEST
     },
@@ -131,7 +132,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::OOM_KILL,
         shows: "processes killed with page requests in flight leave nothing behind",
-        sabotage: "forget-group",
+        sabotage: "leak-cache",
         ..IN_ONE_GUEST
     },
     Scenario {

@@ -303,7 +303,7 @@ fn a_poll_takes_its_share() {
         unit.ask(request(group));
     }
     assert_eq!(unit.poll().progress, Progress::More);
-    assert_eq!(unit.model.counters().page_requests, PAGE_REQUESTS_PER_POLL.into());
+    assert_eq!(unit.model.counters().page_requests, u64::from(PAGE_REQUESTS_PER_POLL));
     assert_eq!(unit.poll().progress, Progress::Idle);
     assert_eq!(unit.model.counters().page_requests, 100);
 }

@@ -1,0 +1,254 @@
+//! Devices that do not answer the invalidations of their own TLBs, and walks that fail on request.
+#![cfg(not(loom))]
+
+mod common;
+
+use std::time::Duration;
+
+use common::hosted::Hosted;
+use common::*;
+use iommu::{
+    FaultReason, Invalidation, PasidRange, Stage, StageOneInvalidation, Ticket, Unanswered, Vm,
+};
+use mem::{Gpa, GuestMemory, Iova, MemoryMap, Range};
+use pci::RequesterId;
+
+const VA: u64 = 0x7f00_1234_5000;
+const PAGE: u64 = 0x10_0000;
+const OTHER: RequesterId = RequesterId::from_bits(0x0090);
+const EVERYWHERE: Range<Iova> = Range { start: Iova(0), last: Iova(u64::MAX) };
+
+fn of_device(requester: RequesterId) -> Invalidation {
+    Invalidation::DeviceTlbPasid { requester, pasid: None, range: EVERYWHERE }
+}
+
+fn bound() -> Guest {
+    let mut guest = Guest::new();
+    let root = guest.table();
+    guest.set_first(root, VA, 1, PAGE | PRESENT | WRITABLE | USER);
+    guest.set_pasid(1, first_stage(root, DOMAIN));
+    guest.memory.store_u64(Gpa(PAGE), 5).unwrap();
+    guest
+}
+
+fn before(ticket: Ticket) -> Ticket {
+    Ticket::new(ticket.sequence() - 1)
+}
+
+#[test]
+fn an_answer_that_is_withheld_keeps_the_guest_waiting() {
+    let guest = bound();
+    let (endpoint, channel) = guest.attach();
+    let other = guest.vm.attach(OTHER).unwrap();
+    endpoint.set_ats(true);
+    other.set_ats(true);
+    dma(&channel, with(1), VA, Op::Read).unwrap();
+    let earlier = guest.vm.invalidate(of_device(DEVICE));
+    endpoint.withhold_invalidation_answers(true);
+    assert!(guest.vm.is_complete(earlier), "answered before");
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert!(!guest.vm.is_complete(owed));
+    let unanswered = Unanswered { requester: DEVICE, ticket: before(owed) };
+    assert_eq!(guest.vm.unanswered(owed), Some(unanswered));
+    assert!(guest.vm.is_complete(earlier), "still");
+    assert_eq!(guest.vm.unanswered(earlier), None);
+    // What is asked later, of whomever, is later.
+    let after = guest.vm.invalidate(of_device(OTHER));
+    assert!(!guest.vm.is_complete(after));
+    assert_eq!(guest.vm.unanswered(after), Some(unanswered));
+    // The device forgets all the same.
+    assert_eq!(guest.vm.counters().device_tlb_entries, 0);
+    assert_eq!(guest.vm.counters().device_tlb_invalidations, 3);
+
+    endpoint.withhold_invalidation_answers(false);
+    assert_eq!(guest.vm.unanswered(after), None);
+    assert!(guest.vm.is_complete(owed) && guest.vm.is_complete(after));
+}
+
+/// The device that has owed for longest is named first.
+#[test]
+fn two_that_owe() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    let other = guest.vm.attach(OTHER).unwrap();
+    for endpoint in [&endpoint, &other] {
+        endpoint.set_ats(true);
+        endpoint.withhold_invalidation_answers(true);
+    }
+    let first = guest.vm.invalidate(of_device(OTHER));
+    let second = guest.vm.invalidate(of_device(DEVICE));
+    let named = |ticket| guest.vm.unanswered(ticket).map(|unanswered| unanswered.requester);
+    assert_eq!((named(first), named(second)), (Some(OTHER), Some(OTHER)));
+    other.withhold_invalidation_answers(false);
+    assert_eq!((named(first), named(second)), (None, Some(DEVICE)));
+    assert!(guest.vm.is_complete(first) && !guest.vm.is_complete(second));
+}
+
+/// The host waits for no device: memory and PASIDs are its own.
+#[test]
+fn the_host_does_not_wait() {
+    let guest = bound();
+    let (endpoint, channel) = guest.attach();
+    let other = guest.vm.attach(OTHER).unwrap();
+    endpoint.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
+    let range = PasidRange::new(pasid(1), pasid(1)).unwrap();
+    let granted = guest.vm.alloc_pasid(range).unwrap();
+    dma(&channel, with(1), VA, Op::Read).unwrap();
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+
+    guest.vm.free_pasid(granted).unwrap();
+    assert_eq!(guest.vm.pasid_usage().parked, 0);
+    assert!(guest.vm.alloc_pasid(range).is_ok(), "nobody can name it any more");
+    for ticket in [
+        guest.vm.set_memory(MemoryMap::clone(&guest.memory)),
+        guest.vm.release_pasids(),
+        other.detach(),
+    ] {
+        assert!(guest.vm.is_complete(ticket));
+        assert_eq!(guest.vm.unanswered(ticket), None);
+    }
+    assert!(!guest.vm.is_complete(owed));
+    let closed = guest.vm.close();
+    assert!(guest.vm.is_complete(closed) && guest.vm.is_complete(owed));
+}
+
+#[test]
+fn a_device_that_is_reset_or_gone_owes_nothing() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    endpoint.withhold_invalidation_answers(true);
+    let off = guest.vm.invalidate(of_device(DEVICE));
+    assert!(guest.vm.is_complete(off), "it has no TLB while its ATS is off");
+    endpoint.set_ats(true);
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert!(!guest.vm.is_complete(owed));
+    endpoint.set_ats(false);
+    assert!(guest.vm.is_complete(owed));
+    // It has not changed its habits.
+    endpoint.set_ats(true);
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert!(!guest.vm.is_complete(owed));
+    let gone = endpoint.detach();
+    assert!(guest.vm.is_complete(owed) && guest.vm.is_complete(gone));
+    // Nor does the next device by this number have them.
+    let (endpoint, _channel) = guest.attach();
+    endpoint.set_ats(true);
+    let ticket = guest.vm.invalidate(of_device(DEVICE));
+    assert!(guest.vm.is_complete(ticket));
+}
+
+/// An access in flight and an answer that is owed are two things to wait for.
+#[test]
+fn an_answer_does_not_stand_for_an_access() {
+    let guest = bound();
+    let (endpoint, channel) = guest.attach();
+    endpoint.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
+    let access = channel.enter();
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    endpoint.withhold_invalidation_answers(false);
+    assert_eq!(guest.vm.unanswered(owed), None);
+    assert!(!guest.vm.is_complete(owed), "in flight");
+    drop(access);
+    assert!(guest.vm.is_complete(owed));
+}
+
+#[test]
+fn answers_of_attached_devices_are_owed_too() {
+    let mut hosted = Hosted::new();
+    let vm = hosted.guest.vm.clone();
+    let space = hosted.space(PAGE, 5);
+    hosted.grant(5);
+    hosted.attach(5, space);
+    hosted.endpoint.withhold_invalidation_answers(true);
+    let all = [StageOneInvalidation::All];
+    let off = vm.invalidate_hwpt(space, &all).unwrap();
+    assert!(vm.is_complete(off));
+    hosted.endpoint.set_ats(true);
+    let owed = vm.invalidate_hwpt(space, &all).unwrap();
+    let detached = vm.detach_hwpt(DEVICE, Some(common::hosted::guest(5))).unwrap();
+    for ticket in [owed, detached] {
+        assert!(!vm.is_complete(ticket));
+        let named = vm.unanswered(ticket).map(|unanswered| unanswered.requester);
+        assert_eq!(named, Some(DEVICE));
+    }
+    // Nothing is asked of anybody, but it comes after what was.
+    let nothing = vm.invalidate_hwpt(space, &[]).unwrap();
+    assert!(!vm.is_complete(nothing));
+    hosted.endpoint.withhold_invalidation_answers(false);
+    assert!(vm.is_complete(nothing));
+    hosted.end();
+}
+
+#[test]
+fn answers_that_take_their_time() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    endpoint.set_ats(true);
+    let at = Duration::from_millis;
+    assert_eq!(guest.vm.tick(at(1000)), None);
+    guest.vm.delay_invalidation_answers(Some(at(50)));
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(1010)), Some(at(1060)));
+    assert_eq!(guest.vm.tick(at(1059)), Some(at(1060)));
+    assert!(!guest.vm.is_complete(owed));
+    assert_eq!(guest.vm.tick(at(1060)), None);
+    assert!(guest.vm.is_complete(owed));
+    // One that does not answer at all is not moved by time.
+    endpoint.withhold_invalidation_answers(true);
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(2000)), None);
+    guest.vm.delay_invalidation_answers(None);
+    assert!(!guest.vm.is_complete(owed));
+    endpoint.withhold_invalidation_answers(false);
+    assert!(guest.vm.is_complete(owed));
+    // The end of the delay is the answer.
+    guest.vm.delay_invalidation_answers(Some(Duration::MAX));
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(3000)), Some(Duration::MAX));
+    assert!(!guest.vm.is_complete(owed));
+    guest.vm.delay_invalidation_answers(None);
+    assert!(guest.vm.is_complete(owed));
+}
+
+/// Every word that a first access loads, failed once: the directory's, the eight of the entry, and
+/// one of each level.
+#[test]
+fn every_word_of_a_walk_can_fail() {
+    let table = |level| FaultReason::TableAccess { stage: Stage::One, level };
+    let reasons = [FaultReason::PasidDirectoryAccess]
+        .into_iter()
+        .chain([FaultReason::PasidEntryAccess; 8])
+        .chain([4, 3, 2, 1].map(table));
+    for (n, expected) in (1..).zip(reasons) {
+        let guest = bound();
+        let (_endpoint, channel) = guest.attach();
+        guest.vm.inject_walk_failure(Some(n));
+        assert!(dma(&channel, with(1), VA, Op::Read).is_err(), "{n}");
+        let fault = guest.vm.take_fault().unwrap();
+        assert_eq!((fault.reason, fault.stage_two), (expected, None), "{n}");
+        assert_eq!(guest.vm.counters().injected_walk_failures, 1);
+        // Once.
+        assert_eq!(dma(&channel, with(1), VA, Op::Read), Ok(5), "{n}");
+        assert_eq!(guest.vm.take_fault(), None);
+    }
+}
+
+#[test]
+fn no_more_words_are_loaded_and_it_can_be_taken_back() {
+    let guest = bound();
+    let (_endpoint, channel) = guest.attach();
+    guest.vm.inject_walk_failure(Some(14));
+    assert_eq!(dma(&channel, with(1), VA, Op::Read), Ok(5));
+    // A hit loads none.
+    assert_eq!(dma(&channel, with(1), VA, Op::Read), Ok(5));
+    assert_eq!(guest.vm.counters().injected_walk_failures, 0);
+    guest.vm.inject_walk_failure(None);
+    guest.settle_all();
+    assert_eq!(dma(&channel, with(1), VA, Op::Read), Ok(5));
+    guest.vm.inject_walk_failure(Some(0));
+    guest.settle_all();
+    assert_eq!(dma(&channel, with(1), VA, Op::Read), Ok(5));
+    assert_eq!(guest.vm.counters().injected_walk_failures, 0);
+}
