@@ -40,6 +40,8 @@ pub enum Sabotage {
     SkipSubmissions = 43,
     /// Commands reach devices with the guest's number.
     SubmitGuestPasid = 44,
+    /// Whose a PASID of the host's is, is looked up before the access is in flight, a while before.
+    RouteEarly = 45,
     /// A device hears each answer to a page request twice.
     AnswerTwice = 20,
     /// A page request that is withdrawn is answered by nobody.

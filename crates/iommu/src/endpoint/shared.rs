@@ -20,9 +20,13 @@ use pci::RequesterId;
 
 use super::{Channel, Endpoint};
 use crate::in_flight::Side;
+use crate::sabotage::{self, Sabotage};
 use crate::software::GrantCheck;
 use crate::sync::Mutex;
 use crate::{PageRequest, PageResponse, PageResponses, Pasid, PrgIndex, ResponseCode, SHARED_VMS};
+
+/// How long a defect is ahead of its time ([`Sabotage::RouteEarly`]).
+const EARLY: u32 = 200_000;
 
 /// Why a device is not shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -199,8 +203,16 @@ impl<'c> GuestSide<'c> {
                 let mut vms = (0..routes.len()).map(|vm| (last + vm) % count);
                 let vm = vms.find(|vm| of(*vm).is_some())?;
                 self.guests.last.store(vm, Ordering::Relaxed);
+                let early = sabotage::is(Sabotage::RouteEarly).then(|| of(vm)).flatten();
+                if early.is_some() {
+                    (0..EARLY).for_each(|_| core::hint::spin_loop());
+                }
                 let side = self.guests.channels.get(vm)?.side();
-                self.entered.get_or_init(|| (vm, side))
+                let entered = self.entered.get_or_init(|| (vm, side));
+                if let Some(guest) = early {
+                    return Some((&entered.1, guest));
+                }
+                entered
             }
         };
         // Once more now that the access is in flight: whoever takes the PASID back from here on

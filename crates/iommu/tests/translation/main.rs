@@ -11,6 +11,7 @@ mod layout;
 mod model;
 mod scenarios;
 mod shared;
+mod sharing;
 mod submissions;
 mod threads;
 

@@ -58,6 +58,10 @@ fn no_device_is_given_what_is_not_bound() {
             for _ in 0..round % 7 {
                 thread::yield_now();
             }
+            // Some get through, however busy the machine is.
+            while round == 0 && through.load(Ordering::Relaxed) == 0 {
+                thread::yield_now();
+            }
             if round % 5 == 4 {
                 // Told of the free before the number is anybody's again.
                 vm.free_pasid(guest(number)).unwrap();
@@ -76,7 +80,6 @@ fn no_device_is_given_what_is_not_bound() {
     let counters = submitter.table().counters();
     assert_eq!((counters.opened, counters.closed), (ROUNDS.into(), ROUNDS.into()));
     assert_eq!((counters.late, counters.unmatched, counters.refused), (0, 0, 0));
-    assert!(through.into_inner() > 0, "some got through");
     submitter.end();
 }
 
