@@ -58,6 +58,15 @@ const IN_ONE_GUEST: Scenario = Scenario {
     sabotage: "",
 };
 
+/// What scenarios are like in which something goes wrong on purpose. What their guests make of it
+/// does not depend on who owns the tables.
+const INJECTION: Scenario = Scenario {
+    kind: INJECTED,
+    tables: &[PasidTable::Guest],
+    sabotage: "ignore-injections",
+    ..IN_ONE_GUEST
+};
+
 /// Every scenario, in running order.
 pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
@@ -119,8 +128,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::MPROTECT_MUNMAP,
         shows: "memory that is taken away under running copies: each copy is complete or has faulted",
-        limit: Duration::from_secs(60),
-        sabotage: "ignore-invalid-answer",
+        sabotage: "skip-device-tlb-invalidation",
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -152,44 +160,32 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::DROP_RESPONSE,
         shows: "an answer to a page request is lost: the host gives one, the guest is none the wiser",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::DELAY_RESPONSE,
         shows: "answers to page requests are late: descriptors wait for them",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::OVERFLOW_QUEUE,
         shows: "the page request queue overflows: the guest clears it, the device asks again",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::DELAY_INVALIDATION,
         shows: "the device is late to answer an invalidation: the guest hears of it and tries again",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::FAIL_WALK,
         shows: "a word of a table cannot be had: one copy fails, the next works",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::ANSWER_TWICE,
         shows: "the device hears answers twice: it notices, and nothing else happens",
-        kind: INJECTED,
-        sabotage: "ignore-injections",
-        ..IN_ONE_GUEST
+        ..INJECTION
     },
     Scenario {
         name: scenario::VCMD,
