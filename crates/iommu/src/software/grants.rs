@@ -247,7 +247,9 @@ impl Grants {
         let parked = self.parked.iter().map(|one| out(one.guest, &one.cached, GrantState::Parked));
         let host = self.host.clone()?;
         let out = live.chain(parked).collect();
-        Some(GrantsReport { host, closed: self.closed, usage: self.usage(), out })
+        // One that the space has given out and that is not granted yet is on no list.
+        let usage = PasidUsage { live: self.live.len() as u32, ..self.usage() };
+        Some(GrantsReport { host, closed: self.closed, usage, out })
     }
 
     /// What tells a device's accesses which PASIDs are granted.

@@ -427,7 +427,10 @@ fn what_scenarios_without_memory_ask_of_the_server_is_a_check() {
     let mut script = vec![inject, point(sync::INJECT_NOTHING), point(sync::SETTLED)];
     script.extend(good("drop-response"));
     let run = run(&["drop-response"], false, vec![script]);
-    let details: Vec<_> = run.failures().into_iter().map(|(_, _, detail)| detail).collect();
+    let failures = run.failures().into_iter();
+    // The server here counts on whenever it is asked, and was once more.
+    let failures = failures.filter(|(_, check, _)| !check.contains("counts agree"));
+    let details: Vec<_> = failures.map(|(_, _, detail)| detail).collect();
     let expected = [
         "the server cannot inject drop-response=3",
         "the server does not count page_requests_outstanding",
