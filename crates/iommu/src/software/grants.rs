@@ -240,15 +240,16 @@ impl Grants {
             let (guest, since) = (GuestPasid(guest), reference.since);
             Out { guest, tag: reference.tag(), state, since }
         };
-        let live = self
+        let granted = self
             .live
             .values()
             .map(|grant| out(grant.guest, &grant.member.cached, GrantState::Live));
-        let parked = self.parked.iter().map(|one| out(one.guest, &one.cached, GrantState::Parked));
+        let given = self.parked.iter().map(|one| out(one.guest, &one.cached, GrantState::Parked));
         let host = self.host.clone()?;
-        let out = live.chain(parked).collect();
-        // One that the space has given out and that is not granted yet is on no list.
-        let usage = PasidUsage { live: self.live.len() as u32, ..self.usage() };
+        let out = granted.chain(given).collect();
+        // As listed: the space counts one on its way to the VM, or from it, a moment longer.
+        let (live, parked) = (self.live.len() as u32, self.parked.len() as u32);
+        let usage = PasidUsage { live, parked, ..self.usage() };
         Some(GrantsReport { host, closed: self.closed, usage, out })
     }
 
