@@ -104,7 +104,7 @@ pub use objects::{
 pub use page_request::{
     Answered, Answerer, OutstandingGroup, PageFault, PageRequest, PageRequestCounters,
     PageRequestInterface, PageRequestPolicy, PageRequestRefused, PageResponse, PageResponseError,
-    PageResponses, PrgIndex, ResponseCode, ResponseInjection, Unanswered, WantedPage,
+    PageResponses, PrgIndex, ResponseCode, ResponseInjection, TakenGroups, Unanswered, WantedPage,
     PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 pub use pasid::{

@@ -12,7 +12,7 @@ mod host;
 
 pub use host::{
     Answerer, OutstandingGroup, PageRequestCounters, PageRequestPolicy, ResponseInjection,
-    PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
+    TakenGroups, PAGE_REQUEST_LIMIT, PAGE_REQUEST_TIMEOUT,
 };
 use mem::Iova;
 use pci::RequesterId;

@@ -70,7 +70,8 @@ fn what_the_hosts_stage_two_stops_says_so() {
 #[test]
 fn page_requests_and_their_answers_are_read() {
     let timeout = Some(Duration::from_secs(1));
-    let page_requests = PageRequestPolicy { timeout, per_device: 2 };
+    let page_requests =
+        PageRequestPolicy { timeout, per_device: 2, ..PageRequestPolicy::default() };
     let config = VmConfig { page_requests, ..VmConfig::named("read") };
     let vm = SoftwareHost::new().create_vm(config).unwrap();
     let endpoint = vm.attach(DEVICE).unwrap();

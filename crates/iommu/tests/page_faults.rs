@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::hosted::*;
 use common::requests::*;
@@ -12,8 +13,8 @@ use common::*;
 use iommu::ResponseCode::{Invalid, Success};
 use iommu::{
     FaultQueueId, Hardware, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField, ObjectError,
-    PageFault, PageRequest, SoftwareHost, StageOneTable, ViommuKind, Vm, VtdPasidTable,
-    VtdStageOne, VtdStageOneFlags,
+    PageFault, PageRequest, PageRequestPolicy, PasidRange, SoftwareHost, StageOneTable,
+    TakenGroups, ViommuKind, Vm, VmConfig, VtdPasidTable, VtdStageOne, VtdStageOneFlags,
 };
 use mem::Gpa;
 use pci::RequesterId;
@@ -28,7 +29,13 @@ struct Queued {
 
 impl Queued {
     fn new() -> Self {
-        let hosted = Hosted::new();
+        Self::with(TakenGroups::Stay)
+    }
+
+    fn with(taken: TakenGroups) -> Self {
+        let page_requests = PageRequestPolicy { taken, ..PageRequestPolicy::default() };
+        let config = VmConfig { page_requests, ..VmConfig::named("queued") };
+        let hosted = Hosted::with(&SoftwareHost::new(), config);
         let queue = hosted.guest.vm.alloc_fault_queue().unwrap();
         let ear = Ear::of(&hosted.endpoint);
         Self { hosted, queue, ear }
@@ -120,8 +127,53 @@ fn without_a_queue_the_host_answers() {
 }
 
 #[test]
-fn what_ends_leaves_no_request_unanswered() {
+fn what_was_taken_is_its_takers_to_answer() {
     let mut queued = Queued::new();
+    let (one, two) = (queued.space(), queued.space());
+    let vm = queued.hosted.guest.vm.clone();
+    for number in [5, 6, 7] {
+        queued.hosted.grant(number);
+        queued.hosted.attach(number, one);
+    }
+    let mut taken = Vec::new();
+    for (number, index) in [(5, 1), (6, 2), (7, 3)] {
+        queued.send(request(Some(number), index));
+        taken.push(queued.take().unwrap().cookie);
+    }
+    queued.send(request(Some(5), 4));
+    wait(&vm, vm.detach_hwpt(DEVICE, Some(guest(5))).unwrap());
+    wait(&vm, vm.replace_hwpt(DEVICE, Some(guest(6)), two).unwrap());
+    vm.free_pasid(guest(7)).unwrap();
+    assert_eq!(queued.ear.codes(), [(4, Invalid)], "nobody had taken that one");
+    // Freed as well, and nothing is in flight: but the device has not heard of 5 and 7 yet.
+    vm.free_pasid(guest(5)).unwrap();
+    let only = |number| vm.alloc_pasid(PasidRange::new(pasid(number), pasid(number)).unwrap());
+    for number in [5, 7] {
+        only(number).unwrap_err();
+    }
+    for cookie in &taken {
+        queued.respond(*cookie, Success).unwrap();
+        assert_eq!(queued.respond(*cookie, Success), COOKIE);
+    }
+    assert_eq!(queued.ear.codes(), [(1, Success), (2, Success), (3, Success)]);
+    for number in [5, 7] {
+        only(number).unwrap();
+    }
+    // Nobody answers for ever.
+    queued.send(request(Some(6), 5));
+    let late = queued.take().unwrap().cookie;
+    let _ = vm.detach_hwpt(DEVICE, Some(guest(6))).unwrap();
+    let _ = vm.tick(Duration::from_secs(1));
+    let _ = vm.tick(Duration::from_secs(31));
+    assert_eq!(queued.ear.codes(), [(5, Invalid)]);
+    assert_eq!(queued.respond(late, Success), COOKIE);
+    assert_eq!(vm.page_request_counters().timed_out, 1);
+    queued.hosted.end();
+}
+
+#[test]
+fn as_iommufd_what_ends_leaves_no_request_unanswered() {
+    let mut queued = Queued::with(TakenGroups::Withdrawn);
     let (one, two) = (queued.space(), queued.space());
     let vm = queued.hosted.guest.vm.clone();
     for number in [5, 6] {
@@ -196,8 +248,11 @@ fn a_table_for_all_pasids_has_the_queue_for_all_of_them() {
     assert_eq!(taken.map(|fault| fault.request), asked);
     queued.respond(taken[1].cookie, Success).unwrap();
     assert_eq!(queued.ear.codes(), [(2, Success)]);
+    queued.send(request(Some(78), 3));
     let _ = vm.detach_hwpt(DEVICE, None).unwrap();
-    assert_eq!(queued.ear.codes(), [(1, Invalid)]);
+    assert_eq!(queued.ear.codes(), [(3, Invalid)], "the one that nobody has taken");
+    queued.respond(taken[0].cookie, Success).unwrap();
+    assert_eq!(queued.ear.codes(), [(1, Success)]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::request_model::{run, Place, Step, DEVICES, INDICES, PASIDS, TABLES};
-use iommu::ResponseCode;
+use iommu::{ResponseCode, TakenGroups};
 use proptest::prelude::*;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -49,7 +49,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_group_is_answered_once(steps in steps()) {
-        prop_assert_eq!(run(&steps), Ok(()));
+    fn every_group_is_answered_once(stay in any::<bool>(), steps in steps()) {
+        let taken = if stay { TakenGroups::Stay } else { TakenGroups::Withdrawn };
+        prop_assert_eq!(run(taken, &steps), Ok(()));
     }
 }

@@ -14,7 +14,7 @@ use iommu::ResponseCode::{Failure, Invalid, Success};
 use iommu::{
     Endpoint, Host, OutstandingGroup, PageRequest, PageRequestCounters, PageRequestPolicy,
     PageResponse, PageResponseError, PageResponses, PasidRange, ResponseInjection, SoftwareHost,
-    SoftwareVm, Vm, VmConfig, PAGE_REQUEST_LIMIT,
+    SoftwareVm, TakenGroups, Vm, VmConfig, PAGE_REQUEST_LIMIT,
 };
 use pci::RequesterId;
 
@@ -140,7 +140,11 @@ fn devices_take_turns() {
 
 #[test]
 fn what_is_beyond_the_limit_is_told_to_try_again() {
-    let asking = Asking::with(PageRequestPolicy { per_device: 3, timeout: None });
+    let asking = Asking::with(PageRequestPolicy {
+        per_device: 3,
+        timeout: None,
+        ..PageRequestPolicy::default()
+    });
     asking.endpoint.send_page_request(part(Some(5), 1));
     let one = asking.ask_last(5, 2);
     asking.endpoint.send_page_request(part(Some(5), 3));
@@ -180,7 +184,11 @@ impl Asking {
 
 #[test]
 fn no_policy_lets_a_device_fill_the_memory() {
-    let asking = Asking::with(PageRequestPolicy { per_device: u32::MAX, timeout: None });
+    let asking = Asking::with(PageRequestPolicy {
+        per_device: u32::MAX,
+        timeout: None,
+        ..PageRequestPolicy::default()
+    });
     for _ in 0..PAGE_REQUEST_LIMIT + 10 {
         asking.endpoint.send_page_request(part(Some(5), 1));
     }
@@ -237,8 +245,26 @@ fn nobody_answers_what_a_device_has_given_up() {
 }
 
 #[test]
-fn a_pasid_that_is_given_back_leaves_no_request_unanswered() {
+fn a_pasid_that_is_given_back_leaves_what_was_taken_to_its_taker() {
     let asking = Asking::new();
+    let granted = asking.vm.alloc_pasid(PasidRange::ALL).unwrap();
+    let number = granted.0.get();
+    let (one, _two) = (asking.ask(number, 1), asking.ask_last(number, 2));
+    asking.vm.free_pasid(granted).unwrap();
+    assert_eq!(asking.ear.codes(), [(2, Invalid)]);
+    let only = PasidRange::new(granted.0, granted.0).unwrap();
+    asking.vm.alloc_pasid(only).unwrap_err();
+    asking.respond(&one, Success).unwrap();
+    assert_eq!(asking.ear.codes(), [(1, Success)]);
+    assert_eq!(asking.vm.alloc_pasid(only), Ok(granted));
+    check(asking.vm.page_request_counters());
+}
+
+#[test]
+fn a_pasid_that_is_given_back_as_to_iommufd_leaves_no_request_unanswered() {
+    let policy =
+        PageRequestPolicy { taken: TakenGroups::Withdrawn, ..PageRequestPolicy::default() };
+    let asking = Asking::with(policy);
     let granted = asking.vm.alloc_pasid(PasidRange::ALL).unwrap();
     let number = granted.0.get();
     let (one, _two) = (asking.ask(number, 1), asking.ask_last(number, 2));
@@ -307,7 +333,7 @@ impl PageResponses for Stubborn {
 #[test]
 fn a_device_that_asks_from_inside_of_an_answer_does_not_grow_the_stack() {
     const TIMES: usize = 100_000;
-    let policy = PageRequestPolicy { per_device: 0, timeout: None };
+    let policy = PageRequestPolicy { per_device: 0, timeout: None, ..PageRequestPolicy::default() };
     let config = VmConfig { page_requests: policy, ..VmConfig::named("stubborn") };
     let vm = SoftwareHost::new().create_vm(config).unwrap();
     let endpoint = Arc::new(vm.attach(DEVICE).unwrap());
@@ -381,7 +407,8 @@ fn what_nobody_answers_is_answered_in_time() {
 
 #[test]
 fn a_tick_does_a_bounded_part_of_the_work() {
-    let asking = Asking::with(PageRequestPolicy { timeout: Some(SECOND), per_device: 1024 });
+    let asking =
+        Asking::with(PageRequestPolicy { timeout: Some(SECOND), ..PageRequestPolicy::default() });
     for index in 0..512 {
         asking.endpoint.send_page_request(request(Some(5), index));
     }
@@ -399,14 +426,22 @@ fn a_tick_does_a_bounded_part_of_the_work() {
         assert!(ticks < 10);
     }
     assert_eq!(asking.vm.tick(now), Some(now + SECOND));
-    let never = Asking::with(PageRequestPolicy { timeout: None, per_device: 8 });
+    let never = Asking::with(PageRequestPolicy {
+        timeout: None,
+        per_device: 8,
+        ..PageRequestPolicy::default()
+    });
     never.ask(5, 1);
     assert_eq!(never.vm.tick(Duration::MAX), None);
 }
 
 #[test]
 fn answers_go_wrong_on_purpose() {
-    let asking = Asking::with(PageRequestPolicy { timeout: Some(100 * SECOND), per_device: 8 });
+    let asking = Asking::with(PageRequestPolicy {
+        timeout: Some(100 * SECOND),
+        per_device: 8,
+        ..PageRequestPolicy::default()
+    });
     asking.vm.inject_responses(Some(ResponseInjection::Twice));
     let one = asking.ask(5, 1);
     asking.respond(&one, Success).unwrap();

@@ -89,7 +89,8 @@
 //! request had one; one that matches nothing is counted ([`RingCounts`]) and nobody is told. What
 //! finds the ring full, or no open file, is counted and answered with invalid at once, and so is
 //! what a client leaves unanswered that closes its file; what is out when a PASID is unbound or a
-//! table goes, the host answers. An answer by `NESTING_OP` does not say of which device it is:
+//! table goes, the host answers, unless the VM was made ([`Request::CreateVm`]) to leave that to its
+//! client ([`iommu::TakenGroups`]). An answer by `NESTING_OP` does not say of which device it is:
 //! if several have such a group unanswered it is refused. No posted series has that operation.
 //!
 //! What the posted code did is kept where a revision of it is selected: a tail of `SET_PASID_TABLE`

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use iommu::{
     PageFault, PageRequest, PageRequestPolicy, PageResponse, PageResponseError, Pasid, PrgIndex,
-    ResponseCode,
+    ResponseCode, TakenGroups,
 };
 use mem::Iova;
 use pci::RequesterId;
@@ -211,9 +211,12 @@ pub(crate) fn time(seconds: u64, nanoseconds: u32) -> Option<Duration> {
 
 /// What a VM's devices may ask for.
 pub(crate) fn encode_policy(policy: &PageRequestPolicy) -> PageRequestPolicyArgument {
-    let &PageRequestPolicy { per_device, timeout } = policy;
+    let &PageRequestPolicy { per_device, timeout, taken } = policy;
+    let withdrawn = taken == TakenGroups::Withdrawn;
     PageRequestPolicyArgument {
-        flags: PAGE_REQUEST_POLICY | bit_if(timeout.is_some(), PAGE_REQUEST_POLICY_TIMEOUT),
+        flags: PAGE_REQUEST_POLICY
+            | bit_if(timeout.is_some(), PAGE_REQUEST_POLICY_TIMEOUT)
+            | bit_if(withdrawn, PAGE_REQUEST_POLICY_WITHDRAWN),
         per_device,
         seconds: timeout.map_or(0, |timeout| timeout.as_secs()),
         nanoseconds: timeout.map_or(0, |timeout| timeout.subsec_nanos()),
@@ -228,15 +231,19 @@ pub(crate) fn policy(argument: &PageRequestPolicyArgument) -> Result<PageRequest
     let bad_time =
         Refusal::Value { offset: base + offset_of!(PageRequestPolicyArgument, nanoseconds) };
     const WITH_TIMEOUT: u32 = PAGE_REQUEST_POLICY | PAGE_REQUEST_POLICY_TIMEOUT;
-    let timeout = match flags {
-        0 if per_device == 0 && seconds == 0 && nanoseconds == 0 => {
+    let taken = match flags & PAGE_REQUEST_POLICY_WITHDRAWN {
+        0 => TakenGroups::Stay,
+        _ => TakenGroups::Withdrawn,
+    };
+    let timeout = match flags & !PAGE_REQUEST_POLICY_WITHDRAWN {
+        0 if flags == 0 && per_device == 0 && seconds == 0 && nanoseconds == 0 => {
             return Ok(PageRequestPolicy::default())
         }
         PAGE_REQUEST_POLICY if seconds == 0 && nanoseconds == 0 => None,
         WITH_TIMEOUT => Some(time(seconds, nanoseconds).ok_or(bad_time)?),
         _ => return Err(Refusal::Value { offset: base }),
     };
-    Ok(PageRequestPolicy { per_device, timeout })
+    Ok(PageRequestPolicy { per_device, timeout, taken })
 }
 
 #[cfg(test)]

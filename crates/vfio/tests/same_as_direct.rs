@@ -10,8 +10,8 @@ use iommu::{
     EventQueueId, FaultQueueId, FaultReason, GuestPasid, Host, HwptFlags, HwptId, HwptParent,
     HwptRequest, Invalidation, IoasId, Numbering, ObjectError, ObjectId, PageRange, PageRequest,
     PageRequestPolicy, PageResponse, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode,
-    SoftwareHost, StageOneInvalidation, StageOneTable, Ticket, ViommuId, ViommuKind, Vm, VmConfig,
-    VtdStageOne, VtdStageOneFlags,
+    SoftwareHost, StageOneInvalidation, StageOneTable, TakenGroups, Ticket, ViommuId, ViommuKind,
+    Vm, VmConfig, VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Access, Backing, Gpa, GuestMemory, HeapMemory, Iova, MemoryMap, Range, Segment};
 use pci::RequesterId;
@@ -571,7 +571,8 @@ fn config(private: bool, enforce_grants: bool) -> VmConfig {
     let numbering = if private { Numbering::Private } else { Numbering::Identity };
     // Few, and not for long.
     let timeout = Some(Duration::from_secs(10));
-    let page_requests = PageRequestPolicy { per_device: 4, timeout };
+    let taken = if private { TakenGroups::Withdrawn } else { TakenGroups::Stay };
+    let page_requests = PageRequestPolicy { per_device: 4, timeout, taken };
     VmConfig { quota: 3, numbering, enforce_grants, page_requests, ..VmConfig::named("one") }
 }
 

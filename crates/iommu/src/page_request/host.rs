@@ -31,12 +31,39 @@ pub struct PageRequestPolicy {
     /// Nothing is answered before it has passed; how soon after is a matter of when
     /// [`Vm::tick`](crate::Vm::tick) is called.
     pub timeout: Option<Duration>,
+    /// What becomes of groups that were taken when what they came through goes.
+    pub taken: TakenGroups,
 }
 
 impl Default for PageRequestPolicy {
     fn default() -> Self {
-        Self { per_device: PAGE_REQUEST_LIMIT, timeout: Some(PAGE_REQUEST_TIMEOUT) }
+        Self {
+            per_device: PAGE_REQUEST_LIMIT,
+            timeout: Some(PAGE_REQUEST_TIMEOUT),
+            taken: TakenGroups::default(),
+        }
     }
+}
+
+/// What becomes of a group that was taken ([`Vm::take_page_fault`](crate::Vm::take_page_fault),
+/// [`Vm::take_page_request`](crate::Vm::take_page_request)) and is not answered, when what it came
+/// through is detached or replaced, or its PASID given back.
+///
+/// One that was not taken is answered Invalid then, and never handed out. The end of the fault
+/// queue, of all PASIDs of the VM and of the VM itself answers everything with Invalid.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum TakenGroups {
+    /// It stays its taker's to answer, until the time-out. What hardware does: the device goes on
+    /// only when the guest, which has seen the request, has answered it. The host's PASID is held until then
+    /// (invariant 1).
+    ///
+    /// Linux depends on it: 7.3 counts its page faults wrong when a device is done with a process
+    /// before Linux has answered for it (`docs/adr/0007-taken-groups.md`).
+    #[default]
+    Stay,
+    /// The host answers it with Invalid at once, as Linux's iommufd does; an answer that comes later
+    /// is refused.
+    Withdrawn,
 }
 
 /// Who answered a group.
@@ -48,8 +75,8 @@ pub enum Answerer {
     NoQueue,
     /// The host at once: the device had as many out as the policy allows.
     Limit,
-    /// The host: what the request came through was detached or replaced, the PASID given back, or
-    /// the VM closed.
+    /// The host: what the request came through was detached or replaced, the PASID given back
+    /// ([`TakenGroups`] says which groups that concerns), or the VM closed.
     Teardown,
     /// The host: nobody else did in time.
     Timeout,

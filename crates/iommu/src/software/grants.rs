@@ -14,14 +14,14 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use ioasid::{Ioasid, SetUsage, Spid, SpidError, Tag};
+use ioasid::{HoldError, Ioasid, SetUsage, Spid, SpidError, Tag};
 
 use super::pasids::{HostPasids, Lease, Member, ParkedAges, Reader, Ref, Set, Since};
 use crate::pasid::{GrantState, PasidEntry};
 use crate::sabotage::{self, Sabotage};
 use crate::{
-    AllocPasidError, FreePasidError, GuestPasid, HostError, HostPasid, Numbering, Pasid,
-    PasidRange, PasidUsage, Ticket,
+    AllocPasidError, FreePasidError, GuestPasid, HostError, HostPasid, Numbering, PageRequest,
+    Pasid, PasidRange, PasidUsage, Ticket,
 };
 
 /// The PASIDs of one VM; under its lock. The default has none and grants none.
@@ -176,6 +176,15 @@ impl Grants {
     /// The VM's reference of a PASID that is granted to it.
     pub(crate) fn granted(&self, pasid: GuestPasid) -> Option<&Ref> {
         self.live.get(&pasid.0).map(|grant| &grant.member.granted)
+    }
+
+    /// A reference to the PASID of a request, if that is granted to the VM and the request is one
+    /// that is answered: until it has been, the number is no other PASID's.
+    pub(crate) fn hold_for_answer(&self, request: &PageRequest) -> Result<Option<Ref>, HoldError> {
+        let pasid = request.pasid.filter(|_| request.wants_response());
+        let granted = pasid.and_then(|pasid| self.granted(GuestPasid(pasid)));
+        let Some((granted, host)) = granted.zip(self.host.as_ref()) else { return Ok(None) };
+        granted.share(host.page_requests()).map(Some)
     }
 
     /// The set of its PASIDs, and the space that they are of; `None` if its quota is zero.

@@ -11,7 +11,8 @@
 //! A group is in the record from its first request on until it is answered or forgotten, and whoever
 //! takes it out answers it: so there is one answer. Answers go through a line of their device,
 //! which one thread at a time empties with no lock held: a device hears them in the order in which
-//! they were given, and one that calls back from inside makes that line longer, not the stack.
+//! they were given, and one that calls back from inside makes that line longer, not the stack. Until it
+//! has heard one, the group's PASID is held.
 //!
 //! The lock is the last of all: under it, nothing is called but the log of faults.
 
@@ -25,17 +26,19 @@ mod time;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use device::{Device, Group, Stage};
+use device::{Answer, Device, Group, Stage};
+use ioasid::HoldError;
 use pci::RequesterId;
 use record::{Key, Record};
 pub(super) use route::Destination;
 use route::Route;
 
 use super::fault_log::FaultLog;
+use super::pasids::Ref;
 use crate::sync::Mutex;
 use crate::{
     Answerer, FaultEvent, OutstandingGroup, PageRequest, PageRequestCounters, PageRequestPolicy,
-    PageResponse, PageResponseError, PageResponses, Pasid, PrgIndex, ResponseCode,
+    PageResponse, PageResponseError, PageResponses, Pasid, ResponseCode, TakenGroups,
     PAGE_REQUEST_LIMIT,
 };
 
@@ -54,8 +57,15 @@ impl PageRequests {
     }
 
     /// Takes a request of a device; whether it waits for somebody for whom none waited. What is to
-    /// be answered at once is in the device's line of answers then.
-    pub(super) fn receive(&self, attachment: u64, request: PageRequest, to: Destination) -> bool {
+    /// be answered at once is in the device's line of answers then. Its PASID is `held`; if it could not
+    /// be, the device is to try again.
+    pub(super) fn receive(
+        &self,
+        attachment: u64,
+        request: PageRequest,
+        to: Destination,
+        held: Result<Option<Ref>, HoldError>,
+    ) -> bool {
         let record = &mut *self.inner.lock();
         if record.closed && to != Destination::Nowhere {
             return false;
@@ -68,7 +78,7 @@ impl PageRequests {
         self.log.record(FaultEvent::PageRequest(request));
         match request.is_stop_marker() {
             true => record.stop_marker(request, to, self.policy.per_device),
-            false => record.receive(&self.log, request, to, self.policy.per_device),
+            false => record.receive(&self.log, request, to, (held, self.policy.per_device)),
         }
     }
 
@@ -126,11 +136,7 @@ impl PageRequests {
     /// Answers groups in the guest's name because what they came through ends: of one device, or
     /// of all. To be followed by [`deliver`](Self::deliver) or [`deliver_all`](Self::deliver_all)
     /// with no lock held.
-    fn withdraw(
-        &self,
-        device: Option<RequesterId>,
-        of: impl Fn(Option<Pasid>, Option<&Route>) -> bool,
-    ) {
+    fn withdraw(&self, device: Option<RequesterId>, of: impl Fn(&Group) -> bool) {
         let mut record = self.inner.lock();
         let devices: Vec<_> = match device {
             Some(device) => Vec::from([device]),
@@ -138,8 +144,7 @@ impl PageRequests {
         };
         for requester in devices {
             let Some(device) = record.devices.get(&requester) else { continue };
-            let picked = |(_, group): &(&PrgIndex, &Group)| of(group.pasid, group.route());
-            let groups = device.groups.iter().filter(picked);
+            let groups = device.groups.iter().filter(|(_, group)| of(group));
             let groups: Vec<_> = groups.map(|(&group, _)| (requester, group)).collect();
             for key in groups {
                 record.end(&self.log, key, ResponseCode::Invalid, Answerer::Teardown);
@@ -147,22 +152,30 @@ impl PageRequests {
         }
     }
 
-    /// Answers the groups that came through what is attached in a place.
-    pub(super) fn withdraw_place(&self, device: RequesterId, place: Option<Pasid>) {
-        self.withdraw(
-            Some(device),
-            |_, route| matches!(route, Some(Route::Queue { place: of, .. }) if *of == place),
-        );
+    /// Whether a group ends with what it came through.
+    fn ends_early(&self, group: &Group) -> bool {
+        self.policy.taken == TakenGroups::Withdrawn || !group.is_taken()
     }
 
-    /// Answers the groups of a PASID that is given back, or (`None`) of all PASIDs.
-    pub(super) fn withdraw_pasid(&self, pasid: Option<Pasid>) {
-        self.withdraw(None, |of, _| of.is_some() && (pasid.is_none() || of == pasid));
+    /// Answers the groups that came through what is attached in a place, but for those that stay.
+    pub(super) fn withdraw_place(&self, device: RequesterId, place: Option<Pasid>) {
+        let through = |group: &Group| matches!(group.route(), Some(Route::Queue { place: of, .. }) if *of == place);
+        self.withdraw(Some(device), |group| through(group) && self.ends_early(group));
+    }
+
+    /// Answers the groups of a PASID that is given back, but for those that stay.
+    pub(super) fn withdraw_pasid(&self, pasid: Pasid) {
+        self.withdraw(None, |group| group.pasid == Some(pasid) && self.ends_early(group));
+    }
+
+    /// Answers the groups of all PASIDs: the guest whose they were is gone.
+    pub(super) fn withdraw_pasids(&self) {
+        self.withdraw(None, |group| group.pasid.is_some());
     }
 
     /// Answers everything; further requests are answered at once.
     pub(super) fn close(&self) {
-        self.withdraw(None, |_, _| true);
+        self.withdraw(None, |_| true);
         let _queues = {
             let mut record = self.inner.lock();
             record.closed = true;
@@ -174,27 +187,32 @@ impl PageRequests {
 
     /// Gives up what a device has asked: nobody waits for the answers.
     pub(super) fn forget(&self, requester: RequesterId, attachment: u64) {
-        self.inner.lock().forget(requester, attachment);
+        let _forgotten = self.inner.lock().forget(requester, attachment);
     }
 
     /// The same of a device that is gone. To be called with no lock held.
     pub(super) fn remove(&self, requester: RequesterId, attachment: u64) {
-        let _device = {
+        let _gone = {
             let mut record = self.inner.lock();
-            match record.forget(requester, attachment) {
-                true => record.devices.remove(&requester),
-                false => None,
-            }
+            let forgotten = record.forget(requester, attachment);
+            forgotten.map(|forgotten| (forgotten, record.devices.remove(&requester)))
         };
     }
 
     /// Has a device hear its answers, if nobody else is at it. To be called with no lock held.
     pub(super) fn deliver(&self, requester: RequesterId) {
         loop {
-            let next = self.inner.lock().devices.get_mut(&requester).and_then(Device::next_answer);
-            let Some((attachment, sink, response)) = next else { return };
+            let next = {
+                let mut record = self.inner.lock();
+                let device = record.devices.get_mut(&requester);
+                device.and_then(|device| Some((device.attachment, device.next_answer()?)))
+            };
+            let Some((attachment, (Answer { response, held }, sink))) = next else { return };
             let delivering = Delivering { of: self, requester, attachment };
-            sink.respond(response);
+            if let Some(sink) = sink {
+                sink.respond(response);
+            }
+            drop(held);
             drop(delivering);
         }
     }

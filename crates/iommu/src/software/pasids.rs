@@ -31,6 +31,9 @@ const IOMMU: &str = "iommu";
 /// Under whose name a PASID is held as long as a table of a VM's processors has it.
 const CPU: &str = "cpu";
 
+/// Under whose name a PASID is held as long as a device waits for an answer about it.
+const PAGE_REQUEST: &str = "page-request";
+
 /// Pieces of the work that frees cause which one poll does at most.
 const WORK_BUDGET: usize = 64;
 
@@ -83,6 +86,7 @@ pub(crate) struct HostPasids {
     iotlb: Holder,
     iommu: Holder,
     cpu: Holder,
+    page_requests: Holder,
     clock: Option<Clock>,
     /// `None` if the caller lent an executor.
     polled: Option<Arc<Polled>>,
@@ -150,8 +154,8 @@ impl HostPasids {
             })
         };
         let (guest, iotlb) = (holder(GUEST)?, holder(IOTLB)?);
-        let (iommu, cpu) = (holder(IOMMU)?, holder(CPU)?);
-        Ok(Self { space, guest, iotlb, iommu, cpu, clock, polled })
+        let (iommu, cpu, page_requests) = (holder(IOMMU)?, holder(CPU)?, holder(PAGE_REQUEST)?);
+        Ok(Self { space, guest, iotlb, iommu, cpu, page_requests, clock, polled })
     }
 
     /// Under whose name table entries hold PASIDs.
@@ -162,6 +166,11 @@ impl HostPasids {
     /// Under whose name tables of processors hold PASIDs.
     pub(crate) fn cpu(&self) -> &Holder {
         &self.cpu
+    }
+
+    /// Under whose name unanswered page requests hold PASIDs.
+    pub(crate) fn page_requests(&self) -> &Holder {
+        &self.page_requests
     }
 
     /// Tells a subscriber of every VM's PASIDs.

@@ -255,7 +255,7 @@ impl Vm for SoftwareVm {
         let (drained, _) = control.post(|_| true, |batch| batch.forget_pasid(pasid.0));
         control.grants.park(revoked, drained);
         control.condemn(|of| of == pasid, drained);
-        self.0.page_requests.withdraw_pasid(Some(pasid.0));
+        self.0.page_requests.withdraw_pasid(pasid.0);
         drop(control);
         self.0.tell_withdrawn();
         Ok(())
@@ -268,7 +268,7 @@ impl Vm for SoftwareVm {
         control.grants.park(revoked, drained);
         control.condemn(|_| true, drained);
         control.attached.insist(drained);
-        self.0.page_requests.withdraw_pasid(None);
+        self.0.page_requests.withdraw_pasids();
         drop(control);
         self.0.tell_withdrawn();
         drained

@@ -8,8 +8,8 @@ use std::time::Duration;
 use iommu::{
     Endpoint, FaultQueueId, Host, HwptFlags, HwptId, HwptParent, HwptRequest, InvalidField,
     ObjectError, PageFault, PageRequest, PageRequestPolicy, PageResponse, PageResponseError,
-    PasidRange, ResponseCode, SoftwareHost, SoftwareVm, StageOneTable, Vm, VmConfig, VtdStageOne,
-    VtdStageOneFlags,
+    PasidRange, ResponseCode, SoftwareHost, SoftwareVm, StageOneTable, TakenGroups, Vm, VmConfig,
+    VtdStageOne, VtdStageOneFlags,
 };
 use mem::{Gpa, MemoryMap};
 use pci::RequesterId;
@@ -111,10 +111,13 @@ struct Whole {
     /// The queue and the place, of what did not go to the model.
     queue: Option<(usize, Option<u32>)>,
     cookie: Option<u32>,
+    /// Whether its PASID was granted.
+    held: bool,
 }
 
 #[derive(Default)]
 struct Predicted {
+    taken: TakenGroups,
     plugged: [bool; DEVICES],
     /// Whether what is attached translates the device.
     adopted: [bool; DEVICES],
@@ -210,7 +213,8 @@ impl Predicted {
         if request.last {
             let queue = queue.filter(|_| !to_model).map(|queue| (queue, of));
             let (order, since, cookie) = (self.order, None, None);
-            self.groups[at].whole = Some(Whole { order, since, queue, cookie });
+            let held = of.is_some_and(|of| self.granted.contains(&of));
+            self.groups[at].whole = Some(Whole { order, since, queue, cookie, held });
             self.order += 1;
         }
     }
@@ -295,20 +299,53 @@ impl Predicted {
         self.line.retain(|(of, _)| *of != device);
     }
 
+    /// Whether a group was taken, and is its taker's to answer for that.
+    fn stays(&self, group: &Group) -> bool {
+        let Some(whole) = group.whole else { return false };
+        let waits = |(device, request): &(usize, PageRequest)| {
+            *device == group.device && request.group.get() == group.index
+        };
+        let taken = match whole.queue {
+            Some(_) => whole.cookie.is_some(),
+            None => !self.line.iter().any(|one| waits(one) && !one.1.is_stop_marker()),
+        };
+        taken && self.taken == TakenGroups::Stay
+    }
+
+    /// The same for those of some groups that do not stay.
+    fn withdraw(&mut self, of: impl Fn(&Group) -> bool) {
+        let picked: Vec<_> = self.groups.iter().filter(|group| of(group)).collect();
+        let picked = picked.into_iter().filter(|group| !self.stays(group));
+        let picked: Vec<_> = picked.map(|group| (group.device, group.index)).collect();
+        self.end(ResponseCode::Invalid, |group| picked.contains(&(group.device, group.index)));
+    }
+
     /// What came through a place is answered.
     fn end_place(&mut self, (device, of): Place) {
-        self.end(ResponseCode::Invalid, |group| {
+        self.withdraw(|group| {
             let queue = group.whole.and_then(|whole| whole.queue);
             group.device == device && queue.is_some_and(|(_, place)| place == of)
         });
     }
 
-    /// A PASID, or (`None`) each, is given back.
-    fn free(&mut self, pasid: Option<u32>) {
-        let picked = |of: Option<u32>| of.is_some() && (pasid.is_none() || of == pasid);
-        self.places.retain(|(_, of), _| !picked(*of));
-        self.granted.retain(|of| !picked(Some(*of)));
-        self.end(ResponseCode::Invalid, |group| picked(group.pasid));
+    /// A PASID is given back.
+    fn free(&mut self, pasid: u32) {
+        self.places.retain(|(_, of), _| *of != Some(pasid));
+        self.granted.remove(&pasid);
+        self.withdraw(|group| group.pasid == Some(pasid));
+    }
+
+    /// All PASIDs are.
+    fn free_all(&mut self) {
+        self.places.retain(|(_, of), _| of.is_none());
+        self.granted.clear();
+        self.end(ResponseCode::Invalid, |group| group.pasid.is_some());
+    }
+
+    /// Whether the host's number is not to be had: a device waits for an answer about it.
+    fn is_held(&self, pasid: u32) -> bool {
+        let held = |group: &Group| group.whole.is_some_and(|whole| whole.held);
+        self.groups.iter().any(|group| group.pasid == Some(pasid) && held(group))
     }
 
     fn tick(&mut self, now: Duration) {
@@ -349,8 +386,9 @@ struct Modelled {
 }
 
 impl Modelled {
-    fn new() -> Self {
-        let page_requests = PageRequestPolicy { per_device: PER_DEVICE, timeout: Some(TIMEOUT) };
+    fn new(taken: TakenGroups) -> Self {
+        let timeout = Some(TIMEOUT);
+        let page_requests = PageRequestPolicy { per_device: PER_DEVICE, timeout, taken };
         let config = VmConfig { page_requests, ..VmConfig::named("modelled") };
         let vm = SoftwareHost::new().create_vm(config).unwrap();
         let _ = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10_0000)]).unwrap());
@@ -369,7 +407,7 @@ impl Modelled {
             let flags = HwptFlags::PASID | with;
             vm.alloc_hwpt(&HwptRequest { device: IDS[0], parent, flags, data, fault }).unwrap()
         });
-        let predicted = Predicted { plugged: [true; DEVICES], ..Predicted::default() };
+        let predicted = Predicted { taken, plugged: [true; DEVICES], ..Predicted::default() };
         let endpoints = endpoints.map(Some);
         Self { vm, endpoints, ears, queues, tables, cookies: Vec::new(), predicted }
     }
@@ -477,6 +515,7 @@ impl Modelled {
             Step::Grant { of } => {
                 let only = PasidRange::new(pasid(of), pasid(of)).unwrap();
                 if self.vm.alloc_pasid(only).is_ok() {
+                    check(!self.predicted.is_held(of), || format!("{of} is waited for"))?;
                     self.predicted.granted.insert(of);
                 }
             }
@@ -485,12 +524,12 @@ impl Modelled {
                 let was = self.predicted.granted.contains(&of);
                 check(freed == was, || format!("freeing {of} gave {freed}"))?;
                 if freed {
-                    self.predicted.free(Some(of));
+                    self.predicted.free(of);
                 }
             }
             Step::Release => {
                 let _ = self.vm.release_pasids();
-                self.predicted.free(None);
+                self.predicted.free_all();
             }
             Step::Plug { device } => self.plug(device),
             Step::Tick { seconds } => {
@@ -535,9 +574,9 @@ impl Modelled {
     }
 }
 
-/// Runs `steps`, and ends the VM.
-pub fn run(steps: &[Step]) -> Verdict {
-    let mut modelled = Modelled::new();
+/// Runs `steps` on a VM with that policy, and ends it.
+pub fn run(taken: TakenGroups, steps: &[Step]) -> Verdict {
+    let mut modelled = Modelled::new(taken);
     for (at, step) in steps.iter().enumerate() {
         modelled.step(*step).map_err(|claim| format!("step {at}, {step:?}: {claim}"))?;
     }
@@ -547,7 +586,7 @@ pub fn run(steps: &[Step]) -> Verdict {
 /// What is asked is answered by the guest, and by the end of what it came through.
 pub fn page_requests() -> Verdict {
     let code = ResponseCode::Success;
-    run(&[
+    let steps = [
         Step::Grant { of: 1 },
         Step::Send { place: (1, Some(2)), index: 3, last: true },
         Step::Take,
@@ -557,6 +596,10 @@ pub fn page_requests() -> Verdict {
         Step::TakeFault { queue: 0 },
         Step::Send { place: (0, Some(1)), index: 1, last: true },
         Step::Detach { place: (0, Some(1)) },
+        Step::Free { of: 1 },
+        Step::Grant { of: 1 },
         Step::RespondFault { queue: 0, cookie: 0, code },
-    ])
+    ];
+    run(TakenGroups::Stay, &steps)?;
+    run(TakenGroups::Withdrawn, &steps)
 }

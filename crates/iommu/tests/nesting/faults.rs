@@ -8,8 +8,8 @@ use iommu::nesting::{
 };
 use iommu::ResponseCode::{Failure, Invalid, Success};
 use iommu::{
-    Endpoint, Fault, FaultReason, Host, ObjectError, PageRequest, SoftwareHost, SoftwareVm, Vm,
-    VmConfig, VtdStageOneFlags,
+    Endpoint, Fault, FaultReason, Host, ObjectError, PageRequest, PageRequestPolicy, SoftwareHost,
+    SoftwareVm, TakenGroups, Vm, VmConfig, VtdStageOneFlags,
 };
 use mem::{Access, Iova, MemoryMap};
 
@@ -30,7 +30,13 @@ struct Reporting {
 impl Reporting {
     /// PASID 5 is bound.
     fn new() -> Self {
-        let vm = SoftwareHost::new().create_vm(VmConfig::named("reporting")).unwrap();
+        Self::with(TakenGroups::Stay)
+    }
+
+    fn with(taken: TakenGroups) -> Self {
+        let page_requests = PageRequestPolicy { taken, ..PageRequestPolicy::default() };
+        let config = VmConfig { page_requests, ..VmConfig::named("reporting") };
+        let vm = SoftwareHost::new().create_vm(config).unwrap();
         let _ = vm.set_memory(MemoryMap::anonymous(&[(Gpa(0), 0x10_0000)]).unwrap());
         let endpoint = vm.attach(ONE).unwrap();
         let ear = Ear::of(&endpoint);
@@ -176,8 +182,19 @@ fn what_nobody_handles_is_answered() {
 }
 
 #[test]
-fn an_unbind_answers_and_a_late_answer_says_so() {
+fn an_unbind_leaves_what_is_pending_to_its_handler() {
     let mut reporting = Reporting::new();
+    reporting.register();
+    reporting.ask(request(Some(5), 1));
+    reporting.domain.unbind_gpasid(ONE, guest(5)).unwrap();
+    assert_eq!(reporting.ear.codes(), []);
+    assert_eq!(reporting.respond(Some(5), 1), Ok(()));
+    assert_eq!(reporting.ear.codes(), [(1, Success)]);
+}
+
+#[test]
+fn with_that_policy_an_unbind_answers_and_a_late_answer_says_so() {
+    let mut reporting = Reporting::with(TakenGroups::Withdrawn);
     reporting.register();
     reporting.ask(request(Some(5), 1));
     reporting.domain.unbind_gpasid(ONE, guest(5)).unwrap();

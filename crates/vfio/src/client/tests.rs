@@ -126,7 +126,8 @@ fn configurations_arrive() {
 fn the_policy_of_page_requests_arrives() {
     let host = SoftwareHost::new();
     let client = Client::new(Dispatcher::new(host, Revision::Own));
-    let page_requests = PageRequestPolicy { per_device: 2, timeout: Some(Duration::from_secs(3)) };
+    let timeout = Some(Duration::from_secs(3));
+    let page_requests = PageRequestPolicy { per_device: 2, timeout, ..Default::default() };
     let vm = client.create_vm(VmConfig { page_requests, ..config("one") }).unwrap();
     let endpoint = vm.attach(DEVICE).unwrap();
     for group in 0..3 {

@@ -6,7 +6,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use iommu::nesting::GroupResponse;
-use iommu::{Channel, Endpoint, Hardware, Host, Vm, VmConfig};
+use iommu::{Channel, Endpoint, Hardware, Host, PageRequestPolicy, TakenGroups, Vm, VmConfig};
 use pci::RequesterId;
 use spin::mutex::SpinMutex;
 use zerocopy::{FromBytes, IntoBytes};
@@ -281,7 +281,7 @@ impl<H: Host> Inner<H> {
                 posted.set_iommu(&self.roster, &machine, kind)?;
                 return Ok(Reply::default());
             }
-            let vm = self.shared.host.create_vm(VmConfig::named("vfio"))?;
+            let vm = self.shared.host.create_vm(of_groups())?;
             let machine = Arc::new(Machine::with_groups(vm));
             let set = posted.set_iommu(&self.roster, &machine, kind);
             let set = set.and_then(|()| {
@@ -416,4 +416,12 @@ impl<H: Host + 'static> File for Container<H> {
     ) -> Result<Reply, Errno> {
         self.call(number, argument, handle).map_err(|refusal| refusal.errno())
     }
+}
+
+/// The VM that comes with the first group of a container. Its callers know Linux, which answers what
+/// is out when something is detached.
+fn of_groups() -> VmConfig {
+    let taken = TakenGroups::Withdrawn;
+    let page_requests = PageRequestPolicy { taken, ..PageRequestPolicy::default() };
+    VmConfig { page_requests, ..VmConfig::named("vfio") }
 }

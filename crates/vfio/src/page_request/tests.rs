@@ -131,9 +131,17 @@ fn times() {
 fn policies() {
     let policies = [
         PageRequestPolicy::default(),
-        PageRequestPolicy { per_device: 0, timeout: None },
-        PageRequestPolicy { per_device: u32::MAX, timeout: Some(Duration::MAX) },
-        PageRequestPolicy { per_device: 1, timeout: Some(Duration::ZERO) },
+        PageRequestPolicy { per_device: 0, timeout: None, taken: TakenGroups::Withdrawn },
+        PageRequestPolicy {
+            per_device: u32::MAX,
+            timeout: Some(Duration::MAX),
+            taken: TakenGroups::Stay,
+        },
+        PageRequestPolicy {
+            per_device: 1,
+            timeout: Some(Duration::ZERO),
+            taken: TakenGroups::Withdrawn,
+        },
     ];
     for given in policies {
         assert_eq!(policy(&encode_policy(&given)), Ok(given));
@@ -144,6 +152,8 @@ fn policies() {
     for bad in [
         PageRequestPolicyArgument { flags: 2, ..none },
         PageRequestPolicyArgument { flags: 4, ..none },
+        PageRequestPolicyArgument { flags: 6, ..none },
+        PageRequestPolicyArgument { flags: 9, ..none },
         PageRequestPolicyArgument { per_device: 1, ..none },
         PageRequestPolicyArgument { flags: 1, seconds: 1, ..none },
         PageRequestPolicyArgument { flags: 3, nanoseconds: 1_000_000_000, ..none },

@@ -41,6 +41,9 @@ pub(super) mod flags {
     pub const PAGE_REQUEST_POLICY: u32 = 1;
     /// [`PageRequestPolicyArgument`](super::PageRequestPolicyArgument): there is such a time.
     pub const PAGE_REQUEST_POLICY_TIMEOUT: u32 = 2;
+    /// [`PageRequestPolicyArgument`](super::PageRequestPolicyArgument):
+    /// [`iommu::TakenGroups::Withdrawn`].
+    pub const PAGE_REQUEST_POLICY_WITHDRAWN: u32 = 4;
 
     /// `UpdateMemory`: begins a change of the memory map.
     pub const UPDATE_BEGIN: u32 = 1;

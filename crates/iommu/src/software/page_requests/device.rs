@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::route::Route;
+use crate::software::pasids::Ref;
 use crate::{PageRequest, PageResponse, PageResponses, Pasid, PrgIndex, ResponseCode};
 
 pub(super) struct Device {
@@ -20,9 +21,24 @@ pub(super) struct Device {
     pub(super) in_turn: bool,
     pub(super) held: u32,
     /// Answers that it has not heard.
-    pub(super) answers: VecDeque<PageResponse>,
+    pub(super) answers: VecDeque<Answer>,
     /// Whether somebody is telling it one.
     pub(super) delivering: bool,
+}
+
+/// An answer for a device, and what keeps the number of its PASID from being used for another one
+/// until the device has heard it.
+pub(super) struct Answer {
+    pub(super) response: PageResponse,
+    pub(super) held: Option<Ref>,
+}
+
+/// What is to be dropped with no lock held: a reference that goes may call whoever does the work that
+/// frees cause.
+#[must_use]
+pub(super) struct Forgotten {
+    _groups: BTreeMap<PrgIndex, Group>,
+    _answers: VecDeque<Answer>,
 }
 
 /// A group that is not answered.
@@ -48,6 +64,8 @@ pub(super) enum Stage {
         route: Route,
         /// The answer, if that is held back.
         answer: Option<ResponseCode>,
+        /// Its PASID, if the VM was granted that.
+        held: Option<Ref>,
     },
 }
 
@@ -62,6 +80,15 @@ impl Group {
     /// Whether its last request is there: there is something to answer.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.stage, Stage::Whole { .. })
+    }
+
+    /// Whether all of it was taken by whoever is to answer it.
+    pub(super) fn is_taken(&self) -> bool {
+        match self.route() {
+            None => false,
+            Some(Route::Model) => self.untaken == 0,
+            Some(Route::Queue { cookie, .. }) => cookie.is_some(),
+        }
     }
 
     /// Whether it has an answer that is held back.
@@ -140,23 +167,28 @@ impl Device {
         self.held = 0;
     }
 
-    /// Puts an answer into its line.
-    pub(super) fn answer(&mut self, response: PageResponse) {
-        self.answers.push_back(response);
+    /// Takes out all groups, and the answers that it has not heard.
+    pub(super) fn forget(&mut self) -> Forgotten {
+        self.hush();
+        Forgotten {
+            _groups: core::mem::take(&mut self.groups),
+            _answers: core::mem::take(&mut self.answers),
+        }
     }
 
-    /// The answer that it is to be told next, unless somebody is at it.
-    pub(super) fn next_answer(&mut self) -> Option<(u64, Arc<dyn PageResponses>, PageResponse)> {
+    /// Puts an answer into its line.
+    pub(super) fn answer(&mut self, response: PageResponse, held: Option<Ref>) {
+        self.answers.push_back(Answer { response, held });
+    }
+
+    /// The answer that it is to be told next, unless somebody is at it; without a sink nobody is there
+    /// to be told, now or later.
+    pub(super) fn next_answer(&mut self) -> Option<(Answer, Option<Arc<dyn PageResponses>>)> {
         if self.delivering {
             return None;
         }
-        let Some(sink) = self.sink.clone() else {
-            // Nobody is there to be told, now or later.
-            self.answers.clear();
-            return None;
-        };
-        let response = self.answers.pop_front()?;
+        let answer = self.answers.pop_front()?;
         self.delivering = true;
-        Some((self.attachment, sink, response))
+        Some((answer, self.sink.clone()))
     }
 }

@@ -59,7 +59,7 @@ impl PageRequests {
     pub(in crate::software) fn remove_queue(&self, id: FaultQueueId) {
         self.withdraw(
             None,
-            |_, route| matches!(route, Some(Route::Queue { queue, .. }) if *queue == id),
+            |group| matches!(group.route(), Some(Route::Queue { queue, .. }) if *queue == id),
         );
         let _queue = self.inner.lock().queues.remove(&id);
     }

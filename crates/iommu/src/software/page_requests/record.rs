@@ -2,15 +2,17 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 
+use ioasid::HoldError;
 use pci::RequesterId;
 
-use super::device::{Device, Group, Stage};
+use super::device::{Device, Forgotten, Group, Stage};
 use super::inject::Injected;
 use super::queue::Queue;
 use super::route::{Destination, Route};
 use super::time::Ages;
 use crate::sabotage::{self, Sabotage};
 use crate::software::fault_log::FaultLog;
+use crate::software::pasids::Ref;
 use crate::{
     Answerer, FaultEvent, FaultQueueId, PageRequest, PageRequestCounters, PageResponse, Pasid,
     PrgIndex, ResponseCode,
@@ -49,14 +51,14 @@ impl Record {
         log: &FaultLog,
         request: PageRequest,
         to: Destination,
-        limit: u32,
+        (held, limit): (Result<Option<Ref>, HoldError>, u32),
     ) -> bool {
         let Some(device) = self.devices.get_mut(&request.requester) else { return false };
         if device.group_for(&request).is_some_and(Group::is_whole) {
             self.counters.malformed += 1;
             return false;
         }
-        let full = device.held >= limit;
+        let full = device.held >= limit || held.is_err();
         let answer = |record: &mut Self, code, by| {
             if request.last {
                 record.answer_at_once(log, &request, code, by);
@@ -80,7 +82,7 @@ impl Record {
             _ => return self.add_part(request, to),
         };
         match request.last {
-            true => self.complete(request, route),
+            true => self.complete(request, route, held.ok().flatten()),
             false => self.add_part(request, to),
         }
     }
@@ -123,11 +125,16 @@ impl Record {
     }
 
     /// The last request of a group.
-    pub(super) fn complete(&mut self, request: PageRequest, route: Route) -> bool {
+    pub(super) fn complete(
+        &mut self,
+        request: PageRequest,
+        route: Route,
+        held: Option<Ref>,
+    ) -> bool {
         let order = self.next;
         let Some(device) = self.devices.get_mut(&request.requester) else { return false };
         let group = device.group_mut(&request);
-        group.stage = Stage::Whole { order, since: None, route, answer: None };
+        group.stage = Stage::Whole { order, since: None, route, answer: None, held };
         let first = match route {
             _ if sabotage::is(Sabotage::LoseGroup) => false,
             Route::Model => {
@@ -172,7 +179,7 @@ impl Record {
         device.drop_group(group);
         let response = PageResponse { requester, pasid, group, code };
         log.record(FaultEvent::PageResponse { response, by });
-        device.answer(response);
+        device.answer(response, None);
     }
 
     /// Answers a group, or drops one that is not whole: takes it out of the record, and out of
@@ -187,7 +194,7 @@ impl Record {
         let (requester, index) = key;
         let Some(device) = self.devices.get_mut(&requester) else { return false };
         let Some(group) = device.drop_group(index) else { return false };
-        let Stage::Whole { order, route, .. } = group.stage else { return true };
+        let Stage::Whole { order, route, held, .. } = group.stage else { return true };
         self.whole.remove(&order);
         if let Route::Queue { queue, cookie, .. } = route {
             if let Some(queue) = self.queues.get_mut(&queue) {
@@ -201,10 +208,10 @@ impl Record {
         if by == Answerer::Teardown && sabotage::is(Sabotage::ForgetGroup) {
             return true;
         }
-        device.answer(response);
+        device.answer(response, held);
         let twice = by == Answerer::Guest && self.injected.is_twice();
         if twice || sabotage::is(Sabotage::AnswerTwice) {
-            device.answer(response);
+            device.answer(response, None);
         }
         true
     }
@@ -220,26 +227,21 @@ impl Record {
         } += 1;
     }
 
-    /// Drops what a device asked, and its answers; whether it is that device.
-    pub(super) fn forget(&mut self, requester: RequesterId, attachment: u64) -> bool {
+    /// Takes out what a device asked, and its answers, if it is that device.
+    pub(super) fn forget(&mut self, requester: RequesterId, attachment: u64) -> Option<Forgotten> {
         let device = self.devices.get_mut(&requester);
-        let Some(device) = device.filter(|device| device.attachment == attachment) else {
-            return false;
-        };
-        let groups = core::mem::take(&mut device.groups);
-        device.hush();
-        device.answers.clear();
-        self.turn.retain(|of| *of != requester);
-        for group in groups.into_values() {
-            let Stage::Whole { order, route, .. } = group.stage else { continue };
-            self.whole.remove(&order);
+        let device = device.filter(|device| device.attachment == attachment)?;
+        for group in device.groups.values() {
+            let Stage::Whole { order, route, .. } = &group.stage else { continue };
+            self.whole.remove(order);
             self.counters.forgotten += 1;
             if let Route::Queue { queue, cookie, .. } = route {
-                if let Some(queue) = self.queues.get_mut(&queue) {
-                    queue.remove(order, cookie);
+                if let Some(queue) = self.queues.get_mut(queue) {
+                    queue.remove(*order, *cookie);
                 }
             }
         }
-        true
+        self.turn.retain(|of| *of != requester);
+        Some(device.forget())
     }
 }

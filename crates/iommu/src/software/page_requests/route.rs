@@ -71,8 +71,12 @@ impl VmShared {
                 _ if control.closed => Destination::Nowhere,
                 _ => return,
             };
+            let held = match to {
+                Destination::Nowhere => Ok(None),
+                _ => control.grants.hold_for_answer(&request),
+            };
             // Under the VM's lock: what is attached cannot go in between.
-            self.page_requests.receive(attachment, request, to)
+            self.page_requests.receive(attachment, request, to, held)
         };
         if first {
             self.faults.wake();
