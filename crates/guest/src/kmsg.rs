@@ -79,6 +79,31 @@ impl KernelLog {
     }
 }
 
+/// With what a kernel's line begins, or what it says, when the kernel has found itself in a state that it should not
+/// be in: whatever a device or an IOMMU does, that is not for them to bring about.
+const COMPLAINTS: [&str; 10] = [
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at ",
+    "Oops: ",
+    "refcount_t: ",
+    " corruption",
+    "general protection fault",
+    "INFO: task ",
+    "rcu: INFO: ",
+    "soft lockup",
+];
+
+/// Complaints that are told, at most.
+const TOLD: usize = 4;
+
+/// What the kernel has complained of in these lines, the first few of it; `None` if of nothing.
+pub(crate) fn complaints(lines: &[String]) -> Option<String> {
+    let complains = |line: &&String| COMPLAINTS.iter().any(|words| line.contains(words));
+    let found: Vec<_> = lines.iter().filter(complains).take(TOLD).map(String::as_str).collect();
+    (!found.is_empty()).then(|| found.join(" | "))
+}
+
 /// The head of the accelerator's software error register, out of the line in which `idxd` logs it.
 pub(crate) fn software_error(line: &str) -> Option<SwErrorHead> {
     let (_, value) = line.split_once("err[0]: 0x")?;
@@ -118,6 +143,29 @@ mod tests {
         assert!(head.valid() && head.descriptor_valid() && head.wq_valid() && head.write());
         assert_eq!(software_error("idxd 0000:00:10.0: err[1]: 0x1"), None);
         assert_eq!(software_error("err[0]: 0x"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_complains_is_heard() {
+        let lines = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        let usual = [
+            "DMAR: [DMA Write PASID 0x2] Request device [0000:00:10.0] fault addr 0x7f94",
+            "oom-kill:constraint=CONSTRAINT_MEMCG,task=guest",
+            "Call Trace:",
+            "Memory cgroup out of memory: Killed process 93 (guest)",
+        ];
+        assert_eq!(complaints(&lines(&usual)), None);
+        let seen = [
+            "refcount_t: underflow; use-after-free.",
+            "WARNING: lib/refcount.c:28 at refcount_warn_saturate+0x59/0x90, CPU#0: kworker/111",
+            "list_add corruption. next->prev should be prev",
+            "kernel BUG at lib/list_debug.c:29!",
+            "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        ];
+        for line in seen {
+            assert_eq!(complaints(&lines(&[usual[0], line])), Some(line.to_owned()));
+        }
+        assert_eq!(complaints(&lines(&seen)), Some(seen[..TOLD].join(" | ")));
     }
 
     #[test]

@@ -148,7 +148,9 @@ pub trait Vm: Clone + Send + Sync + 'static {
 
     /// Takes back one that was granted to this VM; anything else is an error and changes nothing.
     /// Returns at once: what is cached for it is forgotten and its DMA in flight waited for
-    /// before the number is granted again. Until then it is parked and counts against the quota.
+    /// before the number is granted again. Until then it is parked and counts against the quota. So it
+    /// is until devices have heard the answers to their page requests
+    /// ([`TakenGroups`](crate::TakenGroups)).
     fn free_pasid(&self, pasid: GuestPasid) -> Result<(), FreePasidError>;
 
     /// Takes back every PASID that this VM was granted, as its reset does. Once the ticket is
@@ -305,6 +307,9 @@ pub trait Vm: Clone + Send + Sync + 'static {
     }
 
     /// Blocks those requests. Nothing of what was attached is in use once the ticket is complete.
+    ///
+    /// Page requests that came through it and that nobody has taken are answered with Invalid; those that
+    /// were taken are as [`TakenGroups`](crate::TakenGroups) says. So it is when it is replaced, too.
     fn detach_hwpt(
         &self,
         device: RequesterId,

@@ -1,5 +1,6 @@
 //! The scenarios that the lab can ask for, each in a process of its own.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use guest_protocol::scenario as name;
@@ -7,6 +8,7 @@ use guest_protocol::FromGuest;
 
 use crate::child::{Child, Event};
 use crate::failure::{Failure, Outcome};
+use crate::kmsg::{self, KernelLog};
 use crate::report::{Account, Counts, Report};
 use crate::setup;
 
@@ -118,6 +120,21 @@ pub(crate) fn run(report: &mut Report, name: &str, seed: u64) {
     let Some(scenario) = find(name) else {
         return report.check("scenario exists", Err(Failure::new(name)));
     };
+    let log = KernelLog::from_now();
+    carry_out(report, scenario, seed);
+    report.check("the kernel complains of nothing", quiet(log));
+}
+
+/// The kernel has found no fault in itself since `log` was opened.
+fn quiet(log: io::Result<KernelLog>) -> Outcome {
+    let lines = log?.lines()?;
+    match kmsg::complaints(&lines) {
+        None => Ok(format!("in {} lines of its log", lines.len())),
+        Some(complaints) => Err(Failure::new(complaints)),
+    }
+}
+
+fn carry_out(report: &mut Report, scenario: &Scenario, seed: u64) {
     let end = "the scenario reached its end";
     match scenario.run {
         Run::Accelerator(run) if ready(report, false) => {

@@ -1,5 +1,7 @@
 //! `swap`: pages that the kernel has written to a disk and taken away.
 
+use std::time::{Duration, Instant};
+
 use dsa::spec::Flags;
 use guest_protocol::sync;
 
@@ -20,6 +22,9 @@ const SIZE: usize = PAGES * PAGE;
 const WRITTEN: usize = 32;
 /// Bytes that are written in each.
 const PATCH: usize = 64;
+/// How long the kernel may take to swap pages out that it is told to, and how often it is told.
+const SWAPPED_WITHIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The scenario.
 pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
@@ -41,10 +46,17 @@ fn swapped(bytes: &[u8]) -> Outcome<Mapping> {
     let mapping = Mapping::anonymous(Place::Anywhere, bytes.len())?;
     mapping.want_small_pages()?;
     mapping.span().write(bytes);
-    mapping.page_out().at("MADV_PAGEOUT")?;
-    let census = census(mapping.span())?;
-    ensure!(census.swapped == census.pages && census.present == 0, "not in swap: {census:?}");
-    Ok(mapping)
+    let deadline = Instant::now() + SWAPPED_WITHIN;
+    loop {
+        mapping.page_out().at("MADV_PAGEOUT")?;
+        let census = census(mapping.span())?;
+        if census.swapped == census.pages && census.present == 0 {
+            return Ok(mapping);
+        }
+        // The kernel passes over pages that a processor has not put into its lists yet.
+        ensure!(Instant::now() < deadline, "not in swap: {census:?}");
+        std::thread::sleep(AGAIN);
+    }
 }
 
 /// Pages that the kernel has read from swap since boot.

@@ -9,9 +9,9 @@ use mem::Iova;
 use pci::RequesterId;
 
 use crate::{
-    Endpoint, GuestPasid, Host, HwptFlags, HwptParent, HwptRequest, PageRequest, PageRequestPolicy,
-    PageResponse, PageResponseError, PageResponses, Pasid, PasidRange, PrgIndex, ResponseCode,
-    SoftwareHost, SoftwareVm, Vm, VmConfig,
+    Endpoint, FaultQueueId, GuestPasid, Host, HwptFlags, HwptParent, HwptRequest, PageRequest,
+    PageRequestPolicy, PageResponse, PageResponseError, PageResponses, Pasid, PasidRange, PrgIndex,
+    ResponseCode, SoftwareHost, SoftwareVm, TakenGroups, Vm, VmConfig,
 };
 
 const DEVICE: RequesterId = RequesterId::from_bits(8);
@@ -56,7 +56,8 @@ fn explore(f: impl Fn() + Send + Sync + 'static) {
 }
 
 fn asking() -> Asking {
-    let page_requests = PageRequestPolicy { timeout: Some(Duration::ZERO), per_device: 4 };
+    let (timeout, taken) = (Some(Duration::ZERO), TakenGroups::Stay);
+    let page_requests = PageRequestPolicy { timeout, per_device: 4, taken };
     let config = ioasid::Config { width: 2, spid_width: Some(2), shards: 1, ..Default::default() };
     let host = SoftwareHost::with_pasids(config, None).unwrap();
     let config = VmConfig { page_requests, quota: 1, ..VmConfig::named("asking") };
@@ -162,24 +163,52 @@ fn loom_a_request_while_the_vm_ends() {
     });
 }
 
+/// PASID 1 with a table that has the queue.
+fn attach(vm: &SoftwareVm) -> FaultQueueId {
+    let queue = vm.alloc_fault_queue().unwrap();
+    let hwpt = vm.alloc_hwpt(&HwptRequest {
+        device: DEVICE,
+        parent: HwptParent::Ioas(vm.ioas().unwrap()),
+        flags: HwptFlags::PASID | HwptFlags::FAULT_ID_VALID,
+        data: None,
+        fault: Some(queue),
+    });
+    vm.alloc_pasid(PasidRange { first: ONE, last: ONE }).unwrap();
+    vm.attach_hwpt(DEVICE, Some(GuestPasid(ONE)), hwpt.unwrap()).unwrap();
+    queue
+}
+
+/// Whoever is faster: the host answers, or whoever took it does.
+#[test]
+fn loom_a_request_is_taken_while_what_it_came_through_is_detached() {
+    explore(|| {
+        let asking = asking();
+        let queue = attach(&asking.vm);
+        asking.send();
+        let detaching = {
+            let vm = asking.vm.clone();
+            thread::spawn(move || vm.detach_hwpt(DEVICE, Some(GuestPasid(ONE))).unwrap())
+        };
+        let taken = asking.vm.take_page_fault(queue).unwrap();
+        let _ = detaching.join().unwrap();
+        if let Some(taken) = taken {
+            assert_eq!((asking.heard.success(), asking.heard.invalid()), (0, 0));
+            asking.vm.respond_page_fault(queue, taken.cookie, ResponseCode::Success).unwrap();
+            assert_eq!((asking.heard.success(), asking.heard.invalid()), (1, 0));
+        } else {
+            assert_eq!((asking.heard.success(), asking.heard.invalid()), (0, 1));
+        }
+    });
+}
+
 #[test]
 fn loom_a_request_while_what_it_came_through_is_detached() {
     explore(|| {
         let asking = asking();
-        let queue = asking.vm.alloc_fault_queue().unwrap();
-        let hwpt = asking.vm.alloc_hwpt(&HwptRequest {
-            device: DEVICE,
-            parent: HwptParent::Ioas(asking.vm.ioas().unwrap()),
-            flags: HwptFlags::PASID | HwptFlags::FAULT_ID_VALID,
-            data: None,
-            fault: Some(queue),
-        });
-        let (granted, vm) = (GuestPasid(ONE), &asking.vm);
-        vm.alloc_pasid(PasidRange { first: ONE, last: ONE }).unwrap();
-        vm.attach_hwpt(DEVICE, Some(granted), hwpt.unwrap()).unwrap();
+        let queue = attach(&asking.vm);
         let detaching = {
             let vm = asking.vm.clone();
-            thread::spawn(move || vm.detach_hwpt(DEVICE, Some(granted)).unwrap())
+            thread::spawn(move || vm.detach_hwpt(DEVICE, Some(GuestPasid(ONE))).unwrap())
         };
         asking.send();
         let _ = detaching.join().unwrap();

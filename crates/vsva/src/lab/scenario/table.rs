@@ -140,9 +140,6 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::OOM_KILL,
         shows: "processes killed with page requests in flight leave nothing behind",
-        // With the host's tables the host answers for a process that is gone before its guest does, and
-        // Linux 7.3 has been seen to lose count of its page faults then.
-        tables: &[PasidTable::Guest],
         sabotage: "leak-cache",
         ..IN_ONE_GUEST
     },
