@@ -258,6 +258,8 @@ pub mod counts {
     pub const BYTES: &str = "bytes";
     /// Descriptors that ended early at a page that was not there. Part of `descriptors`.
     pub const PARTIAL_COMPLETIONS: &str = "partial_completions";
+    /// Answers to page requests that nobody waited for.
+    pub const PAGE_ANSWERS_UNKNOWN: &str = "page_answers_unknown";
     /// Virtual commands that the unit carried out, whatever they ended with.
     pub const VIRTUAL_COMMANDS: &str = "virtual_commands";
     /// Of those, allocations that gave a PASID.

@@ -50,6 +50,10 @@ pub enum Sabotage {
     AnswerForGuest = 22,
     /// A page request is kept and nobody told of it.
     LoseGroup = 23,
+    /// The host answers page requests that were handed out when their PASID is detached.
+    AnswerTaken = 24,
+    /// The PASID of an unanswered page request is free for another one.
+    ForgetAsker = 25,
     /// What a device's own TLB holds survives its invalidation.
     SkipDeviceTlbInvalidation = 12,
 }

@@ -9,7 +9,7 @@ use iommu::sabotage::{set, Sabotage};
 
 type Scenario = fn() -> Verdict;
 
-const CASES: [(Sabotage, &str, Scenario); 34] = [
+const CASES: [(Sabotage, &str, Scenario); 36] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -44,6 +44,8 @@ const CASES: [(Sabotage, &str, Scenario); 34] = [
     (Sabotage::ForgetGroup, "page_requests", request_model::page_requests),
     (Sabotage::AnswerForGuest, "page_requests", request_model::page_requests),
     (Sabotage::LoseGroup, "page_requests", request_model::page_requests),
+    (Sabotage::AnswerTaken, "page_requests", request_model::page_requests),
+    (Sabotage::ForgetAsker, "page_requests", request_model::page_requests),
 ];
 
 /// One test, since a defect is on for the whole process.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dsa::spec::Flags;
-use guest_protocol::{sync, FromGuest};
+use guest_protocol::{counts, sync, FromGuest};
 use rustix::mount::{mount, MountFlags};
 
 use crate::child::{Child, Event};
@@ -63,8 +63,10 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Account> {
     let text = |after: Duration| format!("for the next one, after {} ms", after.as_millis());
     report.check("the queue works after it", works.map(text));
     report.sync(sync::SETTLED, &[])?;
-    // None of these queues' descriptors may end early: all that could were told to block.
-    Ok(Account::from([(guest_protocol::counts::PARTIAL_COMPLETIONS.to_owned(), 0)]))
+    // None of these queues' descriptors may end early: all that could were told to block. And nobody
+    // may have answered for the kernel what it was asked.
+    let none = [counts::PARTIAL_COMPLETIONS, counts::PAGE_ANSWERS_UNKNOWN];
+    Ok(none.into_iter().map(|name| (name.to_owned(), 0)).collect())
 }
 
 /// Kills a process at some moment. Says how long it took until the next one could use its queue.

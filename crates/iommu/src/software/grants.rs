@@ -181,7 +181,8 @@ impl Grants {
     /// A reference to the PASID of a request, if that is granted to the VM and the request is one
     /// that is answered: until it has been, the number is no other PASID's.
     pub(crate) fn hold_for_answer(&self, request: &PageRequest) -> Result<Option<Ref>, HoldError> {
-        let pasid = request.pasid.filter(|_| request.wants_response());
+        let asks = request.wants_response() && !sabotage::is(Sabotage::ForgetAsker);
+        let pasid = request.pasid.filter(|_| asks);
         let granted = pasid.and_then(|pasid| self.granted(GuestPasid(pasid)));
         let Some((granted, host)) = granted.zip(self.host.as_ref()) else { return Ok(None) };
         granted.share(host.page_requests()).map(Some)

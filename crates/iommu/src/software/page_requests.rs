@@ -35,6 +35,7 @@ use route::Route;
 
 use super::fault_log::FaultLog;
 use super::pasids::Ref;
+use crate::sabotage::{self, Sabotage};
 use crate::sync::Mutex;
 use crate::{
     Answerer, FaultEvent, OutstandingGroup, PageRequest, PageRequestCounters, PageRequestPolicy,
@@ -154,7 +155,8 @@ impl PageRequests {
 
     /// Whether a group ends with what it came through.
     fn ends_early(&self, group: &Group) -> bool {
-        self.policy.taken == TakenGroups::Withdrawn || !group.is_taken()
+        let withdrawn = self.policy.taken == TakenGroups::Withdrawn;
+        withdrawn || !group.is_taken() || sabotage::is(Sabotage::AnswerTaken)
     }
 
     /// Answers the groups that came through what is attached in a place, but for those that stay.

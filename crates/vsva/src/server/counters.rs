@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use guest_protocol::counts::PAGE_ANSWERS_UNKNOWN;
 use iommu::Vm as _;
 use vfio_user::Server as Socket;
 
@@ -79,7 +80,7 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
         (PAGE_REQUESTS_OUTSTANDING, requests.outstanding),
         ("page_answers_automatic", unit.automatic_responses),
         ("page_answers_late", requests.late_answers),
-        ("page_answers_unknown", unit.page_responses_unknown),
+        (PAGE_ANSWERS_UNKNOWN, unit.page_responses_unknown),
         ("page_answers_unexpected", accelerator.page_responses_unexpected),
         ("page_credits_exhausted", accelerator.credits_exhausted),
         ("stop_markers", accelerator.stop_markers),

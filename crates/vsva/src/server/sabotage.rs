@@ -20,7 +20,7 @@ mod switch {
     }
 
     /// Everything that can be broken, by name.
-    const ALL: [(&str, Break); 21] = [
+    const ALL: [(&str, Break); 22] = [
         ("corrupt-copy", Break::Accelerator(accelerator::Sabotage::CorruptCopy)),
         ("forget-completion", Break::Accelerator(accelerator::Sabotage::ForgetCompletion)),
         ("forgeable-pasid", Break::Accelerator(accelerator::Sabotage::ForgeablePasid)),
@@ -38,6 +38,7 @@ mod switch {
         ),
         ("double-answer", Break::Engine(engine::Sabotage::AnswerTwice)),
         ("forget-group", Break::Engine(engine::Sabotage::ForgetGroup)),
+        ("answer-taken", Break::Engine(engine::Sabotage::AnswerTaken)),
         ("lose-blocked", Break::Accelerator(accelerator::Sabotage::LoseBlocked)),
         ("ignore-invalid-answer", Break::Accelerator(accelerator::Sabotage::IgnoreInvalidAnswer)),
         ("block-the-queue", Break::Accelerator(accelerator::Sabotage::BlockTheQueue)),
