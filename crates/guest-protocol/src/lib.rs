@@ -152,7 +152,7 @@ pub mod scenario {
     pub const STAGE_TWO: &str = "stage-two";
     /// The kernel takes its PASIDs from the host, by virtual commands (Linux up to 6.3).
     pub const VCMD: &str = "vcmd";
-    /// Copies without end, for a guest that is about to be killed.
+    /// Copies without end, and descriptors that wait for pages, for a guest that is about to be killed.
     pub const ENDLESS: &str = "endless";
     /// Plain virtual addresses in many operations, over and over, until the lab has enough.
     pub const STREAM: &str = "stream";
@@ -224,7 +224,7 @@ pub mod sync {
     pub const SHARED_PORTAL: &str = "shared-portal";
     /// Nothing is open and nothing in flight: sample resources. The argument is `iteration`.
     pub const STEADY: &str = "steady";
-    /// Both queues are busy with copies.
+    /// Queues are busy with copies, and others with descriptors that wait for pages.
     pub const STORM: &str = "storm";
     /// A part that is repeated is over: answered with "not ok" when it has been repeated enough.
     pub const AGAIN: &str = "again";

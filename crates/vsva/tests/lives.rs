@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt as _;
 
 use dsa::spec::Status;
 use mem::Policy;
+use peer::holdings::{mappings, Holdings};
 use peer::*;
 use vsva::server::GuestConfig;
 
@@ -53,34 +54,4 @@ fn fifty_deaths_in_the_middle_of_copies_leave_nothing() {
     place.close();
     assert_eq!(server.vms(), 0);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "sockets and tables are removed");
-}
-
-/// Number of mappings of the memory file of this name.
-fn mappings(name: &str) -> usize {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().filter(|line| line.contains(&format!("memfd:{name}"))).count()
-}
-
-/// What the process has.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Holdings {
-    descriptors: usize,
-    threads: usize,
-}
-
-impl Holdings {
-    fn now() -> Self {
-        // A thread that has ended is listed for a moment longer.
-        let sample = || Self {
-            descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
-            threads: fs::read_dir("/proc/self/task").unwrap().count(),
-        };
-        let mut last = sample();
-        eventually("threads settle", || {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            let now = sample();
-            std::mem::replace(&mut last, now.clone()) == now
-        });
-        last
-    }
 }

@@ -231,13 +231,12 @@ fn die(calls: HostCalls) {
 
 #[test]
 fn a_reset_of_the_unit_gives_its_pasids_back() {
-    const DEVICE_RESET: u16 = 13;
     let host = Host::new(&[SMALL]);
     let mut unit = Unit::new(host.place(0));
     for _ in 0..3 {
         unit.alloc().unwrap();
     }
-    unit.client.call(DEVICE_RESET, &[], None).unwrap();
+    unit.client.reset();
     // When it is answered, nothing is left.
     assert_eq!(host.place(0).vm().pasid_usage().live, 0);
     let guest = host.snapshot().guests.remove(0);
@@ -303,6 +302,7 @@ fn it_can_be_watched_while_guests_come_and_go() {
                 lives
             })
         });
+        let stopping = StopOnDrop(&stop);
         let mut asker = host.asker();
         for _ in 0..40 {
             let snapshot = asker.ask(None).unwrap();
@@ -311,7 +311,7 @@ fn it_can_be_watched_while_guests_come_and_go() {
                 assert_eq!(guest.pasids.len() as u32, guest.live + guest.parked, "{guest:?}");
             }
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(stopping);
         for guest in guests {
             assert!(guest.join().unwrap() > 1, "guests came and went");
         }

@@ -87,7 +87,7 @@ static SCENARIOS: [Scenario; 23] = [
     blocking(name::FAIL_WALK, injected::fail_walk),
     blocking(name::ANSWER_TWICE, injected::answer_twice),
     Scenario { name: name::VCMD, deadline: DEADLINE, run: Run::Allocator(vcmd::run) },
-    Scenario { name: name::ENDLESS, deadline: UNTIL_STOPPED, run: Run::Accelerator(endless::run) },
+    Scenario { name: name::ENDLESS, deadline: UNTIL_STOPPED, run: Run::Blocking(endless::run) },
     Scenario {
         name: name::STREAM,
         deadline: UNTIL_STOPPED,
@@ -102,12 +102,13 @@ struct Worker {
     run: fn(&mut Report, &[String]) -> Outcome<Counts>,
 }
 
-static WORKERS: [Worker; 5] = [
+static WORKERS: [Worker; 6] = [
     Worker { name: isolation::WORKER, run: isolation::work },
     Worker { name: rebind::WORKER, run: rebind::work },
     Worker { name: oom_kill::WORKER, run: oom_kill::work },
     Worker { name: storm::WORKER, run: storm::work },
-    Worker { name: endless::WORKER, run: endless::work },
+    Worker { name: endless::COPYING, run: endless::copy },
+    Worker { name: endless::MISSING, run: endless::miss },
 ];
 
 /// The scenario of this name.

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 pub const PAGE_REQUESTS_OUTSTANDING: &str = "page_requests_outstanding";
 /// Name of a count: groups of page requests that the host answered because the guest did not in time.
 pub const PAGE_REQUESTS_TIMED_OUT: &str = "page_requests_timed_out";
+/// Name of a count: groups of page requests that the host answered because what they came through ended.
+pub const PAGE_REQUESTS_WITHDRAWN: &str = "page_requests_withdrawn";
+/// Name of a count: groups of page requests that nobody answered, since their asker was reset.
+pub const PAGE_REQUESTS_FORGOTTEN: &str = "page_requests_forgotten";
+/// Name of a count: groups of page requests that the guest's unit answered in its place.
+pub const PAGE_ANSWERS_AUTOMATIC: &str = "page_answers_automatic";
 /// Name of a count: descriptors that wait for pages, now.
 pub const DESCRIPTORS_BLOCKED: &str = "descriptors_blocked";
 

@@ -25,15 +25,6 @@ const OFF_LIMIT: Duration = Duration::from_secs(30);
 /// The longest that the server may hold something of a guest that has ended.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The longest from the beginning of the storm to [`STORM_DESCRIPTORS`].
-const STORM_LIMIT: Duration = Duration::from_secs(30);
-
-/// How many descriptors of the storm are done before the guest is killed in the middle of it.
-const STORM_DESCRIPTORS: u64 = 200;
-
-/// How often the server's counters are looked at during the storm.
-const STORM_LOOK: Duration = Duration::from_millis(50);
-
 /// The most messages that one scenario may send: a guest in a loop must not fill memory.
 const MAX_MESSAGES: usize = 10_000;
 
@@ -42,6 +33,7 @@ const BOOT: &str = "boot";
 const POWER_OFF: &str = "power-off";
 
 mod injecting;
+mod killing;
 mod play;
 mod tenants;
 
@@ -254,83 +246,6 @@ impl Runner<'_> {
             self.record(scenario, check);
         }
         all
-    }
-
-    fn kill_and_replace(&mut self, run: &Run, shared: &mut Option<Booted>) -> Result<(), Stopped> {
-        let Some(mut first) = self.shared_or_new(run, shared)? else { return Ok(()) };
-        if let Err(trouble) = self.kill_in_storm(&mut first, run) {
-            return self.abandon(&run.name, first, &trouble);
-        }
-        drop(first);
-        let Some(mut second) = self.boot(run)? else { return Ok(()) };
-        match self.play(&mut second, run, scenario::SVA_COPY, "second guest: ") {
-            Ok(()) => *shared = Some(second),
-            Err(trouble) => self.abandon(&run.name, second, &trouble)?,
-        }
-        Ok(())
-    }
-
-    fn kill_in_storm(&mut self, booted: &mut Booted, run: &Run) -> Result<(), Trouble> {
-        let storm = ToGuest::Run { scenario: scenario::ENDLESS.to_owned(), seed: self.report.seed };
-        booted.guest.send(&storm)?;
-        let wait = Wait::new("the beginning of the storm", run.scenario.limit);
-        let mut begun = false;
-        for _ in 0..MAX_MESSAGES {
-            let message = booted.guest.receive(&wait)?;
-            match self.aside(run, message) {
-                None => {}
-                Some(FromGuest::Sync { point, .. }) if point == sync::STORM => {
-                    begun = true;
-                    break;
-                }
-                Some(other) => return Err(GuestError::Unexpected(name_of(&other)).into()),
-            }
-        }
-        if !begun {
-            return Err(GuestError::Endless { limit: MAX_MESSAGES }.into());
-        }
-        let before = self.counters(booted.id);
-        booted.guest.send(&ToGuest::Continue { ok: true })?;
-        let (descriptors, bytes) = self.let_it_storm(booted, run, &before)?;
-        booted.guest.kill()?;
-        let detail = format!("after {descriptors} descriptors and {bytes} bytes");
-        let check = "QEMU is killed in the middle of copies".to_owned();
-        self.record(&run.name, Check { check, ok: true, detail });
-        let took = self.server.wait_gone(booted.id, GONE_LIMIT)?;
-        let check = "the server frees all of the killed guest".to_owned();
-        let detail = format!("in {:.1} ms", took.as_secs_f64() * 1e3);
-        self.record(&run.name, Check { check, ok: true, detail });
-        self.sync((&run.name, ""), booted.id, AFTER_KILL, &BTreeMap::new());
-        self.add_counters(booted.id);
-        Ok(())
-    }
-
-    /// Waits until the storm has done [`STORM_DESCRIPTORS`], and says how many it did and how many bytes.
-    fn let_it_storm(
-        &mut self,
-        booted: &mut Booted,
-        run: &Run,
-        before: &BTreeMap<&'static str, u64>,
-    ) -> Result<(u64, u64), Trouble> {
-        let storm = Wait::new(format!("{STORM_DESCRIPTORS} descriptors of the storm"), STORM_LIMIT);
-        for _ in 0..MAX_MESSAGES {
-            let now = self.counters(booted.id);
-            let done = since(before, &now, counts::DESCRIPTORS).unwrap_or(0);
-            if done >= STORM_DESCRIPTORS {
-                return Ok((done, since(before, &now, counts::BYTES).unwrap_or(0)));
-            }
-            storm.check()?;
-            match booted.guest.receive(&Wait::new("the storm's next words", STORM_LOOK)) {
-                Ok(message) => {
-                    if let Some(other) = self.aside(run, message) {
-                        return Err(GuestError::Unexpected(name_of(&other)).into());
-                    }
-                }
-                Err(GuestError::Expired { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(GuestError::Endless { limit: MAX_MESSAGES }.into())
     }
 
     /// Takes what a guest may say at any time, and gives back the rest.

@@ -7,7 +7,11 @@ use std::rc::Rc;
 
 use super::super::scenario::{select, Wishes};
 use super::super::server::{EncodedCalls, GuestDevices, PasidRecord, PasidSpace};
+use super::killing::WAITING;
 use super::*;
+use crate::inspect::snapshot::{
+    DESCRIPTORS_BLOCKED, PAGE_REQUESTS_FORGOTTEN, PAGE_REQUESTS_OUTSTANDING,
+};
 use crate::server::{GuestConfig, Injection, PasidTable};
 
 /// What a pretended guest does next.
@@ -113,7 +117,27 @@ struct FakeServer {
     asked: RefCell<u64>,
     records: RefCell<VecDeque<Vec<u32>>>,
     still_held: bool,
+    /// Groups of page requests that it drops when a guest is killed.
+    unanswered: u64,
     log: Log,
+}
+
+impl FakeServer {
+    fn page_requests(&self) -> Vec<(&'static str, u64)> {
+        let log = self.log.borrow();
+        let times = |what: &str| log.iter().filter(|entry| *entry == what).count() as u64;
+        let (storms, killed) = (times("run endless"), times("killed"));
+        if storms == 0 {
+            return Vec::new();
+        }
+        // Each descriptor that waits has asked for two groups.
+        let waiting = WAITING * (storms - killed);
+        vec![
+            (PAGE_REQUESTS_OUTSTANDING, 2 * waiting),
+            (DESCRIPTORS_BLOCKED, waiting),
+            (PAGE_REQUESTS_FORGOTTEN, self.unanswered * killed),
+        ]
+    }
 }
 
 impl LabServer for FakeServer {
@@ -137,7 +161,9 @@ impl LabServer for FakeServer {
         let mut asked = self.asked.borrow_mut();
         let count = *asked * self.step;
         *asked += 1;
-        vec![(counts::DESCRIPTORS, count), (counts::BYTES, count)]
+        let mut counters = self.page_requests();
+        counters.extend([(counts::DESCRIPTORS, count), (counts::BYTES, count)]);
+        counters
     }
 
     /// Each time that it is asked, the next list.
@@ -185,12 +211,23 @@ fn run(names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Ran {
 }
 
 fn run_with(wishes: Wishes, names: &[&str], still_held: bool, scripts: Vec<Vec<Step>>) -> Ran {
+    run_waiting(2 * WAITING, wishes, names, still_held, scripts)
+}
+
+fn run_waiting(
+    unanswered: u64,
+    wishes: Wishes,
+    names: &[&str],
+    still_held: bool,
+    scripts: Vec<Vec<Step>>,
+) -> Ran {
     let log = Log::default();
     let mut server = FakeServer {
         step: 100,
         asked: RefCell::default(),
         records: RefCell::new([vec![3, 4], vec![3, 5]].into()),
         still_held,
+        unanswered,
         log: Rc::clone(&log),
     };
     let mut starter = Scripts { scripts: scripts.into(), log: Rc::clone(&log) };
@@ -351,6 +388,19 @@ fn kill_takes_two_guests_and_asks_for_what_is_left() {
     let checks: Vec<_> = run.report.records.iter().map(|record| &*record.check).collect();
     assert!(checks.contains(&AFTER_KILL));
     assert!(checks.contains(&"second guest: a check"));
+    let ended =
+        run.report.records.iter().find(|record| record.check.contains("in flight")).unwrap();
+    let detail = "8 descriptors waited; 16 groups dropped, 0 answered by its unit, 0 by the host, 0 by the time-out; 0 left";
+    assert_eq!(ended.detail, detail);
+}
+
+#[test]
+fn a_guest_that_waited_for_nothing_was_killed_too_late() {
+    let scripts = vec![vec![point(sync::STORM)], good("sva-copy")];
+    let guests_own = Wishes { table: Some(PasidTable::Guest), ..Wishes::default() };
+    let run = run_waiting(0, guests_own, &["kill"], false, scripts);
+    let checks: Vec<_> = run.failures().into_iter().map(|(_, check, _)| check).collect();
+    assert_eq!(checks, ["page requests that were in flight end with it"]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use vfio_user::Server as Socket;
 
 use super::guest::Shared;
 use crate::inspect::snapshot::{
-    DESCRIPTORS_BLOCKED, PAGE_REQUESTS_OUTSTANDING, PAGE_REQUESTS_TIMED_OUT,
+    DESCRIPTORS_BLOCKED, PAGE_ANSWERS_AUTOMATIC, PAGE_REQUESTS_FORGOTTEN,
+    PAGE_REQUESTS_OUTSTANDING, PAGE_REQUESTS_TIMED_OUT, PAGE_REQUESTS_WITHDRAWN,
 };
 
 /// All counts of a guest's devices and their sockets.
@@ -74,11 +75,11 @@ pub(super) fn collect(shared: &Shared, sockets: &[Socket]) -> Vec<(&'static str,
         ("page_requests_answered", requests.answered),
         ("page_requests_without_queue", requests.no_queue),
         ("page_requests_refused", requests.refused),
-        ("page_requests_withdrawn", requests.withdrawn),
+        (PAGE_REQUESTS_WITHDRAWN, requests.withdrawn),
         (PAGE_REQUESTS_TIMED_OUT, requests.timed_out),
-        ("page_requests_forgotten", requests.forgotten),
+        (PAGE_REQUESTS_FORGOTTEN, requests.forgotten),
         (PAGE_REQUESTS_OUTSTANDING, requests.outstanding),
-        ("page_answers_automatic", unit.automatic_responses),
+        (PAGE_ANSWERS_AUTOMATIC, unit.automatic_responses),
         ("page_answers_late", requests.late_answers),
         (PAGE_ANSWERS_UNKNOWN, unit.page_responses_unknown),
         ("page_answers_unexpected", accelerator.page_responses_unexpected),

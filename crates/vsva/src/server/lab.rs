@@ -14,6 +14,7 @@ use super::resources::{guest_mappings, Resources};
 use super::stage_two::Watched;
 use super::survey::is_bound;
 use super::{sabotage, shared_queue, CannotInject, GuestConfig, GuestPlace, Injection, Server};
+use crate::inspect::snapshot::OF_NOW;
 use crate::lab::{
     Check, EncodedCalls, GuestDevices, GuestId, LabServer, PasidRecord, PasidSpace, ServerError,
     ServerOptions, AFTER_KILL,
@@ -127,6 +128,11 @@ impl LabServer for Lab {
             )));
         }
         let counters = place.counters();
+        let mut waiting =
+            counters.iter().filter(|(name, count)| OF_NOW.contains(name) && *count > 0);
+        if let Some((name, count)) = waiting.next() {
+            return Err(held(format!("{count} {name}")));
+        }
         if let Place::Open(place) = std::mem::replace(&mut record.place, Place::Closed(counters)) {
             place.close();
         }

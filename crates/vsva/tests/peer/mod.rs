@@ -2,6 +2,11 @@
 
 #![allow(dead_code)] // each test program uses a part
 
+pub(crate) mod holdings;
+pub(crate) mod kernel;
+pub(crate) mod memory;
+pub(crate) mod waiting;
+
 use std::fs::File;
 use std::io::{IoSlice, Read as _};
 use std::mem::MaybeUninit;
@@ -9,6 +14,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,11 +41,13 @@ pub(crate) const EPERM: u32 = 1;
 
 const VERSION: u16 = 1;
 const DMA_MAP: u16 = 2;
+const DEVICE_RESET: u16 = 13;
 const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;
 const ERROR: u32 = 1 << 5;
 const READ_WRITE: u32 = 3;
-const CONFIG: u32 = 7;
+/// Region of configuration space.
+pub(crate) const CONFIG: u32 = 7;
 
 /// Lines that a server said.
 pub(crate) type Said = Arc<Mutex<Vec<(Instant, String)>>>;
@@ -142,6 +150,11 @@ impl Client {
         self.call(REGION_WRITE, &payload, None).unwrap();
     }
 
+    /// Has the function reset, as a VMM does when its VM is reset.
+    pub(crate) fn reset(&mut self) {
+        self.call(DEVICE_RESET, &[], None).unwrap();
+    }
+
     /// Waits for the server to close the connection.
     pub(crate) fn closed(&mut self) -> bool {
         match self.socket.read(&mut [0; 64]) {
@@ -164,12 +177,18 @@ impl Accelerator {
     pub(crate) fn new(place: &GuestPlace, ram: &File) -> Self {
         let mut client = Client::new(&place.devices().functions[0].path);
         client.map(ram, 0).unwrap();
+        Self::enable(&mut client, WqMode::new());
+        Self(client)
+    }
+
+    /// Enables a dedicated queue, with what else `mode` says, of an accelerator as after power-on.
+    pub(crate) fn enable(client: &mut Client, mode: WqMode) {
         client.write(CONFIG, 0x04, &6u16.to_le_bytes());
         let low: [u8; 8] = client.read(0, offset::OFFSETS.into());
         let offsets = Offsets::from_bits(u64::from_le_bytes(low).into());
         let queue = WqConfig {
             size: QUEUE,
-            mode: WqMode::new().with_dedicated(true).with_priority(1),
+            mode: mode.with_dedicated(true).with_priority(1),
             limits: WqLimits::new().with_max_transfer_shift(21).with_max_batch_shift(4),
             ..WqConfig::default()
         };
@@ -188,14 +207,17 @@ impl Accelerator {
                 CmdStatus::from_bits(u32::from_le_bytes(client.read(0, offset::CMDSTATUS.into())));
             assert_eq!(status, CmdStatus::new(), "{code:?}");
         }
-        Self(client)
     }
 
     /// Submits a copy of [`COPY`] bytes with its record at `record`.
     pub(crate) fn copy(&mut self, from: u64, to: u64, record: u64) {
         let copy = Operation::MemoryMove { source: Iova(from), destination: Iova(to), size: COPY };
-        let descriptor =
-            Descriptor::new(copy).with_record(Iova(record)).with_flags(Flags::REQUEST_RECORD);
+        self.submit(copy, record, Flags::REQUEST_RECORD);
+    }
+
+    /// Submits `operation` with its record at `record`.
+    pub(crate) fn submit(&mut self, operation: Operation, record: u64, flags: Flags) {
+        let descriptor = Descriptor::new(operation).with_record(Iova(record)).with_flags(flags);
         self.0.write(2, Portal::UNLIMITED.offset(0), &descriptor.to_bytes());
     }
 }
@@ -223,4 +245,14 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A place's count of this name.
 pub(crate) fn count(place: &GuestPlace, name: &str) -> u64 {
     place.counters().iter().find(|(known, _)| *known == name).unwrap().1
+}
+
+/// Stops threads when it is dropped. A scope waits for its threads, so a test whose own thread has panicked would
+/// otherwise wait for those that go on until they are told.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -55,7 +55,7 @@ pub struct Counters {
     /// Page requests that the guest's tables do not allow.
     pub page_requests_refused: u64,
     /// Page request groups that the unit answered itself, since their last request was lost or
-    /// refused, or was not looked at before a reset.
+    /// refused, or they were unanswered at a reset.
     pub automatic_responses: u64,
     /// Answers to page request groups that the guest gave.
     pub page_responses: u64,

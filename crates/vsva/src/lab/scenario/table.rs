@@ -153,7 +153,7 @@ pub const SCENARIOS: [Scenario; 24] = [
     },
     Scenario {
         name: "kill",
-        shows: "a guest killed while copying leaves nothing behind, and the next one works",
+        shows: "a guest killed while it copies and waits for pages leaves nothing behind, and the next one works",
         plan: Plan::KillAndReplace,
         limit: Duration::from_secs(180),
         sabotage: "keep-dead-guests",

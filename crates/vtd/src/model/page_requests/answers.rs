@@ -67,7 +67,8 @@ impl<V: Vm> Model<V> {
         for ((requester, group), Expected { pasid, cookie }) in groups {
             let response = PageResponse { requester, pasid, group, code: ResponseCode::Invalid };
             // The host may have answered it already.
-            let _was_unanswered = self.tell_host(response, cookie);
+            let was_unanswered = self.tell_host(response, cookie);
+            self.counters.automatic_responses += u64::from(was_unanswered);
         }
     }
 
