@@ -128,6 +128,11 @@ pub trait Vm: Clone + Send + Sync + 'static {
     /// Forgets cached state; returns at once.
     fn invalidate(&self, what: Invalidation) -> Ticket;
 
+    /// A point after all accesses that are in flight now, and after nothing else: it forgets nothing
+    /// and waits for no device's answer to an invalidation. For whoever has stopped a device and
+    /// wants to know when what it had begun is over.
+    fn in_flight(&self) -> Ticket;
+
     /// Whether everything up to `ticket` is over, accesses in flight included. Never blocks; may
     /// do a bounded part of the work. A ticket that this VM has not given is not complete.
     fn is_complete(&self, ticket: Ticket) -> bool;
@@ -263,6 +268,21 @@ pub trait Vm: Clone + Send + Sync + 'static {
     fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
         let _ = ticket;
         None
+    }
+
+    /// Waits no longer for devices' answers to what they were told to forget up to and with
+    /// `up_to`: such an answer keeps no ticket from being complete any more. What devices are told
+    /// after that is owed as ever. A number beyond the latest ticket means all up to now.
+    ///
+    /// For the model that reports an invalidation time-out (VT-d 6.5.2.11; SMMUv3: a sync that fails
+    /// because of the ATC). It concerns all devices and not only the one that the report names:
+    /// each was told before the wait began, so each has run out of time, and the guest has been told
+    /// to count on nothing of before. A host need not tell apart what one device was told after
+    /// `up_to`: it may owe from the next ticket on.
+    ///
+    /// A host that has [`unanswered`](Self::unanswered) has this, too.
+    fn give_up_answers(&self, up_to: Ticket) {
+        let _ = up_to;
     }
 
     /// Says what time it is, on a clock that only goes forward: what waits for something longer than

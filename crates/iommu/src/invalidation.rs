@@ -207,7 +207,8 @@ impl SmmuInvalidation {
 /// Names a point in a VM's sequence of invalidations: once [`crate::Vm::is_complete`] says so,
 /// nothing that was cached before is in use, accesses in flight included; and if it is that of
 /// an invalidation, or of what a device no longer has attached, every device has answered what it
-/// was told to forget of its own TLB.
+/// was told to forget of its own TLB, unless that was given up
+/// ([`crate::Vm::give_up_answers`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[must_use = "an invalidation is over only when its ticket is complete"]
 pub struct Ticket(pub(crate) u64);

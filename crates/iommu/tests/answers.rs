@@ -84,6 +84,102 @@ fn two_that_owe() {
     assert!(guest.vm.is_complete(first) && !guest.vm.is_complete(second));
 }
 
+/// A device that never answers, once that is given up, holds up nobody: neither another device nor
+/// what is asked of it later, which it owes afresh.
+#[test]
+fn what_is_given_up_is_waited_for_no_more() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    let other = guest.vm.attach(OTHER).unwrap();
+    endpoint.set_ats(true);
+    other.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
+    let (vm, complete) = (&guest.vm, |ticket| guest.vm.is_complete(ticket));
+    let owed = vm.invalidate(of_device(DEVICE));
+    // An earlier one is nothing that it owes.
+    vm.give_up_answers(before(owed));
+    assert!(!complete(owed));
+    vm.give_up_answers(owed);
+    assert!(complete(owed));
+    assert_eq!(vm.unanswered(owed), None);
+    let of_other = vm.invalidate(of_device(OTHER));
+    assert!(complete(of_other));
+
+    let again = vm.invalidate(of_device(DEVICE));
+    assert!(complete(of_other) && !complete(again));
+    let unanswered = Unanswered { requester: DEVICE, ticket: before(again) };
+    assert_eq!(vm.unanswered(again), Some(unanswered));
+    // Twice is once, and is about what was asked before.
+    vm.give_up_answers(owed);
+    vm.give_up_answers(of_other);
+    assert_eq!(vm.unanswered(again), Some(unanswered));
+    // Nor is one beyond the latest about what is to come.
+    vm.give_up_answers(Ticket::new(u64::MAX));
+    assert!(complete(again));
+    let later = vm.invalidate(of_device(DEVICE));
+    assert!(complete(again) && !complete(later));
+    endpoint.withhold_invalidation_answers(false);
+    assert!(complete(later));
+}
+
+#[test]
+fn what_was_asked_after_the_one_given_up_is_owed() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    endpoint.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
+    let owed: Vec<_> = (0..3).map(|_| guest.vm.invalidate(of_device(DEVICE))).collect();
+    for (given_up, ticket) in owed.iter().enumerate() {
+        assert!(!guest.vm.is_complete(*ticket));
+        guest.vm.give_up_answers(*ticket);
+        let complete = owed.iter().take_while(|ticket| guest.vm.is_complete(**ticket)).count();
+        assert_eq!(complete, given_up + 1);
+    }
+}
+
+/// All of them have had their time, whichever is named.
+#[test]
+fn every_devices_answer_is_given_up() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    let other = guest.vm.attach(OTHER).unwrap();
+    for endpoint in [&endpoint, &other] {
+        endpoint.set_ats(true);
+        endpoint.withhold_invalidation_answers(true);
+    }
+    let _first = guest.vm.invalidate(of_device(DEVICE));
+    let second = guest.vm.invalidate(of_device(OTHER));
+    guest.vm.give_up_answers(second);
+    assert_eq!(guest.vm.unanswered(second), None);
+    assert!(guest.vm.is_complete(second));
+}
+
+/// A point after the accesses in flight, and after nothing else.
+#[test]
+fn accesses_in_flight_have_a_ticket_of_their_own() {
+    let guest = bound();
+    let (endpoint, channel) = guest.attach();
+    endpoint.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
+    dma(&channel, with(1), VA, Op::Read).unwrap();
+    let owed = guest.vm.invalidate(of_device(DEVICE));
+    let idle = guest.vm.in_flight();
+    assert!(guest.vm.is_complete(idle), "neither an access nor an answer is waited for");
+    assert_eq!(guest.vm.unanswered(idle), None);
+
+    let before = guest.vm.counters();
+    let access = channel.enter();
+    let busy = guest.vm.in_flight();
+    assert!(guest.vm.is_complete(idle) && !guest.vm.is_complete(busy));
+    drop(access);
+    assert!(guest.vm.is_complete(busy) && !guest.vm.is_complete(owed));
+    let after = guest.vm.counters();
+    assert_eq!(after, before, "nothing was forgotten");
+    let closed = guest.vm.close();
+    let after_all = guest.vm.in_flight();
+    assert!(guest.vm.is_complete(closed) && guest.vm.is_complete(after_all));
+}
+
 /// The host waits for no device: memory and PASIDs are its own.
 #[test]
 fn the_host_does_not_wait() {
@@ -212,6 +308,29 @@ fn answers_that_take_their_time() {
     assert!(!guest.vm.is_complete(owed));
     guest.vm.delay_invalidation_answers(None);
     assert!(guest.vm.is_complete(owed));
+}
+
+/// Giving up is the host's affair: the device answers when it does, and then all that it was asked.
+#[test]
+fn a_slow_device_answers_what_is_asked_again_with_what_was_given_up() {
+    let guest = bound();
+    let (endpoint, _channel) = guest.attach();
+    endpoint.set_ats(true);
+    let at = Duration::from_millis;
+    guest.vm.delay_invalidation_answers(Some(at(50)));
+    let first = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(100)), Some(at(150)));
+    guest.vm.give_up_answers(first);
+    assert!(guest.vm.is_complete(first));
+    let again = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(149)), Some(at(150)));
+    assert!(!guest.vm.is_complete(again));
+    let _ = guest.vm.tick(at(150));
+    assert!(guest.vm.is_complete(again));
+    // What it is asked after its answer takes its own time.
+    let later = guest.vm.invalidate(of_device(DEVICE));
+    assert_eq!(guest.vm.tick(at(160)), Some(at(210)));
+    assert!(!guest.vm.is_complete(later));
 }
 
 /// Every word that a first access loads, failed once: the directory's, the eight of the entry, and

@@ -4,14 +4,17 @@
 //! The twin is a map of what the device was told, and exact: an access goes where the map says, stale or
 //! not, and only if that has nothing for it where the guest's tables say. Everything but the device's
 //! TLB is invalidated after each change, so nothing else can be stale.
+//!
+//! At times the device keeps its answers to itself, and at times they are given up. Neither changes what
+//! it holds; the twin of that is the set of tickets that it owes.
 #![cfg(not(loom))]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::*;
-use iommu::{Channel, DmaError, Endpoint, Invalidation, Vm};
+use iommu::{Channel, DmaError, Endpoint, Invalidation, Ticket, Vm};
 use mem::{Gpa, GuestMemory, Iova, MemoryMap, Range};
 
 const VA: u64 = 0x7f00_0000_0000;
@@ -39,6 +42,17 @@ struct World {
     present: Vec<bool>,
     ats: bool,
     twin: BTreeMap<(u32, u64), Told>,
+    /// Whether it keeps its answers to itself.
+    silent: bool,
+    /// Tickets of what it was told, and of other things, in order.
+    tickets: Vec<Ticket>,
+    /// Those of them that it owes an answer to.
+    owed: BTreeSet<Ticket>,
+    /// If some was given up while a later one was owed: up to where. From there on it may owe more
+    /// than it does.
+    in_part: Option<Ticket>,
+    /// How often a ticket waited for the device.
+    waited: u64,
     hits: u64,
     /// Hits that the tables would not have given.
     stale: u64,
@@ -78,6 +92,11 @@ impl World {
             present: vec![true; PASIDS as usize],
             ats: true,
             twin: BTreeMap::new(),
+            silent: false,
+            tickets: Vec::new(),
+            owed: BTreeSet::new(),
+            in_part: None,
+            waited: 0,
             hits: 0,
             stale: 0,
         }
@@ -92,10 +111,83 @@ impl World {
             6..=7 => self.forget(of, page),
             9 if !self.ats || self.random.below(4) == 0 => self.switch(),
             10 if self.random.below(4) == 0 => self.renew_memory(),
+            11 if self.random.below(4) == 0 => self.fall_silent(),
+            12 => self.give_up(),
             _ => self.access(of, page, stamp),
         }
         let entries = self.guest.vm.counters().device_tlb_entries;
         assert_eq!(entries, self.twin.len() as u64);
+        self.check_answers();
+    }
+
+    /// Invalidates, and asserts that only an answer can be missing.
+    fn tell(&mut self, what: Invalidation, asks: bool) {
+        let ticket = self.guest.vm.invalidate(what);
+        self.tickets.push(ticket);
+        if asks && self.silent && self.ats {
+            self.owed.insert(ticket);
+        }
+        let in_flight = self.guest.vm.in_flight();
+        assert!(self.guest.vm.is_complete(in_flight));
+    }
+
+    fn tell_all_but_the_device(&mut self) {
+        for what in [Invalidation::ContextAll, Invalidation::PasidCacheAll, Invalidation::IotlbAll]
+        {
+            self.tell(what, false);
+        }
+    }
+
+    /// The device stops answering, or answers all that it was asked.
+    fn fall_silent(&mut self) {
+        self.silent = !self.silent;
+        self.endpoint.withhold_invalidation_answers(self.silent);
+        if !self.silent {
+            self.is_answered();
+        }
+    }
+
+    fn is_answered(&mut self) {
+        self.owed.clear();
+        self.in_part = None;
+    }
+
+    /// Up to one of the last tickets, or to one that nobody has.
+    fn give_up(&mut self) {
+        let back = self.random.below(8) as usize;
+        let up_to = match self.tickets.iter().nth_back(back) {
+            Some(ticket) if back > 0 => *ticket,
+            _ => Ticket::new(u64::MAX),
+        };
+        self.guest.vm.give_up_answers(up_to);
+        let later: BTreeSet<_> =
+            self.owed.iter().copied().filter(|ticket| *ticket > up_to).collect();
+        match later.is_empty() {
+            true => self.is_answered(),
+            false if later.len() < self.owed.len() => {
+                self.in_part = self.in_part.max(Some(up_to));
+            }
+            false => {}
+        }
+        self.owed = later;
+    }
+
+    /// Whether what is complete is what the device owes nothing of.
+    fn check_answers(&mut self) {
+        let first = self.owed.first().copied();
+        let at = self.random.below(self.tickets.len().max(1) as u64) as usize;
+        let last = self.tickets.len().saturating_sub(1);
+        for &ticket in [at, last].iter().filter_map(|&at| self.tickets.get(at)) {
+            let complete = self.guest.vm.is_complete(ticket);
+            let named = self.guest.vm.unanswered(ticket);
+            assert_eq!(named.map(|who| who.requester), (!complete).then_some(DEVICE));
+            assert!(named.is_none_or(|who| who.ticket < ticket));
+            let owes = first.is_some_and(|first| first <= ticket);
+            let may_owe = first.is_some() && self.in_part.is_some_and(|given_up| given_up < ticket);
+            assert!(!(owes && complete), "{ticket:?} is complete, {:?} are owed", self.owed);
+            assert!(complete || owes || may_owe, "{ticket:?} is not, {:?} are owed", self.owed);
+            self.waited += u64::from(!complete);
+        }
     }
 
     /// Changes a page, and tells everybody but the device.
@@ -105,7 +197,7 @@ impl World {
             entry |= if self.random.below(6) != 0 { flag } else { 0 };
         }
         self.guest.set_first(self.roots[of as usize], VA + page * 4096, 1, entry);
-        self.guest.settle_all();
+        self.tell_all_but_the_device();
     }
 
     fn toggle_entry(&mut self, of: u32) {
@@ -113,7 +205,7 @@ impl World {
         *present = !*present;
         let words = if *present { first_stage(self.roots[of as usize], DOMAIN) } else { [0; 8] };
         self.guest.set_pasid(of, words);
-        self.guest.settle_all();
+        self.tell_all_but_the_device();
     }
 
     /// Tells the device, by one of its scopes.
@@ -126,7 +218,7 @@ impl World {
             1 => (Some(pasid(of)), all),
             _ => (Some(pasid(of)), one),
         };
-        self.guest.settle(match self.random.below(5) {
+        let what = match self.random.below(5) {
             // What is held for requests without PASID is something else.
             0 => Invalidation::DeviceTlb { requester, range },
             _ => {
@@ -136,15 +228,19 @@ impl World {
                 self.twin.retain(|(by, at), _| !gone(*by, *at));
                 Invalidation::DeviceTlbPasid { requester, pasid, range }
             }
-        });
+        };
+        self.tell(what, true);
     }
 
     fn switch(&mut self) {
         self.ats = !self.ats;
         self.endpoint.set_ats(self.ats);
         self.twin.clear();
+        if !self.ats {
+            self.is_answered();
+        }
         // Whoever asks for what it holds has it settled.
-        self.guest.settle_all();
+        self.tell_all_but_the_device();
     }
 
     fn renew_memory(&mut self) {
@@ -209,13 +305,15 @@ impl World {
 
 #[test]
 fn it_holds_what_the_device_was_told() {
-    let (mut hits, mut stale) = (0, 0);
+    let (mut hits, mut stale, mut waited) = (0, 0, 0);
     for seed in 0..SEEDS {
         let mut world = World::new(seed);
         (1..=STEPS).for_each(|number| world.step(number << 8));
         assert_eq!(world.guest.vm.counters().device_tlb_hits, world.hits);
         (hits, stale) = (hits + world.hits, stale + world.stale);
+        waited += world.waited;
     }
+    assert!(waited > 0, "the device answered whatever it was asked");
     assert!(
         stale > 0 && hits > 2 * stale,
         "a guest that leaves out an invalidation sees what was there before"

@@ -109,6 +109,10 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
         either!(self, vm => vm.invalidate(what))
     }
 
+    fn in_flight(&self) -> Ticket {
+        either!(self, vm => vm.in_flight())
+    }
+
     fn is_complete(&self, ticket: Ticket) -> bool {
         either!(self, vm => vm.is_complete(ticket))
     }
@@ -214,6 +218,10 @@ impl<H: Host + 'static> Vm for DoorVm<H> {
 
     fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
         either!(self, vm => vm.unanswered(ticket))
+    }
+
+    fn give_up_answers(&self, up_to: Ticket) {
+        either!(self, vm => vm.give_up_answers(up_to));
     }
 
     fn tick(&self, now: Duration) -> Option<Duration> {

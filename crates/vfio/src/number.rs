@@ -100,6 +100,10 @@ pub enum Request {
     RespondPageFault,
     /// Asks which device keeps a ticket from being complete.
     Unanswered,
+    /// Waits no longer for devices' answers up to a ticket.
+    GiveUpAnswers,
+    /// Gives a ticket of the accesses in flight.
+    InFlight,
     /// Says what time it is.
     Tick,
     /// Reads the counters of the VM's page requests.
@@ -193,7 +197,7 @@ const fn pasid_request(number: u8) -> [(Revision, u8); 3] {
 }
 
 /// The table.
-const NUMBERS: [Row; 49] = [
+const NUMBERS: [Row; 51] = [
     (Request::GetApiVersion, every(BASE)),
     (Request::CheckExtension, every(BASE + 1)),
     (Request::SetIommu, every(BASE + 2)),
@@ -234,6 +238,8 @@ const NUMBERS: [Row; 49] = [
     (Request::Unanswered, every(OWN_BASE + 23)),
     (Request::Tick, every(OWN_BASE + 24)),
     (Request::GetPageRequestCounters, every(OWN_BASE + 25)),
+    (Request::GiveUpAnswers, every(OWN_BASE + 26)),
+    (Request::InFlight, every(OWN_BASE + 27)),
     (Request::Destroy, iommufd(0)),
     (Request::IoasAlloc, iommufd(1)),
     (Request::HwptAlloc, iommufd(9)),

@@ -31,8 +31,9 @@ pub use own::{
     PageRequestPolicyArgument, ReadFault, SetHandle, StageTwoArgument, Ticketed, NAME_BYTES,
 };
 pub use page_request::{
-    HwptPageFault, HwptPageResponse, PageRequestCountersArgument, PageRequestFault, ReadPageFault,
-    ReadPageRequest, RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
+    GiveUpAnswersArgument, HwptPageFault, HwptPageResponse, PageRequestCountersArgument,
+    PageRequestFault, ReadPageFault, ReadPageRequest, RespondPageFault, RespondPageRequest,
+    TickArgument, UnansweredArgument,
 };
 pub use posted::{
     AddressScope, CacheInvalidate, CacheInvalidateInfo, DmaFault, MapDma, PasidRequest, PasidScope,

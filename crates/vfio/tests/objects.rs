@@ -40,6 +40,7 @@ enum Call {
     TakePageFault(FaultQueueId),
     RespondPageFault(FaultQueueId, u32, ResponseCode),
     Unanswered(Ticket),
+    GiveUpAnswers(Ticket),
     Tick(Duration),
 }
 
@@ -77,6 +78,7 @@ fn make(vm: &impl Vm, call: &Call) -> String {
             format!("{:?}", vm.respond_page_fault(queue, cookie, code))
         }
         &Call::Unanswered(ticket) => format!("{:?}", vm.unanswered(ticket)),
+        &Call::GiveUpAnswers(up_to) => format!("{:?}", vm.give_up_answers(up_to)),
         &Call::Tick(now) => format!("{:?}", vm.tick(now)),
     }
 }
@@ -183,6 +185,7 @@ fn call() -> impl Strategy<Value = Call> {
             code
         )),
         any::<u64>().prop_map(|number| Call::Unanswered(Ticket::new(number))),
+        any::<u64>().prop_map(|number| Call::GiveUpAnswers(Ticket::new(number))),
         (any::<u64>(), 0..1_000_000_000u32).prop_map(|(s, ns)| Call::Tick(Duration::new(s, ns))),
     ]
 }
@@ -222,6 +225,7 @@ fn one_of_each() -> Vec<Call> {
         Call::TakePageFault(FaultQueueId(1)),
         Call::RespondPageFault(FaultQueueId(1), u32::MAX, ResponseCode::Failure),
         Call::Unanswered(Ticket::new(u64::MAX)),
+        Call::GiveUpAnswers(Ticket::new(u64::MAX)),
         Call::Tick(Duration::MAX),
     ]
 }

@@ -77,6 +77,11 @@ enum Command {
     },
     Forget(usize),
     Unanswered(usize),
+    /// Whether a device has a TLB, and keeps its answers to itself.
+    Ats(usize, bool, bool),
+    GiveUpAnswers(usize),
+    GiveUpForged(u64),
+    InFlight,
     Tick(u64),
     Close,
 }
@@ -124,7 +129,12 @@ fn page_commands() -> impl Strategy<Value = Command> {
         4 => Just(Command::TakePageRequest),
         4 => respond,
         1 => (0..DEVICES).prop_map(Command::Forget),
-        1 => (0..64usize).prop_map(Command::Unanswered),
+        2 => (0..64usize).prop_map(Command::Unanswered),
+        2 => (0..DEVICES, any::<bool>(), any::<bool>())
+            .prop_map(|(device, on, silent)| Command::Ats(device, on, silent)),
+        1 => (0..64usize).prop_map(Command::GiveUpAnswers),
+        1 => any::<u64>().prop_map(Command::GiveUpForged),
+        1 => Just(Command::InFlight),
         2 => prop_oneof![(0..60u64).prop_map(|s| s * 1_000_000_000), any::<u64>()]
             .prop_map(Command::Tick),
     ]
@@ -524,6 +534,27 @@ impl<V: Vm> World<V> {
             Command::Unanswered(which) => {
                 let which = which.checked_rem(self.tickets.len());
                 format!("{:?}", which.map(|which| self.vm.unanswered(self.tickets[which])))
+            }
+            Command::Ats(device, on, silent) => {
+                if let Some((endpoint, _)) = &self.devices[device] {
+                    endpoint.set_ats(on);
+                    endpoint.withhold_invalidation_answers(silent);
+                }
+                String::new()
+            }
+            Command::GiveUpAnswers(which) => {
+                if let Some(which) = which.checked_rem(self.tickets.len()) {
+                    self.vm.give_up_answers(self.tickets[which]);
+                }
+                String::new()
+            }
+            Command::GiveUpForged(number) => {
+                self.vm.give_up_answers(Ticket::new(number));
+                String::new()
+            }
+            Command::InFlight => {
+                ticket = Some(self.vm.in_flight());
+                String::new()
             }
             Command::Tick(now) => format!("{:?}", self.vm.tick(Duration::from_nanos(now))),
             Command::Close => {

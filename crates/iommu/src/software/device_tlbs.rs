@@ -3,9 +3,9 @@
 //!
 //! Tickets are numbers in one order, and of two kinds. Even ones are of what a guest asks for, by
 //! way of its model: such a ticket is complete only when the devices have answered all that they
-//! were asked before. Odd ones are of the host itself: its memory, a device or the VM that goes.
-//! They wait for no answer, since the host relies on none: what a device's TLB holds is gone
-//! whether the device says so or not.
+//! were asked before, but for what was given up. Odd ones are of the host itself: its memory, a
+//! device or the VM that goes. They wait for no answer, since the host relies on none: what a
+//! device's TLB holds is gone whether the device says so or not.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
@@ -50,13 +50,33 @@ pub(super) struct DeviceTlbs {
     owed: BTreeMap<RequesterId, Owed>,
 }
 
-/// What one device owes.
+/// What one device has not answered. Two numbers stand for all of it, since a guest may ask without
+/// end: whatever was asked of the VM between them counts as asked of this device.
 #[derive(Debug)]
 struct Owed {
-    /// The first invalidation that it has not answered.
+    /// The first invalidation that is waited for.
     since: Ticket,
-    /// When it does; `None` if it does not, or until the next tick.
+    /// The latest one; before `since` if all were given up.
+    last: Ticket,
+    /// When it answers, what was given up included; `None` if it does not, or until the next tick.
     due: Option<Duration>,
+}
+
+impl Owed {
+    fn ask(&mut self, ticket: Ticket) {
+        if !self.is_awaited() {
+            self.since = ticket;
+        }
+        self.last = ticket;
+    }
+
+    fn give_up(&mut self, up_to: Ticket) {
+        self.since = self.since.max(Ticket(up_to.0.saturating_add(1)));
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.since <= self.last
+    }
 }
 
 impl DeviceTlbs {
@@ -102,8 +122,14 @@ impl DeviceTlbs {
     pub(super) fn ask(&mut self, device: RequesterId, ticket: Ticket) {
         let answers = self.delay.is_none() && !self.withheld.contains(&device);
         if !answers && self.is_on(device) {
-            self.owed.entry(device).or_insert(Owed { since: ticket, due: None });
+            let first = || Owed { since: ticket, last: ticket, due: None };
+            self.owed.entry(device).or_insert_with(first).ask(ticket);
         }
+    }
+
+    /// Waits no longer for any answer to what was asked up to and with `up_to`.
+    pub(super) fn give_up(&mut self, up_to: Ticket) {
+        self.owed.values_mut().for_each(|owed| owed.give_up(up_to));
     }
 
     /// Whether an answer keeps `ticket` from being complete.
@@ -116,7 +142,8 @@ impl DeviceTlbs {
         if Asker::of(ticket) == Asker::Host {
             return None;
         }
-        let (&requester, owed) = self.owed.iter().min_by_key(|(_, owed)| owed.since)?;
+        let awaited = self.owed.iter().filter(|(_, owed)| owed.is_awaited());
+        let (&requester, owed) = awaited.min_by_key(|(_, owed)| owed.since)?;
         let before = Ticket(owed.since.0.saturating_sub(1));
         (owed.since <= ticket).then_some(Unanswered { requester, ticket: before })
     }

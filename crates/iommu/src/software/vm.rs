@@ -147,8 +147,9 @@ impl SoftwareVm {
         self.0.walk_failure.set(n);
     }
 
-    /// For tests of what is above: has every device take at least `delay` to answer an invalidation
-    /// of its own TLB, by the time that [`tick`](Vm::tick) is told. `None` ends that.
+    /// For tests of what is above: has every device be busy for at least `delay` when it is asked to
+    /// forget something of its own TLB, by the time that [`tick`](Vm::tick) is told; then it answers
+    /// all that it was asked meanwhile, waited for or given up. `None` ends that.
     pub fn delay_invalidation_answers(&self, delay: Option<Duration>) {
         self.0.control.lock().device_tlbs.set_delay(delay);
     }
@@ -202,6 +203,12 @@ impl Vm for SoftwareVm {
 
     fn invalidate(&self, what: Invalidation) -> Ticket {
         self.0.control.lock().invalidate(what)
+    }
+
+    fn in_flight(&self) -> Ticket {
+        // Nothing is changed; but a channel that is in use has not heard of it until that is over.
+        let (ticket, _) = self.0.control.lock().post(|_| true, |_| ());
+        ticket
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -363,6 +370,10 @@ impl Vm for SoftwareVm {
 
     fn unanswered(&self, ticket: Ticket) -> Option<Unanswered> {
         self.0.control.lock().device_tlbs.unanswered(ticket)
+    }
+
+    fn give_up_answers(&self, up_to: Ticket) {
+        self.0.control.lock().device_tlbs.give_up(up_to);
     }
 
     fn tick(&self, now: Duration) -> Option<Duration> {

@@ -282,6 +282,10 @@ impl Vm for Mock {
         self.inner.invalidate(what)
     }
 
+    fn in_flight(&self) -> Ticket {
+        self.inner.in_flight()
+    }
+
     fn is_complete(&self, ticket: Ticket) -> bool {
         self.inner.is_complete(ticket)
     }

@@ -77,6 +77,7 @@ fn structures() -> Vec<(&'static str, CopyIn, Facts)> {
         ("ReadPageFault", bytes_of::<ReadPageFault>, object(88, 12, Some(0), NONE)),
         ("RespondPageFault", bytes_of::<RespondPageFault>, object(40, 24, Some(0), [12..16, 0..0])),
         ("UnansweredArgument", bytes_of::<UnansweredArgument>, facts(32, 0, [26..28, 0..0])),
+        ("GiveUpAnswersArgument", bytes_of::<GiveUpAnswersArgument>, facts(16, 0, NONE)),
         ("TickArgument", bytes_of::<TickArgument>, facts(40, 0, [36..40, 0..0])),
         (
             "PageRequestCountersArgument",

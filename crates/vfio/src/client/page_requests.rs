@@ -13,8 +13,8 @@ use super::objects::size;
 use super::ClientVm;
 use crate::spec::flags::*;
 use crate::spec::{
-    HwptPageResponse, PageRequestCountersArgument, ReadPageFault, ReadPageRequest,
-    RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
+    GiveUpAnswersArgument, HwptPageResponse, PageRequestCountersArgument, ReadPageFault,
+    ReadPageRequest, RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
 };
 use crate::{counters, page_request, Errno, File, Request};
 
@@ -111,6 +111,15 @@ impl<F: File> ClientVm<F> {
         let UnansweredArgument { requester, up_to, present, .. } = argument;
         let requester = RequesterId::from_bits(requester);
         (present != 0).then(|| Unanswered { requester, ticket: Ticket::new(up_to) })
+    }
+
+    pub(super) fn wait_no_longer(&self, up_to: Ticket) {
+        let argsz = size::<GiveUpAnswersArgument>();
+        let up_to = up_to.sequence();
+        let mut argument = GiveUpAnswersArgument { argsz, up_to, flags: 0 };
+        if let Err(errno) = self.call(Request::GiveUpAnswers, &mut argument, None) {
+            self.count(errno);
+        }
     }
 
     pub(super) fn say_time(&self, now: Duration) -> Option<Duration> {

@@ -251,12 +251,17 @@ fn what_can_wait_is_counted() {
     assert_eq!(vm.counters(), iommu::Counters::default());
     assert_eq!(vm.pasid_usage(), iommu::PasidUsage::default());
     assert!(!vm.is_complete(iommu::Ticket::new(0)));
-    assert_eq!(vm.failures(), Failures { count: 5, last: Some(EIO) });
+    let in_flight = vm.in_flight();
+    vm.give_up_answers(in_flight);
+    assert_eq!(vm.failures(), Failures { count: 7, last: Some(EIO) });
     assert_eq!(vm.attach(DEVICE).unwrap_err(), AttachError::Closed);
     let pasid = GuestPasid(Pasid::from_field(1));
     assert_eq!(vm.free_pasid(pasid), Err(FreePasidError::Closed));
     // It goes on when the host end can be reached again.
     client.transport().fail(usize::MAX / 2, 0);
+    assert!(!vm.is_complete(in_flight), "nobody has ever looked");
+    let in_flight = vm.in_flight();
+    assert!(vm.is_complete(in_flight));
     assert!(vm.attach(DEVICE).is_ok());
 }
 

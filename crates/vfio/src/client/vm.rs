@@ -97,6 +97,19 @@ impl<F: File> ClientVm<F> {
         self.close()
     }
 
+    /// The ticket that a request without flags gives.
+    fn ticket_of(&self, request: Request) -> Ticket {
+        let argsz = size_of::<Ticketed>() as u32;
+        let mut argument = Ticketed { argsz, ..Ticketed::new_zeroed() };
+        match self.call(request, &mut argument, None) {
+            Ok(_) => Ticket::new(argument.ticket),
+            Err(errno) => {
+                self.count(errno);
+                NEVER
+            }
+        }
+    }
+
     fn set_handle(&self, request: Request, handle: Option<Handle>) -> Result<(), Errno> {
         let flags = if handle.is_some() { HANDLE_SET } else { HANDLE_UNSET };
         let mut argument = SetHandle { argsz: size_of::<SetHandle>() as u32, flags };
@@ -155,6 +168,10 @@ impl<F: File> Vm for ClientVm<F> {
             // Closing forgets everything.
             Err(errno) => self.fail(errno),
         }
+    }
+
+    fn in_flight(&self) -> Ticket {
+        self.ticket_of(Request::InFlight)
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -333,6 +350,10 @@ impl<F: File> Vm for ClientVm<F> {
         self.who_is_unanswered(ticket)
     }
 
+    fn give_up_answers(&self, up_to: Ticket) {
+        self.wait_no_longer(up_to);
+    }
+
     fn tick(&self, now: Duration) -> Option<Duration> {
         self.say_time(now)
     }
@@ -384,21 +405,13 @@ impl<F: File> Vm for ClientVm<F> {
     }
 
     fn close(&self) -> Ticket {
-        let mut request =
-            Ticketed { argsz: size_of::<Ticketed>() as u32, ..Ticketed::new_zeroed() };
-        let result = self.call(Request::CloseVm, &mut request, None);
+        let ticket = self.ticket_of(Request::CloseVm);
         let _memory = {
             let mut state = self.0.state.lock();
             state.closed = true;
             core::mem::take(&mut state.memory)
         };
-        match result {
-            Ok(_) => Ticket::new(request.ticket),
-            Err(errno) => {
-                self.count(errno);
-                NEVER
-            }
-        }
+        ticket
     }
 }
 

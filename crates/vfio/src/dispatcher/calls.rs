@@ -119,11 +119,13 @@ impl<V: Vm> Machine<V> {
             (Request::UpdateMemory, _) => self.update_memory(argument),
             (Request::CacheInvalidate, Revision::Own) => self.invalidate_own(argument),
             (Request::CacheInvalidate, _) => self.invalidate_posted(argument),
+            (Request::InFlight, _) => self.in_flight(argument),
             (Request::Completion, _) => self.completion(argument),
             (Request::ReadFault, _) => self.read_fault(argument),
             (Request::ReadPageRequest, _) => page_requests::read(&self.vm, argument),
             (Request::RespondPageRequest, _) => page_requests::respond(&self.vm, argument),
             (Request::Unanswered, _) => page_requests::unanswered(&self.vm, argument),
+            (Request::GiveUpAnswers, _) => page_requests::give_up_answers(&self.vm, argument),
             (Request::GetPageRequestCounters, _) => page_requests::counters(&self.vm, argument),
             (Request::Tick, _) => page_requests::tick(&self.vm, argument),
             (Request::AttachDevice, _) => self.attach_device(argument),
@@ -271,11 +273,14 @@ impl<V: Vm> Machine<V> {
         Ok(Reply::default())
     }
 
+    fn in_flight(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
+        let request = without_flags(argument)?;
+        write_ticket(request, self.vm.in_flight(), argument);
+        Ok(Reply::default())
+    }
+
     fn close(&self, argument: &mut [u8]) -> Result<Reply, Refusal> {
-        let request: Ticketed = copy_in(argument)?;
-        if request.flags != 0 {
-            return Err(Refusal::Flags { flags: request.flags });
-        }
+        let request = without_flags(argument)?;
         self.memory.lock().close();
         let ticket = self.vm.close();
         self.granted.clear();
@@ -298,6 +303,15 @@ fn mismatch(flags: u32, handle: Option<Handle>) -> Refusal {
         (HANDLE_SET, _) => Refusal::NoHandle,
         (HANDLE_UNSET, Some(_)) => Refusal::UnwantedHandle,
         _ => Refusal::Flags { flags },
+    }
+}
+
+/// A request for a ticket that knows no flags.
+fn without_flags(argument: &[u8]) -> Result<Ticketed, Refusal> {
+    let request: Ticketed = copy_in(argument)?;
+    match request.flags {
+        0 => Ok(request),
+        flags => Err(Refusal::Flags { flags }),
     }
 }
 

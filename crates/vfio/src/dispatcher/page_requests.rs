@@ -14,8 +14,8 @@ use crate::counters::page_requests::to_wire;
 use crate::nesting::decode_response;
 use crate::spec::flags::*;
 use crate::spec::{
-    HwptPageFault, PageRequestCountersArgument, ReadPageFault, ReadPageRequest, RespondPageFault,
-    RespondPageRequest, TickArgument, UnansweredArgument,
+    GiveUpAnswersArgument, HwptPageFault, PageRequestCountersArgument, ReadPageFault,
+    ReadPageRequest, RespondPageFault, RespondPageRequest, TickArgument, UnansweredArgument,
 };
 use crate::{page_request, Refusal, Reply};
 
@@ -50,6 +50,13 @@ pub(super) fn unanswered<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Re
     request.requester = unanswered.map_or(0, |who| who.requester.bits());
     request.up_to = unanswered.map_or(0, |who| who.ticket.sequence());
     copy_out(&request, argument);
+    Ok(Reply::default())
+}
+
+/// Waits no longer for devices' answers.
+pub(super) fn give_up_answers<V: Vm>(vm: &V, argument: &mut [u8]) -> Result<Reply, Refusal> {
+    let request: GiveUpAnswersArgument = copy_in(argument)?;
+    vm.give_up_answers(Ticket::new(request.up_to));
     Ok(Reply::default())
 }
 

@@ -380,7 +380,9 @@ fn a_closed_vm_stays_closed() {
         rig.call(Request::CloseVm, &mut close).unwrap();
         assert!(rig.vm().is_complete(Ticket::new(close.ticket)));
     }
-    assert_eq!(rig.refusal(Request::CloseVm, ticketed(1)), Refusal::Flags { flags: 1 });
+    for request in [Request::CloseVm, Request::InFlight] {
+        assert_eq!(rig.refusal(request, ticketed(1)), Refusal::Flags { flags: 1 });
+    }
     assert!(state(&rig).granted.is_empty());
     let errno = rig.call_with(Request::MapDma, &mut map(0, 0x1000), memory()).unwrap_err().errno();
     assert_eq!(errno, Errno::ENODEV);

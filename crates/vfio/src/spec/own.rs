@@ -148,8 +148,8 @@ impl Argument for CreateVm {
     const RESERVED: [Range<usize>; 2] = [20..24, size_of::<Self>() - 4..size_of::<Self>()];
 }
 
-/// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`) and `CloseVm` (no
-/// flags).
+/// `UpdateMemory` (`UPDATE_` flags, exactly one; a ticket with `UPDATE_COMMIT`), `InFlight` and
+/// `CloseVm` (no flags).
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Ticketed {

@@ -210,6 +210,20 @@ impl Argument for UnansweredArgument {
     const RESERVED: [Range<usize>; 2] = [26..28, 0..0];
 }
 
+/// Gives up what devices have not answered; see [`iommu::Vm::give_up_answers`].
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct GiveUpAnswersArgument {
+    /// Bytes of the structure.
+    pub argsz: u32,
+    /// None is known.
+    pub flags: u32,
+    /// The last ticket of what is given up.
+    pub up_to: u64,
+}
+
+impl Argument for GiveUpAnswersArgument {}
+
 /// Says what time it is; see [`iommu::Vm::tick`].
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]

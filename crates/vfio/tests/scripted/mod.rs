@@ -151,6 +151,9 @@ macro_rules! forward {
         fn invalidate(&self, what: Invalidation) -> Ticket {
             self.vm.invalidate(what)
         }
+        fn in_flight(&self) -> Ticket {
+            self.vm.in_flight()
+        }
         fn is_complete(&self, ticket: Ticket) -> bool {
             self.vm.is_complete(ticket)
         }
@@ -274,6 +277,10 @@ impl Vm for ScriptedVm {
         let mut script = self.script();
         script.calls.push(format!("unanswered {ticket:?}"));
         script.unanswered
+    }
+
+    fn give_up_answers(&self, up_to: Ticket) {
+        self.script().calls.push(format!("give up {up_to:?}"));
     }
 
     fn tick(&self, now: Duration) -> Option<Duration> {

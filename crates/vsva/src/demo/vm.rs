@@ -52,6 +52,10 @@ impl Vm for TracedVm {
         self.vm.invalidate(what)
     }
 
+    fn in_flight(&self) -> Ticket {
+        self.vm.in_flight()
+    }
+
     fn is_complete(&self, ticket: Ticket) -> bool {
         self.vm.is_complete(ticket)
     }

@@ -1,5 +1,6 @@
 //! Commands that take until the VM has followed: translation, root pointer, and the register-based
-//! invalidations. Their status shows it; nothing waits.
+//! invalidations. Their status shows it; nothing waits. None has a part in what devices answer: they
+//! are over when the accesses that were in flight are.
 
 use alloc::sync::Arc;
 
@@ -7,7 +8,7 @@ use iommu::{ContextSource, DomainId, Invalidation, PageRange, Ticket, Vm};
 use pci::RequesterId;
 
 use super::registers::Write;
-use super::shadow::{Blocked, Shadow};
+use super::shadow::Blocked;
 use super::{Effects, Model, RootTable};
 use crate::spec::{page_range, ContextCommand, IotlbInvalidate, TableMode};
 use mem::Iova;
@@ -15,7 +16,7 @@ use mem::Iova;
 /// When a command is over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Until {
-    /// When the guest's tables are read, and nothing that was bound before is in use.
+    /// When the guest's tables are read, and then nothing that was bound before is in use.
     Read,
     /// When this is complete.
     Complete(Ticket),
@@ -40,17 +41,33 @@ impl Pending {
     pub(super) fn is_any(&self) -> bool {
         self.all().next().is_some()
     }
+
+    /// Whether anything waits for the guest's tables to be read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.all().any(|until| until == Until::Read)
+    }
+
+    /// The ticket after whose completion nothing is under way, but for what is to be read.
+    pub(super) fn awaited(&self) -> Option<Ticket> {
+        let ticket = |until| match until {
+            Until::Complete(ticket) => Some(ticket),
+            Until::Read => None,
+        };
+        self.all().filter_map(ticket).max()
+    }
 }
 
 impl<V: Vm> Model<V> {
     /// Shows the completion of what is complete.
     pub(super) fn settle(&mut self) {
-        let (vm, shadow, here) = (&self.vm, &self.shadow, self.lent.is_none());
+        let (vm, is_read) = (&self.vm, !self.is_reading());
         let done = |slot: &mut Option<Until>| {
+            if *slot == Some(Until::Read) && is_read {
+                *slot = Some(Until::Complete(vm.in_flight()));
+            }
             let complete = match *slot {
-                None => false,
                 Some(Until::Complete(ticket)) => vm.is_complete(ticket),
-                Some(Until::Read) => here && shadow.as_ref().is_none_or(Shadow::is_settled),
+                Some(Until::Read) | None => false,
             };
             if complete {
                 *slot = None;
@@ -72,15 +89,6 @@ impl<V: Vm> Model<V> {
         if done(&mut self.pending.iotlb) {
             self.iotlb_invalidate.set_invalidate(false);
         }
-    }
-
-    /// The ticket after whose completion no command is under way.
-    pub(super) fn awaited(&self) -> Option<Ticket> {
-        let ticket = |until| match until {
-            Until::Complete(ticket) => Some(ticket),
-            Until::Read => self.shadow.as_ref().and_then(Shadow::latest),
-        };
-        self.pending.all().filter_map(ticket).max()
     }
 
     /// SRTP: latches the register. CAP.ESRTPS: everything that is cached is forgotten.
@@ -133,11 +141,13 @@ impl<V: Vm> Model<V> {
         Until::Read
     }
 
-    /// Forgets contexts, PASID-table entries and translations, in this order.
+    /// Forgets contexts, PASID-table entries and translations, in this order; when none is in use.
     pub(super) fn forget_everything(&self) -> Ticket {
-        let contexts = self.vm.invalidate(Invalidation::ContextAll);
-        let entries = self.vm.invalidate(Invalidation::PasidCacheAll);
-        contexts.max(entries).max(self.vm.invalidate(Invalidation::IotlbAll))
+        use Invalidation::{ContextAll, IotlbAll, PasidCacheAll};
+        for what in [ContextAll, PasidCacheAll, IotlbAll] {
+            let _with_answers = self.vm.invalidate(what);
+        }
+        self.vm.in_flight()
     }
 
     /// Whether invalidations may be given through registers: not beside the queue, and in legacy
@@ -208,7 +218,10 @@ impl<V: Vm> Model<V> {
             Some(_) => self.counters.register_invalidations += 1,
             None => self.counters.refused += 1,
         }
-        scope.map(|scope| Until::Complete(self.vm.invalidate(scope)))
+        scope.map(|scope| {
+            let _with_answers = self.vm.invalidate(scope);
+            Until::Complete(self.vm.in_flight())
+        })
     }
 }
 

@@ -302,7 +302,7 @@ impl<V: Vm> Model<V> {
 
     /// Everything as after power-on: translation off, nothing cached, nothing pending, a virtual
     /// command that is in progress dropped, every page request that is unanswered answered Invalid,
-    /// and every PASID that the guest was granted taken back.
+    /// every PASID that the guest was granted taken back, and no answer of a device waited for.
     ///
     /// Until the ticket is complete, accesses that began before may still use old translations.
     pub fn reset(&mut self) -> Ticket {
@@ -350,21 +350,22 @@ impl<V: Vm> Model<V> {
                 break;
             }
         }
-        if let Some(lent) = lent {
+        let ticket = if let Some(lent) = lent {
             lent.reset = true;
             lent.read_all = false;
-            return vm.release_pasids();
-        }
-        if let Some(shadow) = shadow {
+            vm.release_pasids()
+        } else if let Some(shadow) = shadow {
             shadow.reset();
             // Whoever numbers its PASIDs: those that were bound were granted.
-            let released = vm.release_pasids();
-            return shadow.latest().map_or(released, |ticket| ticket.max(released));
-        }
-        let forgotten = self.forget_everything();
-        if self.caps.options().virtual_commands.is_none() {
-            return forgotten; // nothing was granted through this unit
-        }
-        forgotten.max(self.vm.release_pasids())
+            vm.release_pasids()
+        } else {
+            let forgotten = self.forget_everything();
+            match self.caps.options().virtual_commands {
+                None => forgotten, // nothing was granted through this unit
+                Some(_) => self.vm.release_pasids(),
+            }
+        };
+        self.vm.give_up_answers(ticket);
+        ticket
     }
 }

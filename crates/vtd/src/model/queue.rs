@@ -29,8 +29,6 @@ pub(super) struct Queue {
     held: Option<Held>,
     /// ITE, with the device that did not answer.
     timed_out: Option<RequesterId>,
-    /// Up to where nobody waits any more, since a device did not answer.
-    given_up: Option<Ticket>,
 }
 
 impl Queue {
@@ -43,7 +41,6 @@ impl Queue {
             issued: None,
             held: None,
             timed_out: None,
-            given_up: None,
         }
     }
 
@@ -97,13 +94,10 @@ impl Queue {
         &mut self.held
     }
 
-    /// The device did not answer: the wait at the head has been taken, and nobody waits for what
-    /// is before it.
+    /// The device did not answer: the wait at the head has been taken.
     pub(super) fn time_out(&mut self, held: &Held) {
         self.advance();
-        self.issued = None;
         self.timed_out = Some(held.requester);
-        self.given_up = self.given_up.max(Some(held.ticket));
     }
 
     /// Software wrote a one to IQE; whether it was set.
@@ -251,8 +245,7 @@ impl<V: Vm> Model<V> {
 
     /// The latest invalidation that a wait has to wait for.
     fn issued(&self) -> Option<Ticket> {
-        let latest = self.shadow.as_ref().map_or(self.queue.issued, Shadow::latest);
-        latest.filter(|ticket| Some(*ticket) > self.queue.given_up)
+        self.shadow.as_ref().map_or(self.queue.issued, Shadow::latest)
     }
 
     /// Every invalidation before this wait is over. A fence needs nothing more: what follows a

@@ -121,8 +121,9 @@ impl<V: Vm> Model<V> {
 
     /// What a poll came to.
     pub(super) fn progress(&self, queue: Progress, more_reports: bool) -> Progress {
-        match (queue, self.awaited()) {
-            _ if more_reports || self.virtual_command_waits() => Progress::More,
+        let read = self.pending.is_reading() && !self.is_reading();
+        match (queue, self.pending.awaited()) {
+            _ if read || more_reports || self.virtual_command_waits() => Progress::More,
             (Progress::Idle, Some(ticket)) => Progress::Waiting(ticket),
             _ => queue,
         }

@@ -125,11 +125,6 @@ impl<V: Vm> Shadow<V> {
         self.latest
     }
 
-    /// Whether everything that was begun is over.
-    pub(super) fn is_settled(&self) -> bool {
-        !self.is_busy() && self.latest.is_none_or(|ticket| self.vm.is_complete(ticket))
-    }
-
     /// A device of the VM; one with its requester id is gone.
     pub(super) fn add_device(&mut self, requester: RequesterId, translation: bool) {
         self.remove_device(requester);

@@ -24,7 +24,8 @@ impl<V: Vm> Model<V> {
     /// for longer than [`Options::invalidation_timeout`](super::Options::invalidation_timeout),
     /// counted from the first tick that sees it, is given up. It is taken from the queue without
     /// its status write or interrupt, ITE is set with the device's source-id in IQERCD, the fault
-    /// event is raised, and the queue stands still until software clears ITE.
+    /// event is raised, and the queue stands still until software clears ITE. No later wait waits
+    /// for what this one did: neither for that device nor for another that has not answered either.
     ///
     /// To be called after a poll that came to [`Progress::Waiting`](super::Progress::Waiting), and
     /// then at the deadline that it gives.
@@ -45,6 +46,7 @@ impl<V: Vm> Model<V> {
         }
         self.counters.invalidation_timeouts += 1;
         let quiet = !self.has_fault_status();
+        self.vm.give_up_answers(held.ticket);
         self.queue.time_out(&held);
         if quiet {
             self.raise_fault_event(Some(held.requester), &mut effects);

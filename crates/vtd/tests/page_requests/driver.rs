@@ -25,12 +25,12 @@ const STATUS: Gpa = Gpa(0x5_1000);
 const DOMAIN: DomainId = DomainId(1);
 
 /// The unit, and time.
-struct Unit {
-    model: RefCell<Model<SoftwareVm>>,
-    now: Cell<u64>,
+pub(super) struct Unit {
+    pub(super) model: RefCell<Model<SoftwareVm>>,
+    pub(super) now: Cell<u64>,
     /// What devices ask for, one at each pause.
     late: RefCell<VecDeque<PageRequest>>,
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
 }
 
 impl Registers for Unit {
@@ -76,17 +76,17 @@ impl Heard {
     }
 }
 
-type Queue<'a> = InvalidationQueue<&'a Unit, &'a Unit, Arc<MemoryMap>>;
+pub(super) type Queue<'a> = InvalidationQueue<&'a Unit, &'a Unit, Arc<MemoryMap>>;
 
 /// A booted guest with a device, and what the device hears.
-struct Rig {
-    unit: Unit,
+pub(super) struct Rig {
+    pub(super) unit: Unit,
     heard: Arc<Heard>,
-    vm: SoftwareVm,
+    pub(super) vm: SoftwareVm,
 }
 
 impl Rig {
-    fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options) -> Self {
         let guest = Guest::new();
         let endpoint = guest.attach();
         let heard = Arc::new(Heard::default());
@@ -106,7 +106,7 @@ impl Rig {
         Self { unit, heard, vm }
     }
 
-    fn start(&self) -> (Queue<'_>, PageRequestQueue<&Unit, Arc<MemoryMap>>) {
+    pub(super) fn start(&self) -> (Queue<'_>, PageRequestQueue<&Unit, Arc<MemoryMap>>) {
         let (unit, memory) = (&self.unit, self.vm.memory());
         let mut queue = Queue::enable(unit, unit, memory.clone(), QUEUE, STATUS).unwrap();
         Registers::write64(unit, 0x20, 0x1400);

@@ -2,6 +2,7 @@
 
 mod driver;
 mod random;
+mod silent;
 
 use crate::guest::{with_pasid, Guest, DEVICE, PAGE_A, PAGE_TABLE, PASID, STATUS, VIRTUAL};
 use iommu::{PageRequest, PageResponse, PageResponses, PrgIndex, ResponseCode};

@@ -29,7 +29,7 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
             bytes
         }
         Request::CreateVm => bytes(&create(1)),
-        Request::CloseVm => bytes(&ticketed(0)),
+        Request::CloseVm | Request::InFlight => bytes(&ticketed(0)),
         Request::UpdateMemory => bytes(&ticketed(UPDATE_BEGIN)),
         Request::SetContexts | Request::SetFaultEvent => {
             bytes(&SetHandle { argsz: 8, flags: HANDLE_UNSET })
@@ -102,6 +102,7 @@ fn good(request: Request, revision: Revision) -> Vec<u8> {
         Request::ReadPageFault => object(88, &[0, 1], 88),
         Request::RespondPageFault => object(40, &[0, 1, 0, 7, 1], 40),
         Request::Unanswered => object(32, &[], 32),
+        Request::GiveUpAnswers => object(16, &[0, u32::MAX], 16),
         Request::GetPageRequestCounters => object(104, &[], 104),
         Request::Tick => object(40, &[0, 5, 0, 0, 0, 999_999_999], 40),
     }

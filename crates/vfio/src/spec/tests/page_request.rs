@@ -110,6 +110,8 @@ fn time_and_who_is_unanswered() {
         present: 1,
     };
     assert_eq!(who.as_bytes(), words(&[32, 0, 1, 2, 3, 4, 0x80, 1]));
+    let given_up = GiveUpAnswersArgument { argsz: 16, flags: 0, up_to: 2 << 32 | 1 };
+    assert_eq!(given_up.as_bytes(), words(&[16, 0, 1, 2]));
     let tick = TickArgument {
         argsz: 40,
         flags: 0,

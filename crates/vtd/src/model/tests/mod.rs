@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) asked_for: page_requests::AskedFor,
     /// Whose answer keeps what is incomplete from being complete.
     pub(super) owing: Option<RequesterId>,
+    /// Up to where answers were given up, each time.
+    pub(super) given_up: Vec<Ticket>,
     /// Whether the VM was closed.
     pub(super) closed: bool,
 }
@@ -86,6 +88,7 @@ impl TestVm {
             objects: objects::Objects::default(),
             asked_for: page_requests::AskedFor::default(),
             owing: None,
+            given_up: Vec::new(),
             closed: false,
         })))
     }
@@ -128,6 +131,10 @@ impl Vm for TestVm {
         let mut state = self.state();
         state.invalidations.push(what);
         state.issue()
+    }
+
+    fn in_flight(&self) -> Ticket {
+        self.state().issue()
     }
 
     fn is_complete(&self, ticket: Ticket) -> bool {
@@ -214,6 +221,15 @@ impl Vm for TestVm {
         let completed = Ticket::new(state.completed);
         let owing = state.owing.filter(|_| ticket > completed);
         owing.map(|requester| Unanswered { requester, ticket: completed })
+    }
+
+    /// If a device owes the answer, nothing else is missing.
+    fn give_up_answers(&self, up_to: Ticket) {
+        let mut state = self.state();
+        state.given_up.push(up_to);
+        if state.owing.is_some() {
+            state.completed = state.completed.max(up_to.sequence().min(state.issued));
+        }
     }
 
     fn ioas(&self) -> Result<IoasId, ObjectError> {

@@ -20,6 +20,14 @@ fn waiting() -> Unit {
     unit
 }
 
+/// What the wait at the head waits for.
+fn waits_for(unit: &mut Unit) -> Ticket {
+    match unit.poll().progress {
+        Progress::Waiting(ticket) => ticket,
+        progress => panic!("{progress:?}"),
+    }
+}
+
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -35,9 +43,10 @@ fn a_wait_is_given_up_when_the_device_is_late() {
     let mut unit = waiting();
     let first = unit.model.tick(at(100));
     assert_eq!(first, Ticked { deadline: Some(at(160)), ..NOTHING });
-    let _ = unit.poll();
+    let ticket = waits_for(&mut unit);
     assert_eq!(unit.model.tick(at(159)).deadline, Some(at(160)));
     assert_eq!((unit.read32(0x34), unit.read64(0x80)), (0, 32));
+    assert_eq!(unit.vm.state().given_up, []);
 
     let late = unit.model.tick(at(100) + TIMEOUT);
     assert_eq!(late.effects.fault, Some(FAULT_MESSAGE));
@@ -46,6 +55,7 @@ fn a_wait_is_given_up_when_the_device_is_late() {
     assert_eq!(unit.read64(0xb0), 0x0080_0000_0000, "ITESID");
     assert_eq!(unit.read64(0x80), 64, "the wait is taken");
     assert_eq!(unit.model.counters().invalidation_timeouts, 1);
+    assert_eq!(unit.vm.state().given_up, [ticket], "what the wait waited for");
 
     // Nothing is fetched, and nothing is written, however much completes.
     unit.vm.complete();
@@ -71,6 +81,24 @@ fn what_was_given_up_holds_up_no_other_wait() {
     let _ = unit.write32(0x34, ITE);
     assert_eq!(unit.poll().progress, Progress::Idle);
     let _ = unit.submit(&[wait(7)]);
+    assert_eq!(unit.poll().progress, Progress::Idle);
+    assert_eq!(unit.vm.memory().load_u32(STATUS), Ok(7));
+}
+
+/// What is not a device's to answer is waited for still.
+#[test]
+fn accesses_in_flight_are_not_given_up() {
+    let mut unit = waiting();
+    let ticket = waits_for(&mut unit);
+    let _ = unit.model.tick(at(0));
+    let _ = unit.model.tick(TIMEOUT);
+    let _ = unit.write64(0x88, 64);
+    // Of what the wait waited for, an access is in flight.
+    unit.vm.state().completed = 0;
+    let _ = unit.write32(0x34, ITE);
+    let _ = unit.submit(&[wait(7)]);
+    assert_eq!(waits_for(&mut unit), ticket);
+    unit.vm.complete();
     assert_eq!(unit.poll().progress, Progress::Idle);
     assert_eq!(unit.vm.memory().load_u32(STATUS), Ok(7));
 }
