@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use peer::holdings::{mappings, Holdings};
 use peer::kernel::Kernel;
-use peer::waiting::{go_on, Ended, World, NAME, SOON, WAITING};
+use peer::waiting::{go_on, Ended, World, NAME, SETUPS, SOON, WAITING};
 use peer::*;
-use vsva::server::{HostCalls, PasidTable};
 
 /// How often a guest dies in each way.
 const LIVES: u64 = 3;
@@ -87,19 +86,14 @@ impl Death {
 
 #[test]
 fn guests_that_die_while_they_wait_for_pages_leave_nothing() {
-    for (table, calls) in [
-        (PasidTable::Guest, HostCalls::Direct),
-        (PasidTable::Host, HostCalls::Direct),
-        (PasidTable::Guest, HostCalls::Bytes),
-        (PasidTable::Host, HostCalls::Bytes),
-    ] {
-        let world = World::new(table, calls);
-        let what = format!("{table}'s table, called: {calls}");
+    for setup in SETUPS {
+        let world = World::new(setup);
+        let what = &world.what;
         let (rounds, longest) = world.beside_a_neighbour(|rounds| {
             let before = Holdings::now();
             for death in Death::ALL {
                 for _ in 0..LIVES {
-                    die(&world, death, &what, rounds);
+                    die(&world, death, what, rounds);
                     assert_eq!(Holdings::now(), before, "{what}, {death:?}");
                 }
             }

@@ -6,27 +6,21 @@ mod peer;
 use std::time::Instant;
 
 use peer::kernel::Kernel;
-use peer::waiting::{go_on, Ended, World, SOON, WAITING};
+use peer::waiting::{go_on, Ended, World, SETUPS, SOON, WAITING};
 use peer::*;
-use vsva::server::{HostCalls, PasidTable};
 
 /// How often it is reset.
 const RESETS: u64 = 3;
 
 fn everywhere(story: impl Fn(&World, Kernel, &str) -> Kernel) {
-    for (table, calls) in [
-        (PasidTable::Guest, HostCalls::Direct),
-        (PasidTable::Host, HostCalls::Direct),
-        (PasidTable::Guest, HostCalls::Bytes),
-        (PasidTable::Host, HostCalls::Bytes),
-    ] {
-        let world = World::new(table, calls);
-        let what = format!("{table}'s table, called: {calls}");
+    for setup in SETUPS {
+        let world = World::new(setup);
+        let what = &world.what;
         world.beside_a_neighbour(|rounds| {
             let mut kernel = Kernel::boot(&world.place, &world.ram);
             for _ in 0..RESETS {
-                kernel = story(&world, kernel, &what);
-                world.is_free_of_strays(&what);
+                kernel = story(&world, kernel, what);
+                world.is_free_of_strays(what);
                 kernel.round(WAITING, 0x1234);
                 go_on(rounds);
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dsa::model::SET_ASIDE;
 use iommu::Numbering;
 use mem::Policy;
-use vsva::server::{GuestConfig, GuestPlace, HostCalls, PageTimeout, PasidTable, Server};
+use vsva::server::{GuestConfig, GuestPlace, HostCalls, PageTimeout, PasidTable, Server, StageTwo};
 
 use super::kernel::{Kernel, REACHED};
 use super::{count, eventually, ram, server_calling, Said, StopOnDrop, QUEUE};
@@ -77,8 +77,20 @@ impl Ended {
     }
 }
 
+/// Whose PASID tables, how the host is called, and what is below the guests' addresses.
+pub(crate) const SETUPS: [Setup; 4] = [
+    (PasidTable::Guest, HostCalls::Direct, StageTwo::None),
+    (PasidTable::Host, HostCalls::Direct, StageTwo::None),
+    (PasidTable::Guest, HostCalls::Bytes, StageTwo::Shuffled),
+    (PasidTable::Host, HostCalls::Bytes, StageTwo::Shuffled),
+];
+
+pub(crate) type Setup = (PasidTable, HostCalls, StageTwo);
+
 /// The server and its guests' places.
 pub(crate) struct World {
+    /// Its setup, for messages.
+    pub(crate) what: String,
     pub(crate) server: Server,
     pub(crate) place: GuestPlace,
     pub(crate) ram: File,
@@ -90,24 +102,26 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(table: PasidTable, calls: HostCalls) -> Self {
+    pub(crate) fn new((pasid_table, calls, stage_two): Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (server, said) = server_calling(calls, Policy::SealedOnly);
-        let numbering = match table {
+        let numbering = match pasid_table {
             PasidTable::Guest => Numbering::Identity,
             // Both guests take the same numbers.
             PasidTable::Host => Numbering::Private,
         };
         let config = GuestConfig {
-            pasid_table: table,
+            pasid_table,
             numbering,
+            stage_two,
             page_request_timeout: PageTimeout::Never,
             ..GuestConfig::USUAL
         };
         let [place, neighbour] =
             [NAME, NEIGHBOUR].map(|name| server.add_guest(dir.path(), name, config).unwrap());
         let bound = place.bound();
-        Self { server, place, ram: ram(NAME, true), said, neighbour, bound, _dir: dir }
+        let what = format!("{pasid_table}'s table, stage 2: {stage_two}, called: {calls}");
+        Self { what, server, place, ram: ram(NAME, true), said, neighbour, bound, _dir: dir }
     }
 
     /// Tells `story` while the neighbour works. Says how many rounds it did and how long the longest took.
