@@ -73,13 +73,10 @@ impl Death {
     /// Whether all groups may have ended so.
     fn explains(self, ended: Ended) -> bool {
         match self {
-            Self::AcceleratorFirst => ended == Ended::FORGOTTEN,
-            Self::UnitFirst => ended == Ended::BY_UNIT,
+            Self::AcceleratorFirst => ended.is_by_the_accelerator(),
+            Self::UnitFirst => ended.is_by_the_unit(),
             // Both at the same time.
-            Self::Killed => {
-                let Ended { by_guest, by_unit, withdrawn, forgotten, others } = ended;
-                by_unit + withdrawn + forgotten == WAITING && by_guest + others == 0
-            }
+            Self::Killed => ended.is_by_somebody(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Ended {
     pub(crate) by_unit: u64,
     /// The host, because what they came through ended.
     pub(crate) withdrawn: u64,
+    /// The host at once, because they came when nobody was there to answer any more.
+    pub(crate) without_queue: u64,
     /// Nobody, since their asker was reset.
     pub(crate) forgotten: u64,
     /// The host for any other reason.
@@ -45,21 +47,37 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// How those that wait end when the accelerator is reset first.
-    pub(crate) const FORGOTTEN: Self = Self { forgotten: WAITING, ..Self::NONE };
-    /// How they do when the unit is reset first: they are in the guest's queue, so theirs to answer who has that.
-    pub(crate) const BY_UNIT: Self = Self { by_unit: WAITING, ..Self::NONE };
-    const NONE: Self = Self { by_guest: 0, by_unit: 0, withdrawn: 0, forgotten: 0, others: 0 };
+    const NONE: Self =
+        Self { by_guest: 0, by_unit: 0, withdrawn: 0, without_queue: 0, forgotten: 0, others: 0 };
+
+    /// Whether those that wait end so when the accelerator is reset first: nobody asks for more after that.
+    pub(crate) fn is_by_the_accelerator(self) -> bool {
+        self == Self { forgotten: WAITING, ..Self::NONE }
+    }
+
+    /// Whether they do when the unit is reset first. They are in its guest's queue, so theirs to answer who has that.
+    /// What is told that there is no page ends, and others come forward and ask until they are told as well.
+    pub(crate) fn is_by_the_unit(self) -> bool {
+        self.by_unit >= WAITING && self.is_by_somebody()
+    }
+
+    /// Whether all of them ended, none by the guest, a time-out or a limit.
+    pub(crate) fn is_by_somebody(self) -> bool {
+        let Self { by_guest, by_unit, withdrawn, without_queue: _, forgotten, others } = self;
+        by_unit + withdrawn + forgotten >= WAITING && by_guest + others == 0
+    }
 
     fn of(place: &GuestPlace) -> Self {
         let count = |name: &str| count(place, name);
         let by_unit = count("page_answers_automatic");
-        let others = ["timed_out", "without_queue", "refused", "beyond_limit", "malformed"];
+        let others = ["timed_out", "refused", "beyond_limit", "malformed"];
         let others = others.map(|other| count(&format!("page_requests_{other}")));
         Self {
-            by_guest: count("page_requests_answered") - by_unit,
+            // The unit counts those, too, that the host was faster with.
+            by_guest: count("page_requests_answered").saturating_sub(by_unit),
             by_unit,
             withdrawn: count("page_requests_withdrawn"),
+            without_queue: count("page_requests_without_queue"),
             forgotten: count("page_requests_forgotten"),
             others: others.iter().sum(),
         }
@@ -68,9 +86,10 @@ impl Ended {
     /// What has been counted since `before`.
     fn since(self, before: Self) -> Self {
         Self {
-            by_guest: self.by_guest - before.by_guest,
+            by_guest: self.by_guest.saturating_sub(before.by_guest),
             by_unit: self.by_unit - before.by_unit,
             withdrawn: self.withdrawn - before.withdrawn,
+            without_queue: self.without_queue - before.without_queue,
             forgotten: self.forgotten - before.forgotten,
             others: self.others - before.others,
         }
