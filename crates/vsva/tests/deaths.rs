@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use peer::holdings::{mappings, Holdings};
 use peer::kernel::Kernel;
-use peer::waiting::{go_on, Ended, World, NAME, SOON, WAITING};
+use peer::waiting::{go_on, Ended, World, NAME, SETUPS, SOON, WAITING};
 use peer::*;
-use vsva::server::{HostCalls, PasidTable};
 
 /// How often a guest dies in each way.
 const LIVES: u64 = 3;
@@ -74,32 +73,24 @@ impl Death {
     /// Whether all groups may have ended so.
     fn explains(self, ended: Ended) -> bool {
         match self {
-            Self::AcceleratorFirst => ended == Ended::FORGOTTEN,
-            Self::UnitFirst => ended == Ended::BY_UNIT,
+            Self::AcceleratorFirst => ended.is_by_the_accelerator(),
+            Self::UnitFirst => ended.is_by_the_unit(),
             // Both at the same time.
-            Self::Killed => {
-                let Ended { by_guest, by_unit, withdrawn, forgotten, others } = ended;
-                by_unit + withdrawn + forgotten == WAITING && by_guest + others == 0
-            }
+            Self::Killed => ended.is_by_somebody(),
         }
     }
 }
 
 #[test]
 fn guests_that_die_while_they_wait_for_pages_leave_nothing() {
-    for (table, calls) in [
-        (PasidTable::Guest, HostCalls::Direct),
-        (PasidTable::Host, HostCalls::Direct),
-        (PasidTable::Guest, HostCalls::Bytes),
-        (PasidTable::Host, HostCalls::Bytes),
-    ] {
-        let world = World::new(table, calls);
-        let what = format!("{table}'s table, called: {calls}");
+    for setup in SETUPS {
+        let world = World::new(setup);
+        let what = &world.what;
         let (rounds, longest) = world.beside_a_neighbour(|rounds| {
             let before = Holdings::now();
             for death in Death::ALL {
                 for _ in 0..LIVES {
-                    die(&world, death, &what, rounds);
+                    die(&world, death, what, rounds);
                     assert_eq!(Holdings::now(), before, "{what}, {death:?}");
                 }
             }

@@ -1,11 +1,16 @@
 //! PASIDs taken back from a guest that was reset or is gone, and how long that takes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use iommu::Vm;
 
-use super::settled::{settle, Wait};
+use super::settled::{settle, wait_until, Wait};
+
+/// Longest wait for devices that were about to ask for a page, or to hear an answer, with a PASID that was taken back:
+/// no access of theirs is in flight, but they hold the number that long.
+const UNHELD_LIMIT: Duration = Duration::from_secs(5);
 
 /// PASIDs taken back from a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -84,7 +89,9 @@ fn take_back(vm: &impl Vm, reset: impl FnOnce()) -> Reclaimed {
     let begun = Instant::now();
     let pasids = vm.pasid_usage().live;
     reset();
-    let drained = settle(vm, vm.release_pasids(), Wait::Pasids);
+    let unheld = || vm.pasid_usage().parked == 0;
+    let drained = settle(vm, vm.release_pasids(), Wait::Pasids)
+        .and_then(|()| wait_until(unheld, Wait::Pasids, UNHELD_LIMIT, thread::yield_now));
     let stuck = if drained.is_ok() { 0 } else { vm.pasid_usage().parked };
     Reclaimed { pasids, stuck, took: begun.elapsed() }
 }

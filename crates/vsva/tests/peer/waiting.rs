@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dsa::model::SET_ASIDE;
 use iommu::Numbering;
 use mem::Policy;
-use vsva::server::{GuestConfig, GuestPlace, HostCalls, PageTimeout, PasidTable, Server};
+use vsva::server::{GuestConfig, GuestPlace, HostCalls, PageTimeout, PasidTable, Server, StageTwo};
 
 use super::kernel::{Kernel, REACHED};
 use super::{count, eventually, ram, server_calling, Said, StopOnDrop, QUEUE};
@@ -38,6 +38,8 @@ pub(crate) struct Ended {
     pub(crate) by_unit: u64,
     /// The host, because what they came through ended.
     pub(crate) withdrawn: u64,
+    /// The host at once, because they came when nobody was there to answer any more.
+    pub(crate) without_queue: u64,
     /// Nobody, since their asker was reset.
     pub(crate) forgotten: u64,
     /// The host for any other reason.
@@ -45,21 +47,37 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// How those that wait end when the accelerator is reset first.
-    pub(crate) const FORGOTTEN: Self = Self { forgotten: WAITING, ..Self::NONE };
-    /// How they do when the unit is reset first: they are in the guest's queue, so theirs to answer who has that.
-    pub(crate) const BY_UNIT: Self = Self { by_unit: WAITING, ..Self::NONE };
-    const NONE: Self = Self { by_guest: 0, by_unit: 0, withdrawn: 0, forgotten: 0, others: 0 };
+    const NONE: Self =
+        Self { by_guest: 0, by_unit: 0, withdrawn: 0, without_queue: 0, forgotten: 0, others: 0 };
+
+    /// Whether those that wait end so when the accelerator is reset first: nobody asks for more after that.
+    pub(crate) fn is_by_the_accelerator(self) -> bool {
+        self == Self { forgotten: WAITING, ..Self::NONE }
+    }
+
+    /// Whether they do when the unit is reset first. They are in its guest's queue, so theirs to answer who has that.
+    /// What is told that there is no page ends, and others come forward and ask until they are told as well.
+    pub(crate) fn is_by_the_unit(self) -> bool {
+        self.by_unit >= WAITING && self.is_by_somebody()
+    }
+
+    /// Whether all of them ended, none by the guest, a time-out or a limit.
+    pub(crate) fn is_by_somebody(self) -> bool {
+        let Self { by_guest, by_unit, withdrawn, without_queue: _, forgotten, others } = self;
+        by_unit + withdrawn + forgotten >= WAITING && by_guest + others == 0
+    }
 
     fn of(place: &GuestPlace) -> Self {
         let count = |name: &str| count(place, name);
         let by_unit = count("page_answers_automatic");
-        let others = ["timed_out", "without_queue", "refused", "beyond_limit", "malformed"];
+        let others = ["timed_out", "refused", "beyond_limit", "malformed"];
         let others = others.map(|other| count(&format!("page_requests_{other}")));
         Self {
-            by_guest: count("page_requests_answered") - by_unit,
+            // The unit counts those, too, that the host was faster with.
+            by_guest: count("page_requests_answered").saturating_sub(by_unit),
             by_unit,
             withdrawn: count("page_requests_withdrawn"),
+            without_queue: count("page_requests_without_queue"),
             forgotten: count("page_requests_forgotten"),
             others: others.iter().sum(),
         }
@@ -68,17 +86,30 @@ impl Ended {
     /// What has been counted since `before`.
     fn since(self, before: Self) -> Self {
         Self {
-            by_guest: self.by_guest - before.by_guest,
+            by_guest: self.by_guest.saturating_sub(before.by_guest),
             by_unit: self.by_unit - before.by_unit,
             withdrawn: self.withdrawn - before.withdrawn,
+            without_queue: self.without_queue - before.without_queue,
             forgotten: self.forgotten - before.forgotten,
             others: self.others - before.others,
         }
     }
 }
 
+/// Whose PASID tables, how the host is called, and what is below the guests' addresses.
+pub(crate) const SETUPS: [Setup; 4] = [
+    (PasidTable::Guest, HostCalls::Direct, StageTwo::None),
+    (PasidTable::Host, HostCalls::Direct, StageTwo::None),
+    (PasidTable::Guest, HostCalls::Bytes, StageTwo::Shuffled),
+    (PasidTable::Host, HostCalls::Bytes, StageTwo::Shuffled),
+];
+
+pub(crate) type Setup = (PasidTable, HostCalls, StageTwo);
+
 /// The server and its guests' places.
 pub(crate) struct World {
+    /// Its setup, for messages.
+    pub(crate) what: String,
     pub(crate) server: Server,
     pub(crate) place: GuestPlace,
     pub(crate) ram: File,
@@ -90,24 +121,26 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(table: PasidTable, calls: HostCalls) -> Self {
+    pub(crate) fn new((pasid_table, calls, stage_two): Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (server, said) = server_calling(calls, Policy::SealedOnly);
-        let numbering = match table {
+        let numbering = match pasid_table {
             PasidTable::Guest => Numbering::Identity,
             // Both guests take the same numbers.
             PasidTable::Host => Numbering::Private,
         };
         let config = GuestConfig {
-            pasid_table: table,
+            pasid_table,
             numbering,
+            stage_two,
             page_request_timeout: PageTimeout::Never,
             ..GuestConfig::USUAL
         };
         let [place, neighbour] =
             [NAME, NEIGHBOUR].map(|name| server.add_guest(dir.path(), name, config).unwrap());
         let bound = place.bound();
-        Self { server, place, ram: ram(NAME, true), said, neighbour, bound, _dir: dir }
+        let what = format!("{pasid_table}'s table, stage 2: {stage_two}, called: {calls}");
+        Self { what, server, place, ram: ram(NAME, true), said, neighbour, bound, _dir: dir }
     }
 
     /// Tells `story` while the neighbour works. Says how many rounds it did and how long the longest took.
