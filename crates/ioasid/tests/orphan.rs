@@ -1,23 +1,12 @@
 //! What is out keeps the space when all of its handles are gone.
 
+mod common;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
-use ioasid::{AlreadyFreed, Config, HoldError, Ioasid, Lease, SetType, Space};
-
-/// Counts its drops.
-#[derive(Debug)]
-struct Counted(Arc<AtomicU32>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn space<T>() -> Space<T> {
-    Space::new(Config::default()).unwrap()
-}
+use common::{space, Counted};
+use ioasid::{AlreadyFreed, HoldError, Ioasid, Lease, SetType};
 
 #[test]
 fn a_lease_and_a_reference_outlive_every_handle() {

@@ -1,23 +1,12 @@
 //! A number is not reused, and its data not dropped, while a guard may name it.
 
+mod common;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
+use common::{space, Counted};
 use ioasid::{AllocError, Config, Ioasid, Lease, Space};
-
-/// Counts its drops.
-#[derive(Debug)]
-struct Counted(Arc<AtomicU32>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn space<T>() -> Space<T> {
-    Space::new(Config::default()).unwrap()
-}
 
 #[test]
 fn a_guard_parks_what_is_freed_and_lets_go_of_it_when_it_ends() {

@@ -1,8 +1,13 @@
 //! The ACPI DMAR table that tells a guest where its remapping unit is and what is behind it.
 
-use acpi_tables::sdt::Sdt;
 use pci::RequesterId;
 
+/// Length of the header that every ACPI table begins with (ACPI 5.2.6).
+const HEADER_LEN: u32 = 36;
+/// Where the checksum is in it.
+const CHECKSUM: usize = 9;
+/// Length of the part between the header and the first remapping structure (VT-d 8.1).
+const DMAR_LEN: u32 = 12;
 /// Structure type of a remapping hardware unit (VT-d 8.3).
 const DRHD: u16 = 0;
 /// Device scope type of a PCI endpoint (VT-d 8.3.1).
@@ -27,11 +32,15 @@ pub struct Dmar {
 impl Dmar {
     /// The table's bytes, checksum included, as QEMU's `-acpitable file=` takes them.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut table = Sdt::new(*b"DMAR", 36, 1, *b"VSVA  ", *b"VSVADMAR", 1);
-        table.append_slice(&[self.host_address_width.saturating_sub(1), 0]);
-        table.append_slice(&[0; 10]);
-        table.append_slice(&self.unit());
-        table.as_slice().to_vec()
+        let unit = self.unit();
+        let mut table = header(HEADER_LEN + DMAR_LEN + unit.len() as u32);
+        // Flags 0: no interrupt remapping.
+        table.extend_from_slice(&[self.host_address_width.saturating_sub(1), 0]);
+        table.extend_from_slice(&[0; 10]);
+        table.extend_from_slice(&unit);
+        // All bytes together come to 0.
+        table[CHECKSUM] = table.iter().fold(0, |left, byte| left.wrapping_sub(*byte));
+        table
     }
 
     fn unit(&self) -> Vec<u8> {
@@ -50,6 +59,18 @@ impl Dmar {
     }
 }
 
+/// The header of a table of `length` bytes, its checksum still 0.
+fn header(length: u32) -> Vec<u8> {
+    let mut header = b"DMAR".to_vec();
+    header.extend_from_slice(&length.to_le_bytes());
+    // Revision and checksum.
+    header.extend_from_slice(&[1, 0]);
+    // OEM, its table and that one's revision; who compiled the table, and that one's revision.
+    header.extend_from_slice(b"VSVA  VSVADMAR\x01\0\0\0");
+    header.extend_from_slice(b"VSVA\x01\0\0\0");
+    header
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,7 +83,8 @@ mod tests {
             endpoints: vec![RequesterId::new(0, 0x10, 0).unwrap()],
         }
         .to_bytes();
-        assert_eq!(&table[..4], b"DMAR");
+        assert_eq!(&table[..9], b"DMAR\x48\0\0\0\x01", "signature, length, revision");
+        assert_eq!(table[10..36], *b"VSVA  VSVADMAR\x01\0\0\0VSVA\x01\0\0\0");
         assert_eq!(u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize, table.len());
         assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
         assert_eq!(table[36..38], [47, 0], "host address width less one, no flags");

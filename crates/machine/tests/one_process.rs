@@ -4,39 +4,11 @@
 
 mod common;
 
-use common::scenarios;
 use common::Drive::{Inline, Threads};
-use common::{Setup, Verdict};
+use common::{in_every_setup, scenarios};
+use common::{run, Setup};
 
-macro_rules! scenarios {
-    ($($name:ident: $scenario:expr, $drive:expr;)*) => {
-        mod with_tables_of_the_guest {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive)); })*
-        }
-
-        mod with_tables_of_the_host {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive)); })*
-        }
-
-        mod with_tables_of_the_guest_over_stage_two {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive).over_stage_two()); })*
-        }
-
-        mod with_tables_of_the_host_over_stage_two {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive).over_stage_two()); })*
-        }
-    };
-}
-
-fn run(scenario: impl Fn(Setup) -> Verdict, setup: Setup) {
-    assert_eq!(scenario(setup), Ok(()));
-}
-
-scenarios! {
+in_every_setup! {
     copies_are_translated: scenarios::copies, Inline;
     copies_are_translated_with_threads: scenarios::copies, Threads;
     processes_with_the_same_addresses_see_their_own_memory: scenarios::isolation, Inline;
@@ -50,6 +22,7 @@ scenarios! {
     nothing_stale_is_used_after_a_wait_descriptor: |setup| scenarios::unmap_under_copy(setup, 100), Threads;
     nothing_stale_is_used_after_a_wait_descriptor_step_by_step:
         |setup| scenarios::unmap_under_copy(setup, 20), Inline;
+    a_wait_descriptor_waits_for_the_access_in_flight: scenarios::unmap_under_access, Inline;
     accessed_and_dirty_bits_are_exact: scenarios::accessed_dirty, Inline;
     a_shared_queue_says_accepted_or_retry: scenarios::shared_queue, Inline;
     plain_stores_to_a_shared_queue_are_refused: scenarios::plain_stores_to_shared, Inline;

@@ -46,12 +46,7 @@ const CASES: [(Defect, &str, Scenario, Drive); 21] = [
     (Accelerator(BlockTheQueue), "unbind", scenarios::unbind, Inline),
     (Engine(NoAccessedDirty), "accessed_dirty", scenarios::accessed_dirty, Inline),
     (Engine(WrongPasid), "isolation", scenarios::isolation, Inline),
-    (
-        Engine(DropInFlight),
-        "unmap, threads",
-        |setup| scenarios::unmap_under_copy(setup, 100),
-        Threads,
-    ),
+    (Engine(DropInFlight), "access in flight", scenarios::unmap_under_access, Inline),
     (Engine(KeepOnClose), "vm_death", scenarios::vm_death_under_copy, Inline),
     (Engine(IgnoreGrants), "stranger's number", scenarios::strangers_number, Inline),
     (Engine(ForgetOwner), "stranger's number", scenarios::strangers_number, Inline),

@@ -6,13 +6,10 @@ mod common;
 use common::memory::{PAGE, PRESENT, USER, WRITABLE};
 use common::random::Random;
 use common::unit::{FaultRecord, QUEUED_INVALIDATION, ROOT_POINTER, TRANSLATION};
-use common::{pasid, Drive, Guest, Setup, Space, Verdict};
+use common::{pasid, Drive, Guest, Setup, Space, Verdict, PROBE};
 use iommu::{AddressSpace, Channel, DmaError, Endpoint};
 use mem::{Gpa, Iova};
-use pci::RequesterId;
 
-/// A device that does one access at a time, beside the accelerator.
-const PROBE: RequesterId = RequesterId::from_bits(0x81);
 /// A PASID that is bound, and one that is not.
 const BOUND: u32 = 0x10;
 const UNBOUND: u32 = 0x11;

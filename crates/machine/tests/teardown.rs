@@ -3,39 +3,10 @@
 
 mod common;
 
-use common::scenarios;
 use common::Drive::{Inline, Threads};
-use common::{Setup, Verdict};
+use common::{in_every_setup, scenarios};
 
-macro_rules! scenarios {
-    ($($name:ident: $scenario:expr, $drive:expr;)*) => {
-        mod with_tables_of_the_guest {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive)); })*
-        }
-
-        mod with_tables_of_the_host {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive)); })*
-        }
-
-        mod with_tables_of_the_guest_over_stage_two {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive).over_stage_two()); })*
-        }
-
-        mod with_tables_of_the_host_over_stage_two {
-            use super::*;
-            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive).over_stage_two()); })*
-        }
-    };
-}
-
-fn run(scenario: impl Fn(Setup) -> Verdict, setup: Setup) {
-    assert_eq!(scenario(setup), Ok(()));
-}
-
-scenarios! {
+in_every_setup! {
     untouched_memory_is_copied: scenarios::first_touch, Inline;
     untouched_memory_is_copied_with_threads: scenarios::first_touch, Threads;
     a_page_that_is_refused_ends_the_copy: scenarios::refused_page, Inline;

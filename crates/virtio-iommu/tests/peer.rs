@@ -3,6 +3,8 @@
 mod common;
 
 use std::io::{Read as _, Write as _};
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use common::*;
@@ -13,14 +15,26 @@ use virtio_iommu::model::{Model, Options};
 use virtio_iommu::spec::{Features, QueueLayout, RequestStatus, Revision, Status, REQUEST_QUEUE};
 use virtio_queue::desc::split::Descriptor as TheirDescriptor;
 use virtio_queue::desc::RawDescriptor;
-use virtio_queue::mock::MockSplitQueue;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const WRITE: u16 = 2;
 
 fn their_memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+}
+
+/// Puts their queue where `layout` says.
+fn place(queue: &mut Queue, layout: QueueLayout) {
+    let halves = |at: Gpa| (Some(at.0 as u32), Some((at.0 >> 32) as u32));
+    queue.set_size(layout.size);
+    let (low, high) = halves(layout.descriptors);
+    queue.set_desc_table_address(low, high);
+    let (low, high) = halves(layout.available);
+    queue.set_avail_ring_address(low, high);
+    let (low, high) = halves(layout.used);
+    queue.set_used_ring_address(low, high);
+    queue.set_ready(true);
 }
 
 /// A device on their queue: grants 0x100, 0x101, … and takes everything back.
@@ -64,16 +78,8 @@ impl Transport for TheirDevice {
 
     fn set_queue(&mut self, queue: u16, layout: QueueLayout) {
         assert_eq!(queue, REQUEST_QUEUE);
-        let halves = |at: Gpa| (Some(at.0 as u32), Some((at.0 >> 32) as u32));
         let state = &mut *self.0.lock().unwrap();
-        state.queue.set_size(layout.size);
-        let (low, high) = halves(layout.descriptors);
-        state.queue.set_desc_table_address(low, high);
-        let (low, high) = halves(layout.available);
-        state.queue.set_avail_ring_address(low, high);
-        let (low, high) = halves(layout.used);
-        state.queue.set_used_ring_address(low, high);
-        state.queue.set_ready(true);
+        place(&mut state.queue, layout);
         assert!(state.queue.is_valid(&state.memory), "{layout:?}");
     }
 
@@ -134,12 +140,12 @@ fn their_queue_on_our_model() {
     let revision = Revision::Experimental.feature().into_bits();
     model.set_driver_features(Features::from_bits(features | revision));
 
-    let queue = MockSplitQueue::create(&memory, GuestAddress(0x1000), 8);
+    let [descriptors, available, used] = [0x1000, 0x2000, 0x3000];
     let layout = QueueLayout {
         size: 8,
-        descriptors: Gpa(queue.desc_table_addr().0),
-        available: Gpa(queue.avail_addr().0),
-        used: Gpa(queue.used_addr().0),
+        descriptors: Gpa(descriptors),
+        available: Gpa(available),
+        used: Gpa(used),
     };
     for status in [11, 15] {
         let _ = model.write_status(Status::from_bits(status));
@@ -162,14 +168,23 @@ fn their_queue_on_our_model() {
         TheirDescriptor::new(0x8100, 12, next, 3),
         TheirDescriptor::new(0x9100, 4, WRITE, 0),
     ];
-    queue.add_desc_chains(&chains.map(RawDescriptor::from), 0).unwrap();
+    for (at, descriptor) in (descriptors..).step_by(16).zip(chains) {
+        memory.write_obj(RawDescriptor::from(descriptor), GuestAddress(at)).unwrap();
+    }
+    // No flags, two entries: the chains that begin with descriptors 0 and 2.
+    memory.write_slice(&[0, 0, 2, 0, 0, 0, 2, 0], GuestAddress(available)).unwrap();
+    let mut theirs = Queue::new(8).unwrap();
+    place(&mut theirs, layout);
+    let heads: Vec<u16> = theirs.iter(&memory).unwrap().map(|chain| chain.head_index()).collect();
+    assert_eq!(heads, [0, 2], "they see what we are to see");
     assert!(model.notify(REQUEST_QUEUE).schedule);
     assert!(model.poll(64).effects.used_buffers);
 
-    assert_eq!(queue.used().idx().load(), 2);
-    let used = |at| queue.used().ring().ref_at(at).unwrap().load();
-    assert_eq!((used(0).id(), used(0).len()), (0, 8));
-    assert_eq!((used(1).id(), used(1).len()), (2, 4));
+    assert_eq!(theirs.used_idx(&memory, Ordering::Acquire).unwrap(), Wrapping(2));
+    // Which chain, and how many bytes of it were written.
+    let mut elements = [0; 16];
+    memory.read_slice(&mut elements, GuestAddress(used + 4)).unwrap();
+    assert_eq!(elements, [0, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0]);
     let mut answer = [0; 9];
     memory.read_slice(&mut answer, GuestAddress(0x9000)).unwrap();
     assert_eq!(answer, [0x21, 0x43, 0, 0, 0, 0, 0, 0, 0xaa]);

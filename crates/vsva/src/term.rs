@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 
-use comfy_table::{LineStyle, TableStyle};
+use comfy_table::{ContentArrangement, Table};
 
 /// Width of tables where no terminal gives one, in columns.
 const DEFAULT_WIDTH: u16 = 100;
@@ -118,10 +118,16 @@ impl Screen {
     }
 }
 
-/// The look of tables: a rule above, below the header and at the end.
-pub const TABLE_STYLE: TableStyle =
-    TableStyle::new().top_border(RULE).header_separator(RULE).bottom_border(RULE);
-const RULE: LineStyle = LineStyle::none().fill('─').junction('─');
+/// An empty table, at most `width` columns wide.
+pub fn table(width: u16) -> Table {
+    let mut table = Table::new();
+    table.load_preset(RULES);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    table
+}
+
+/// The look of tables, a character for each part in the library's order: a rule above, below the header and at the end.
+const RULES: &str = "  ── ──      ──    ";
 
 /// A peer's text without what would move a terminal's cursor.
 pub fn printable(text: &str) -> String {

@@ -1,7 +1,8 @@
 //! Scenarios that end in a verdict, so that builds with a deliberate defect can prove that the
 //! verdict turns.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::hint;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,33 +30,48 @@ fn leaf(page: u64) -> u64 {
 }
 
 /// After an invalidation is complete, the old page is not read any more, while devices keep
-/// reading on two channels without pause.
+/// reading on two channels without pause. They are in the middle of it most of the time, so that
+/// invalidations find an access in flight on a busy machine too.
 pub fn storm() -> Verdict {
-    const ROUNDS: usize = 200;
+    const ROUNDS: usize = 50;
+    // Turns for which an access lasts at the most until an invalidation is posted, and then yet.
+    const HOLD: usize = 10_000;
+    const LINGER: usize = 500;
     let mut guest = Guest::new();
     let root = guest.table();
     let entry = guest.set_first(root, VA, 1, leaf(PAGES[0]));
     guest.set_pasid(1, first_stage(root, DOMAIN));
     let (endpoint, _) = guest.attach();
-    let stop = AtomicBool::new(false);
-    let stale = AtomicBool::new(false);
+    let (stop, stale) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (posted, begun) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
-        for _ in 0..2 {
-            let channel = endpoint.channel();
+        let readers = [endpoint.channel(), endpoint.channel()].map(|channel| {
             scope.spawn(|| {
                 let channel = channel;
                 while !stop.load(Ordering::Relaxed) {
                     let dma = channel.enter();
+                    let round = posted.load(Ordering::Relaxed);
                     let window = dma.window(with(1), Iova(VA), 4096, Access::Read).unwrap();
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    let held = || posted.load(Ordering::Relaxed) == round;
+                    (0..HOLD).take_while(|_| held()).for_each(|_| hint::spin_loop());
+                    (0..LINGER).for_each(|_| hint::spin_loop());
                     for offset in (0..LOOK).step_by(8) {
                         if window.load_u64(offset) == Some(TAKEN) {
                             stale.store(true, Ordering::Relaxed);
                         }
                     }
                 }
-            });
-        }
+            })
+        });
+        let mut seen = 0;
         for round in 0..ROUNDS {
+            // An access that began after the last invalidation: readers that do not get to run prove nothing.
+            while begun.load(Ordering::Relaxed) == seen && !readers.iter().all(|r| r.is_finished())
+            {
+                thread::yield_now();
+            }
+            seen = begun.load(Ordering::Relaxed);
             let (old, new) = (PAGES[round % 2], PAGES[(round + 1) % 2]);
             guest.memory.write(Gpa(new), &[0; LOOK]).unwrap();
             guest.memory.store_u64(entry, leaf(new)).unwrap();
@@ -63,6 +79,7 @@ pub fn storm() -> Verdict {
             let pages = iommu::PageRange { range, leaf_only: true };
             let scope = Invalidation::IotlbPasidPages { domain: DOMAIN, pasid: pasid(1), pages };
             let ticket = guest.vm.invalidate(scope);
+            posted.store(round + 1, Ordering::Relaxed);
             wait(&guest.vm, ticket);
             for offset in (0..LOOK as u64).step_by(8) {
                 guest.memory.store_u64(Gpa(old + offset), TAKEN).unwrap();

@@ -7,7 +7,7 @@
 //!     └───── memory.rs (page tables, processes' memory) ─────────────────► Ram
 //! ```
 // Each test binary uses a part of it.
-#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
+#![allow(dead_code, unused_imports, unused_macros, unreachable_pub, missing_docs)]
 
 pub mod accelerator;
 pub mod drive;
@@ -28,8 +28,9 @@ pub use accelerator::{Accelerator, Queue, DEDICATED, OTHER, SHARED};
 pub use drive::Drive;
 pub use memory::{pasid, Space, PAGE};
 pub use pages::{Code, Pages, Request};
-pub use rig::{Rig, DEVICE, RAM};
-pub use setup::Setup;
+pub use rig::{Rig, DEVICE, PROBE, RAM};
+pub(crate) use setup::in_every_setup;
+pub use setup::{run, Setup};
 pub use unit::Unit;
 
 /// How a scenario ends: well, or with what went wrong, so that builds with a deliberate defect can

@@ -16,6 +16,8 @@ use super::{Setup, Verdict};
 
 /// The accelerator, 00:10.0.
 pub const DEVICE: RequesterId = RequesterId::from_bits(0x0080);
+/// A device that does one access at a time, beside the accelerator, if a test attaches it.
+pub const PROBE: RequesterId = RequesterId::from_bits(0x0081);
 /// The accelerator and the carrier, as they report memory.
 pub const REPORTERS: [ReporterId; 2] = [ReporterId(0), ReporterId(1)];
 /// Bytes of a guest's memory.

@@ -3,7 +3,7 @@
 use iommu::{Layout, Numbering, SecondStageLevels, StageTwoConfig, StageTwoFormat, VmConfig};
 use vtd::model::{Options, PasidTableMode};
 
-use super::Drive;
+use super::{Drive, Verdict};
 
 /// Who works, whose tables translate, and whether a stage 2 of the host is under them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,3 +51,38 @@ impl Setup {
         }
     }
 }
+
+/// Fails unless `scenario` ends well.
+pub fn run(scenario: impl Fn(Setup) -> Verdict, setup: Setup) {
+    assert_eq!(scenario(setup), Ok(()));
+}
+
+/// A test of each scenario in each kind of setup.
+macro_rules! in_every_setup {
+    ($($name:ident: $scenario:expr, $drive:expr;)*) => {
+        mod with_tables_of_the_guest {
+            use super::*;
+            use $crate::common::{run, Setup};
+            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive)); })*
+        }
+
+        mod with_tables_of_the_host {
+            use super::*;
+            use $crate::common::{run, Setup};
+            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive)); })*
+        }
+
+        mod with_tables_of_the_guest_over_stage_two {
+            use super::*;
+            use $crate::common::{run, Setup};
+            $(#[test] fn $name() { run($scenario, Setup::guest_owned($drive).over_stage_two()); })*
+        }
+
+        mod with_tables_of_the_host_over_stage_two {
+            use super::*;
+            use $crate::common::{run, Setup};
+            $(#[test] fn $name() { run($scenario, Setup::host_owned($drive).over_stage_two()); })*
+        }
+    };
+}
+pub(crate) use in_every_setup;

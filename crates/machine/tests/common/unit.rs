@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use iommu::Pasid;
 use mem::Gpa;
-use pci::Function;
+use pci::{Function, RequesterId};
 
 use super::memory::{Ram, Space, PAGE};
 use super::rig::{Rig, DEVICE};
@@ -69,6 +69,10 @@ pub struct FaultRecord {
     pub read: bool,
 }
 
+/// Where the wait descriptor writes that ends what was queued.
+#[must_use]
+pub struct Queued(Gpa);
+
 /// The driver's state.
 pub struct Unit {
     pub root: Gpa,
@@ -106,7 +110,7 @@ impl Unit {
             status: ram.page(),
             tail: Cell::new(0),
         };
-        unit.write_context(ram, paging);
+        unit.write_context(ram, DEVICE, paging);
         write32(rig, FEDATA, FAULT_MESSAGE.1);
         write32(rig, FEADDR, FAULT_MESSAGE.0 .0 as u32);
         write32(rig, FECTL, 0);
@@ -122,16 +126,22 @@ impl Unit {
         Ok(unit)
     }
 
-    /// Root and context entry of the accelerator: device TLB and PASIDs allowed, 20 bits of them.
-    fn write_context(&self, ram: &Ram, paging: bool) {
-        let devfn = u64::from(DEVICE.devfn());
+    /// Lets `device` use the PASIDs of the accelerator too.
+    pub fn admit(&self, rig: &Rig, device: RequesterId) -> Verdict {
+        self.write_context(&rig.ram, device, false);
+        self.invalidate_all(rig)
+    }
+
+    /// Root and context entry of a device: device TLB and PASIDs allowed, 20 bits of them.
+    fn write_context(&self, ram: &Ram, device: RequesterId, paging: bool) {
+        let devfn = u64::from(device.devfn());
         assert!(devfn >= 0x80, "in the upper context table");
         let entry = Gpa(self.context.0 + 32 * (devfn & 0x7f));
         ram.store(Gpa(entry.0 + 8), 0);
         // PDTS; PRE, PASIDE, DTE, P.
         let bits = 7 << 9 | u64::from(paging) << 4 | 1 << 3 | 1 << 2 | 1;
         ram.store(entry, self.directory.0 | bits);
-        let root = Gpa(self.root.0 + 16 * u64::from(DEVICE.bus()) + 8);
+        let root = Gpa(self.root.0 + 16 * u64::from(device.bus()) + 8);
         ram.store(root, self.context.0 | 1);
     }
 
@@ -196,11 +206,18 @@ impl Unit {
     /// caches once more, and a wait that drains (PD).
     pub fn drain(&self, rig: &Rig, pasid: Pasid) -> Verdict {
         let what = [FENCE, pasid_iotlb(pasid), device_tlb(pasid, EVERYTHING)];
-        self.queue(rig, &what, PAGE_REQUEST_DRAIN)
+        let queued = self.queue(rig, &what, PAGE_REQUEST_DRAIN);
+        self.wait(rig, queued)
     }
 
     /// After `count` pages from `at` were taken out of a table: the smallest aligned block with all of them goes.
     pub fn flush_pages(&self, rig: &Rig, space: &Space, at: u64, count: u64) -> Verdict {
+        let queued = self.queue_flush(rig, space, at, count);
+        self.wait(rig, queued)
+    }
+
+    /// The same without waiting for the end, which is left to [`wait`](Self::wait).
+    pub fn queue_flush(&self, rig: &Rig, space: &Space, at: u64, count: u64) -> Queued {
         let (first, last) = (at / PAGE, at / PAGE + count - 1);
         let order = u64::BITS - (first ^ last).leading_zeros();
         let at = (first >> order << order) * PAGE;
@@ -209,7 +226,7 @@ impl Unit {
         let large = u64::from(order != 0) << 11;
         let pages =
             [6 | 3 << 4 | DOMAIN << 16 | number(space.pasid) << 32, at | u64::from(order), 0, 0];
-        self.invalidate(rig, &[pages, device_tlb(space.pasid, at | size | large)])
+        self.queue(rig, &[pages, device_tlb(space.pasid, at | size | large)], 0)
     }
 
     /// Has everything forgotten: any table may have changed.
@@ -219,11 +236,12 @@ impl Unit {
 
     /// Queues `descriptors` and a wait, and waits for its status write.
     pub fn invalidate(&self, rig: &Rig, descriptors: &[[u64; 4]]) -> Verdict {
-        self.queue(rig, descriptors, 0)
+        let queued = self.queue(rig, descriptors, 0);
+        self.wait(rig, queued)
     }
 
-    /// The same, with more flags in the wait.
-    fn queue(&self, rig: &Rig, descriptors: &[[u64; 4]], flags: u64) -> Verdict {
+    /// Queues `descriptors` and a wait with more `flags`.
+    fn queue(&self, rig: &Rig, descriptors: &[[u64; 4]], flags: u64) -> Queued {
         let status = Gpa(self.status.0 + 8 * self.tail.get());
         rig.ram.store(status, 0);
         // SW.
@@ -234,6 +252,11 @@ impl Unit {
             self.tail.set((self.tail.get() + 1) % QUEUE_ENTRIES);
         }
         write64(rig, IQT, self.tail.get() << 5);
+        Queued(status)
+    }
+
+    /// Waits for the status write of what was queued.
+    pub fn wait(&self, rig: &Rig, Queued(status): Queued) -> Verdict {
         let done = || rig.ram.load_u32(status) == DONE as u32;
         rig.wait("a wait descriptor", || done() || read32(rig, FSTS) & QUEUE_ERROR != 0)?;
         check(done(), "the queue took the descriptors")

@@ -3,7 +3,7 @@
 use bitfield_struct::bitfield;
 
 use crate::first_stage::above;
-use crate::format::ENTRY_BITS;
+use crate::format::{Entry, InvalidAddress, LeafEntry, ReservedBits, TableEntry, ENTRY_BITS};
 
 /// Size of the smallest page, and of every table but the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -176,7 +176,7 @@ pub enum ArmFormatError {
 
 /// What an entry is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+enum Kind {
     /// Nothing, or an encoding that is reserved: the same to a walk.
     Invalid,
     Table,
@@ -285,18 +285,38 @@ impl Geometry {
         granule.bits() + granule.stride() * u32::from(level.saturating_sub(1))
     }
 
-    /// Whether `address` has no bit beyond the input size.
-    pub(super) fn reaches(&self, address: u64) -> bool {
-        !above(address, self.sizes.input_bits)
+    /// See [`Format::check_address`](crate::Format::check_address).
+    pub(super) fn check_address(&self, address: u64) -> Result<(), InvalidAddress> {
+        if above(address, self.sizes.input_bits) {
+            Err(InvalidAddress::BeyondWidth)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Whether `address` has a bit beyond the output size.
-    pub(super) fn exceeds(&self, address: u64) -> bool {
-        above(address, self.sizes.output_bits)
+    /// See [`Format::decode`](crate::Format::decode). What the stage's own fields say of the table or the page at an
+    /// address, `table` and `leaf` tell.
+    #[inline]
+    pub(super) fn decode(
+        &self,
+        level: u8,
+        entry: u64,
+        table: impl FnOnce(u64) -> TableEntry,
+        leaf: impl FnOnce(u64) -> LeafEntry,
+    ) -> Entry {
+        let kind = self.kind(level, entry);
+        let size_of = if kind == Kind::Leaf { level } else { 1 };
+        let address = self.address(size_of, entry);
+        match kind {
+            Kind::Invalid => Entry::NotPresent,
+            _ if above(address, self.sizes.output_bits) => Entry::Reserved(ReservedBits::Address),
+            Kind::Table => Entry::Table(table(address)),
+            Kind::Leaf => Entry::Leaf(leaf(address)),
+        }
     }
 
     /// What an entry of level `level` is.
-    pub(super) fn kind(&self, level: u8, entry: u64) -> Kind {
+    fn kind(&self, level: u8, entry: u64) -> Kind {
         let entry = Common::from_bits(entry);
         match (entry.valid(), entry.table_or_page()) {
             (true, true) if level == 1 => Kind::Leaf,
@@ -317,7 +337,7 @@ impl Geometry {
 
     /// The address in a table entry, or in a leaf of level `level`. Bits below the table's or the
     /// page's size are reserved and ignored.
-    pub(super) fn address(&self, level: u8, entry: u64) -> u64 {
+    fn address(&self, level: u8, entry: u64) -> u64 {
         let entry = Common::from_bits(entry);
         let (low, high) = match (self.sizes.wide, self.sizes.granule) {
             (false, _) => (entry.bits_15_12(), 0),

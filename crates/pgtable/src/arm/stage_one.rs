@@ -2,11 +2,10 @@
 
 use bitfield_struct::bitfield;
 
-use super::geometry::{ArmFormatError, ArmSizes, Geometry, Granule, Kind};
+use super::geometry::{ArmFormatError, ArmSizes, Geometry, Granule};
 use super::ArmFlags;
 use crate::format::{
-    Access, Denied, Entry, Format, InvalidAddress, LeafEntry, Request, ReservedBits, Rights,
-    TableEntry,
+    Access, Denied, Entry, Format, InvalidAddress, LeafEntry, Request, Rights, TableEntry,
 };
 
 /// A stage-1 entry (Arm ARM, "VMSAv8-64 translation table format descriptors"), except for its
@@ -165,24 +164,13 @@ impl Format for ArmStageOne {
     }
 
     fn check_address(&self, address: u64) -> Result<(), InvalidAddress> {
-        if self.geometry.reaches(address) {
-            Ok(())
-        } else {
-            Err(InvalidAddress::BeyondWidth)
-        }
+        self.geometry.check_address(address)
     }
 
     fn decode(&self, level: u8, entry: u64) -> Entry {
-        let kind = self.geometry.kind(level, entry);
-        let size_of = if kind == Kind::Leaf { level } else { 1 };
-        let address = self.geometry.address(size_of, entry);
         let fields = ArmStageOneEntry::from_bits(entry);
-        match kind {
-            Kind::Invalid => Entry::NotPresent,
-            _ if self.geometry.exceeds(address) => Entry::Reserved(ReservedBits::Address),
-            Kind::Table => Entry::Table(self.table(fields, address)),
-            Kind::Leaf => Entry::Leaf(self.leaf(fields, address)),
-        }
+        let table = |address| self.table(fields, address);
+        self.geometry.decode(level, entry, table, |address| self.leaf(fields, address))
     }
 
     fn sets_accessed(&self) -> bool {

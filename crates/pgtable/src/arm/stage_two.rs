@@ -3,12 +3,11 @@
 use bitfield_struct::bitfield;
 
 use super::geometry::{
-    arm_output_bits, arm_output_field, ArmFormatError, ArmSizes, Geometry, Granule, Kind,
+    arm_output_bits, arm_output_field, ArmFormatError, ArmSizes, Geometry, Granule,
 };
 use super::ArmFlags;
 use crate::format::{
-    Access, Denied, Entry, Format, InvalidAddress, LeafEntry, Request, ReservedBits, Rights,
-    TableEntry,
+    Access, Denied, Entry, Format, InvalidAddress, LeafEntry, Request, Rights, TableEntry,
 };
 
 /// A stage-2 entry (Arm ARM, "VMSAv8-64 translation table format descriptors"), except for its
@@ -196,25 +195,13 @@ impl Format for ArmStageTwo {
     }
 
     fn check_address(&self, address: u64) -> Result<(), InvalidAddress> {
-        if self.geometry.reaches(address) {
-            Ok(())
-        } else {
-            Err(InvalidAddress::BeyondWidth)
-        }
+        self.geometry.check_address(address)
     }
 
     fn decode(&self, level: u8, entry: u64) -> Entry {
-        let kind = self.geometry.kind(level, entry);
-        let size_of = if kind == Kind::Leaf { level } else { 1 };
-        let address = self.geometry.address(size_of, entry);
-        match kind {
-            Kind::Invalid => Entry::NotPresent,
-            _ if self.geometry.exceeds(address) => Entry::Reserved(ReservedBits::Address),
-            Kind::Table => {
-                Entry::Table(TableEntry { address, rights: Rights::all(), accessed: true })
-            }
-            Kind::Leaf => Entry::Leaf(self.leaf(ArmStageTwoEntry::from_bits(entry), address)),
-        }
+        let table = |address| TableEntry { address, rights: Rights::all(), accessed: true };
+        let leaf = |address| self.leaf(ArmStageTwoEntry::from_bits(entry), address);
+        self.geometry.decode(level, entry, table, leaf)
     }
 
     fn sets_accessed(&self) -> bool {

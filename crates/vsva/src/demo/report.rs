@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 use serde_json::{json, Value};
 
 use super::trace::Hop;
 use crate::lab::Record;
+use crate::term;
 
 /// One request and the way that it took.
 #[derive(Clone, Debug, Serialize)]
@@ -61,9 +61,7 @@ impl Report {
 
     /// The environments in a table, at most `width` columns wide. A pair is an allocation and its return.
     pub fn side_by_side(&self, width: u16) -> String {
-        let mut table = Table::new();
-        table.load_style(STYLE);
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        let mut table = term::table(width);
         table.set_header(["environment", "route", "PASID", "of", "hops", "per pair"]);
         for environment in &self.environments {
             table.add_row([
@@ -100,8 +98,3 @@ impl Report {
         })
     }
 }
-
-/// A rule above, below the header and at the end.
-const STYLE: TableStyle =
-    TableStyle::new().top_border(RULE).header_separator(RULE).bottom_border(RULE);
-const RULE: LineStyle = LineStyle::none().fill('─').junction('─');

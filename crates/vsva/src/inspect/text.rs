@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{CellAlignment, Table};
 
 use super::snapshot::{Guest, Numbering, PasidEntry, PasidTable, Snapshot, StageTwo, State};
-use crate::term::{printable, TABLE_STYLE};
+use crate::term::{self, printable};
 
 /// The whole view, in lines of at most `width` columns: the space, the guests, their PASIDs, and the counters if there
 /// is one guest.
@@ -142,9 +142,7 @@ fn counters(guest: &Guest) -> Option<String> {
 }
 
 fn table(header: &[&str], width: u16) -> Table {
-    let mut table = Table::new();
-    table.load_style(TABLE_STYLE);
-    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    let mut table = term::table(width);
     table.set_header(header);
     for column in table.column_iter_mut() {
         column.set_padding((1, 0));

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use serde_json::{json, Value};
 
 use super::server::Check;
-use crate::term::{printable, Mark, Screen, TABLE_STYLE};
+use crate::term::{self, printable, Mark, Screen};
 
 /// One assertion and how it went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,9 +61,7 @@ impl Report {
 
     /// The table that a run ends with, at most `width` columns wide.
     pub fn table(&self, width: u16) -> String {
-        let mut table = Table::new();
-        table.load_style(TABLE_STYLE);
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        let mut table = term::table(width);
         table.set_header(["scenario", "check", "result", "measured"]);
         let mut last = "";
         for record in &self.records {

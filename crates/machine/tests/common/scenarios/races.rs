@@ -1,12 +1,14 @@
 //! Things that end while copies run.
 
-use iommu::{AttachError, Vm};
-use mem::Gpa;
+use iommu::{AddressSpace, AttachError, Vm};
+use mem::{Gpa, Iova};
 use pci::Function;
+use vtd::model::Progress;
 
 use super::super::accelerator::{self, Command, ACTIVE, CMDSTATUS};
 use super::super::{
-    check, equal, pasid, succeeded, Guest, Rig, Setup, Space, Verdict, DEDICATED, DEVICE, PAGE, RAM,
+    check, equal, pasid, succeeded, Guest, Rig, Setup, Space, Verdict, DEDICATED, DEVICE, PAGE,
+    PROBE, RAM,
 };
 use super::{DESTINATION, RECORD, SOURCE};
 
@@ -94,6 +96,36 @@ pub fn unmap_under_copy(setup: Setup, rounds: u32) -> Verdict {
         old.into_iter().flatten().for_each(|page| ram.give_back(page));
     }
     Ok(())
+}
+
+/// A page is taken away in the middle of an access to it: the wait descriptor does not complete before the access is
+/// over. Only without threads, for it is the caller who looks what the unit is about.
+pub fn unmap_under_access(setup: Setup) -> Verdict {
+    let mut guest = Guest::boot(setup)?;
+    let mut space = guest.process(0x10)?;
+    space.allocate(&mut guest.rig.ram, SOURCE, PAGE);
+    let probe = guest.rig.machine.attach(PROBE).map_err(|error| error.to_string())?;
+    guest.unit.admit(&guest.rig, PROBE)?;
+    let channel = probe.channel();
+    let of_process = AddressSpace { pasid: Some(space.pasid), privileged: false };
+    let access = channel.enter();
+    let read = access.read(of_process, Iova(SOURCE), &mut [0; 8]);
+    read.map_err(|error| error.to_string())?;
+
+    space.unmap(&mut guest.rig.ram, SOURCE);
+    let flush = guest.unit.queue_flush(&guest.rig, &space, SOURCE, 1);
+    let progress = loop {
+        match guest.rig.machine.poll() {
+            Progress::More => {}
+            progress => break progress,
+        }
+    };
+    check(
+        matches!(progress, Progress::Waiting(_)),
+        "a wait descriptor completed during an access",
+    )?;
+    drop(access);
+    guest.unit.wait(&guest.rig, flush)
 }
 
 /// Resets, by command and of the function, while copies run: nothing moves afterwards.
