@@ -64,7 +64,7 @@ pub struct ArmStageOneEntry {
 /// nothing else: a page may be for them alone.
 ///
 /// Encodings that are reserved (a page at level 1 with type 0b01, a page at a level that has none)
-/// map nothing, as the architecture has it: no [`ReservedBits`] but those of an address beyond the
+/// map nothing, as the architecture has it: no [`ReservedBits`](crate::ReservedBits) but those of an address beyond the
 /// output size. Address bits 51:48 are ignored in layouts that are not wide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ArmStageOne {
