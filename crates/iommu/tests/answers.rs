@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::hosted::Hosted;
 use common::*;
 use iommu::{
-    FaultReason, Invalidation, PasidRange, Stage, StageOneInvalidation, Ticket, Unanswered, Vm,
+    Endpoint, FaultReason, Invalidation, PasidRange, Stage, StageOneInvalidation, Ticket,
+    Unanswered, Vm,
 };
 use mem::{Gpa, GuestMemory, Iova, MemoryMap, Range};
 use pci::RequesterId;
@@ -33,6 +34,12 @@ fn bound() -> Guest {
 
 fn before(ticket: Ticket) -> Ticket {
     Ticket::new(ticket.sequence() - 1)
+}
+
+/// Has a device cache translations and never answer an invalidation.
+fn silence(endpoint: &Endpoint) {
+    endpoint.set_ats(true);
+    endpoint.withhold_invalidation_answers(true);
 }
 
 #[test]
@@ -72,8 +79,7 @@ fn two_that_owe() {
     let (endpoint, _channel) = guest.attach();
     let other = guest.vm.attach(OTHER).unwrap();
     for endpoint in [&endpoint, &other] {
-        endpoint.set_ats(true);
-        endpoint.withhold_invalidation_answers(true);
+        silence(endpoint);
     }
     let first = guest.vm.invalidate(of_device(OTHER));
     let second = guest.vm.invalidate(of_device(DEVICE));
@@ -126,8 +132,7 @@ fn what_is_given_up_is_waited_for_no_more() {
 fn what_was_asked_after_the_one_given_up_is_owed() {
     let guest = bound();
     let (endpoint, _channel) = guest.attach();
-    endpoint.set_ats(true);
-    endpoint.withhold_invalidation_answers(true);
+    silence(&endpoint);
     let owed: Vec<_> = (0..3).map(|_| guest.vm.invalidate(of_device(DEVICE))).collect();
     for (given_up, ticket) in owed.iter().enumerate() {
         assert!(!guest.vm.is_complete(*ticket));
@@ -144,8 +149,7 @@ fn every_devices_answer_is_given_up() {
     let (endpoint, _channel) = guest.attach();
     let other = guest.vm.attach(OTHER).unwrap();
     for endpoint in [&endpoint, &other] {
-        endpoint.set_ats(true);
-        endpoint.withhold_invalidation_answers(true);
+        silence(endpoint);
     }
     let _first = guest.vm.invalidate(of_device(DEVICE));
     let second = guest.vm.invalidate(of_device(OTHER));
@@ -159,8 +163,7 @@ fn every_devices_answer_is_given_up() {
 fn accesses_in_flight_have_a_ticket_of_their_own() {
     let guest = bound();
     let (endpoint, channel) = guest.attach();
-    endpoint.set_ats(true);
-    endpoint.withhold_invalidation_answers(true);
+    silence(&endpoint);
     dma(&channel, with(1), VA, Op::Read).unwrap();
     let owed = guest.vm.invalidate(of_device(DEVICE));
     let idle = guest.vm.in_flight();
@@ -186,8 +189,7 @@ fn the_host_does_not_wait() {
     let guest = bound();
     let (endpoint, channel) = guest.attach();
     let other = guest.vm.attach(OTHER).unwrap();
-    endpoint.set_ats(true);
-    endpoint.withhold_invalidation_answers(true);
+    silence(&endpoint);
     let range = PasidRange::new(pasid(1), pasid(1)).unwrap();
     let granted = guest.vm.alloc_pasid(range).unwrap();
     dma(&channel, with(1), VA, Op::Read).unwrap();
@@ -239,8 +241,7 @@ fn a_device_that_is_reset_or_gone_owes_nothing() {
 fn an_answer_does_not_stand_for_an_access() {
     let guest = bound();
     let (endpoint, channel) = guest.attach();
-    endpoint.set_ats(true);
-    endpoint.withhold_invalidation_answers(true);
+    silence(&endpoint);
     let access = channel.enter();
     let owed = guest.vm.invalidate(of_device(DEVICE));
     endpoint.withhold_invalidation_answers(false);
