@@ -222,7 +222,9 @@ pub mod sync {
     pub const INJECT_RESTORE: &str = "inject-restore";
     /// Drive a shared queue's portal on the server's side; the answer says whether it held.
     pub const SHARED_PORTAL: &str = "shared-portal";
-    /// Nothing is open and nothing in flight: sample resources. The argument is `iteration`.
+    /// Nothing is open and nothing in flight: sample resources, to compare them later. The argument is `iteration`.
+    pub const SAMPLE: &str = "sample";
+    /// The same again: the resources must not have grown since [`SAMPLE`]. The argument is `iteration`.
     pub const STEADY: &str = "steady";
     /// Queues are busy with copies, and others with descriptors that wait for pages.
     pub const STORM: &str = "storm";

@@ -52,6 +52,18 @@ pub(crate) struct Report {
     output: Box<dyn Write>,
     input: Box<dyn Read>,
     lines: Lines,
+    /// Checks that did not hold.
+    failed: usize,
+    /// While something is done once more.
+    repeating: Option<Repeating>,
+}
+
+/// Something that is done once more: of its checks only those are sent that do not hold.
+struct Repeating {
+    /// Begins every check's text.
+    what: String,
+    /// Checks that held.
+    held: usize,
 }
 
 impl Report {
@@ -62,7 +74,7 @@ impl Report {
 
     /// Over streams of its own.
     pub(crate) fn over(output: Box<dyn Write>, input: Box<dyn Read>) -> Self {
-        Self { output, input, lines: Lines::new() }
+        Self { output, input, lines: Lines::new(), failed: 0, repeating: None }
     }
 
     /// One assertion, with what was measured or why it does not hold.
@@ -71,7 +83,35 @@ impl Report {
             Ok(detail) => (true, detail),
             Err(failure) => (false, failure.to_string()),
         };
-        self.send(&FromGuest::Check { check: clip(check), ok, detail: clip(&detail) });
+        self.failed += usize::from(!ok);
+        let check = match &mut self.repeating {
+            Some(repeating) if ok => return repeating.held += 1,
+            Some(repeating) => clip(&format!("{}: {check}", repeating.what)),
+            None => clip(check),
+        };
+        self.send(&FromGuest::Check { check, ok, detail: clip(&detail) });
+    }
+
+    /// Does something once more whose checks were all told before. Now they are one check, and one
+    /// more for each that does not hold.
+    pub(crate) fn repeat<T>(
+        &mut self,
+        what: &str,
+        run: impl FnOnce(&mut Self) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let failed = self.failed;
+        self.repeating = Some(Repeating { what: what.to_owned(), held: 0 });
+        let done = run(self);
+        let held = self.repeating.take().map_or(0, |repeating| repeating.held);
+        if self.failed == failed {
+            self.check(what, Ok(format!("every check holds as before: {held}")));
+        }
+        done
+    }
+
+    /// Whether every check held.
+    pub(crate) fn is_good(&self) -> bool {
+        self.failed == 0
     }
 
     /// A line for the log.
@@ -93,6 +133,18 @@ impl Report {
             false => {
                 Err(Failure::new(format!("the other side could not do what {point} asks for")))
             }
+        }
+    }
+
+    /// Between iterations, when nothing is open and nothing in flight: after the first of the two in
+    /// `sampled` the lab samples what the server holds, after the second it must be no more, and
+    /// after others nothing is asked.
+    pub(crate) fn steady(&mut self, iteration: u64, sampled: [u64; 2]) -> Outcome<()> {
+        let values = [("iteration", iteration)];
+        match sampled.iter().position(|&chosen| chosen == iteration) {
+            Some(0) => self.sync(sync::SAMPLE, &values),
+            Some(_) => self.sync(sync::STEADY, &values),
+            None => Ok(()),
         }
     }
 
@@ -202,6 +254,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_repeated_is_one_check_or_what_does_not_hold() {
+        let said = talk(b"", |report| {
+            let done = report.repeat("round 2", |report| {
+                report.check("a", Ok("fine".into()));
+                report.check("b", Ok("fine".into()));
+                Ok(7)
+            });
+            assert_eq!((done, report.is_good()), (Ok(7), true));
+            let broken = report.repeat("round 3", |report| {
+                report.check("a", Ok("fine".into()));
+                report.check("b", Err(Failure::new("broken")));
+                Err::<(), _>(Failure::new("no more"))
+            });
+            assert!(broken.is_err() && !report.is_good());
+            report.check("c", Ok("fine".into()));
+        });
+        let check = |check: &str, ok, detail: &str| FromGuest::Check {
+            check: check.into(),
+            ok,
+            detail: detail.into(),
+        };
+        let expected = [
+            check("round 2", true, "every check holds as before: 2"),
+            check("round 3: b", false, "broken"),
+            check("c", true, "fine"),
+        ];
+        assert_eq!(said, expected);
+    }
+
+    #[test]
     fn a_sync_point_waits_for_its_answer() {
         let answers =
             b"{\"type\":\"Continue\",\"ok\":true}\n{\"type\":\"Continue\",\"ok\":false}\n\
@@ -215,6 +297,22 @@ mod tests {
             }
         });
         assert_eq!(said.len(), 5);
+    }
+
+    #[test]
+    fn two_iterations_are_compared_and_no_others() {
+        let answers =
+            b"{\"type\":\"Continue\",\"ok\":true}\n{\"type\":\"Continue\",\"ok\":false}\n";
+        let said = talk(answers, |report| {
+            let steady: Vec<_> =
+                (0..6).map(|iteration| report.steady(iteration, [2, 4]).is_ok()).collect();
+            assert_eq!(steady, [true, true, true, true, false, true]);
+        });
+        let point = |point: &str, iteration| FromGuest::Sync {
+            point: point.into(),
+            values: Account::from([("iteration".into(), iteration)]),
+        };
+        assert_eq!(said, [point(sync::SAMPLE, 2), point(sync::STEADY, 4)]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ enum Case {
     /// Scenarios hold.
     Holds(&'static [&'static str]),
     /// Each of the scenarios fails on the server that is broken in their way.
-    Notice(Vec<&'static Scenario>),
+    Notice { sabotage: &'static str, scenarios: Vec<&'static Scenario> },
 }
 
 impl Case {
@@ -39,29 +39,31 @@ impl Case {
 
     /// A case for each sabotage. Scenarios that can share a guest are run one after the other on the same server.
     fn sabotages() -> impl Iterator<Item = Self> {
-        let mut groups: Vec<Vec<&Scenario>> = Vec::new();
-        for scenario in &SCENARIOS {
-            let group = groups.iter_mut().find(|group| {
-                let first = group[0];
-                (first.sabotage, first.tables.first())
-                    == (scenario.sabotage, scenario.tables.first())
-                    && first.plan == Plan::Shared
+        let mut groups: Vec<(&str, Vec<&Scenario>)> = Vec::new();
+        let each = SCENARIOS.iter().flat_map(|scenario| {
+            scenario.sabotages.iter().map(move |&sabotage| (sabotage, scenario))
+        });
+        for (sabotage, scenario) in each {
+            let group = groups.iter_mut().find(|(broken, group)| {
+                *broken == sabotage
+                    && group[0].tables.first() == scenario.tables.first()
+                    && group[0].plan == Plan::Shared
                     && scenario.plan == Plan::Shared
             });
             match group {
-                Some(group) => group.push(scenario),
-                None => groups.push(vec![scenario]),
+                Some((_, group)) => group.push(scenario),
+                None => groups.push((sabotage, vec![scenario])),
             }
         }
-        groups.into_iter().map(Self::Notice)
+        groups.into_iter().map(|(sabotage, scenarios)| Self::Notice { sabotage, scenarios })
     }
 
     fn name(&self) -> String {
         match self {
             Self::Holds(_) => "real_guest".to_owned(),
-            Self::Notice(scenarios) => {
+            Self::Notice { sabotage, scenarios } => {
                 let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name).collect();
-                format!("{}::notice::{}", names.join("+"), scenarios[0].sabotage)
+                format!("{}::notice::{sabotage}", names.join("+"))
             }
         }
     }
@@ -70,9 +72,9 @@ impl Case {
         let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         match self {
             Self::Holds(names) => Options { scenarios: owned(names), ..Options::default() },
-            Self::Notice(scenarios) => Options {
+            Self::Notice { sabotage, scenarios } => Options {
                 scenarios: scenarios.iter().map(|scenario| scenario.name.to_owned()).collect(),
-                sabotage: Some(scenarios[0].sabotage.to_owned()),
+                sabotage: Some((*sabotage).to_owned()),
                 // With one owner of the PASID tables it has to be noticed already.
                 pasid_table: scenarios[0].tables.first().copied(),
                 ..Options::default()
@@ -86,7 +88,7 @@ impl Case {
         };
         match self {
             Self::Holds(_) => report.ok(),
-            Self::Notice(scenarios) => {
+            Self::Notice { scenarios, .. } => {
                 let unnoticed = scenarios.iter().filter(|scenario| !failed(scenario));
                 let unnoticed: Vec<_> = unnoticed.map(|scenario| scenario.name).collect();
                 if !unnoticed.is_empty() {

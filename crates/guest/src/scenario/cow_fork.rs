@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use guest_protocol::{sync, FromGuest};
+use guest_protocol::FromGuest;
 
 use crate::child::{Child, Event};
 use crate::dma::{Mapping, Place, Span, PAGE};
@@ -57,7 +57,6 @@ pub(super) fn run(report: &mut Report, _seed: u64) -> Outcome<Counts> {
     report.check("parent and child each see their own", found);
     counts.add(queue.counts());
     drop(queue);
-    report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
 

@@ -12,7 +12,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use dsa::spec::{CompletionRecord, Descriptor, Flags, Iova, Operation, Status};
-use guest_protocol::sync;
 use rustix::fs::{memfd_create, MemfdFlags};
 use rustix::mm::ProtFlags;
 
@@ -66,7 +65,6 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     report.check("a queue that may not block refuses the flag", refused(&mut plain));
     counts.add(plain.counts());
     drop(plain);
-    report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
 

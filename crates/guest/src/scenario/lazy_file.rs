@@ -9,7 +9,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use dsa::spec::Flags;
-use guest_protocol::sync;
 use rustix::fs::{fadvise, Advice};
 use rustix::mm::ProtFlags;
 
@@ -39,7 +38,6 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     report.check("a private mapping is written, and the file is not", outcome);
     let counts = queue.counts();
     drop(queue);
-    report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
 

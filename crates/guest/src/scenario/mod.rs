@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use guest_protocol::scenario as name;
-use guest_protocol::FromGuest;
+use guest_protocol::{sync, FromGuest};
 
 use crate::child::{Child, Event};
 use crate::failure::{Failure, Outcome};
@@ -44,6 +44,8 @@ enum Run {
     Accelerator(fn(&mut Report, u64) -> Outcome<Counts>),
     /// The accelerator's queues that may block on a fault, too.
     Blocking(fn(&mut Report, u64) -> Outcome<Counts>),
+    /// The same, over and over: nothing of it may stay behind.
+    Repeated(fn(&mut Report, u64) -> Outcome<Counts>),
     /// The same, by somebody who cannot say all that was done.
     Killing(fn(&mut Report, u64) -> Outcome<Account>),
     /// The kernel's PASID allocator.
@@ -66,6 +68,10 @@ const fn blocking(name: &'static str, run: fn(&mut Report, u64) -> Outcome<Count
     Scenario { name, deadline: DEADLINE, run: Run::Blocking(run) }
 }
 
+const fn repeated(name: &'static str, run: fn(&mut Report, u64) -> Outcome<Counts>) -> Scenario {
+    Scenario { name, deadline: DEADLINE, run: Run::Repeated(run) }
+}
+
 static SCENARIOS: [Scenario; 23] = [
     on_accelerator(name::SVA_COPY, sva_copy::run),
     on_accelerator(name::ISOLATION, isolation::run),
@@ -73,11 +79,11 @@ static SCENARIOS: [Scenario; 23] = [
     on_accelerator(name::ACCESSED_DIRTY, accessed_dirty::run),
     on_accelerator(name::IN_FLIGHT, in_flight::run),
     on_accelerator(name::STAGE_TWO, stage_two::run),
-    blocking(name::LAZY_ANON, lazy_anon::run),
-    blocking(name::LAZY_FILE, lazy_file::run),
-    blocking(name::COW_FORK, cow_fork::run),
-    blocking(name::MPROTECT_MUNMAP, mprotect_munmap::run),
-    blocking(name::SWAP, swap::run),
+    repeated(name::LAZY_ANON, lazy_anon::run),
+    repeated(name::LAZY_FILE, lazy_file::run),
+    repeated(name::COW_FORK, cow_fork::run),
+    repeated(name::MPROTECT_MUNMAP, mprotect_munmap::run),
+    repeated(name::SWAP, swap::run),
     Scenario { name: name::OOM_KILL, deadline: DEADLINE, run: Run::Killing(oom_kill::run) },
     blocking(name::STORM, storm::run),
     blocking(name::DROP_RESPONSE, injected::drop_response),
@@ -146,6 +152,10 @@ fn carry_out(report: &mut Report, scenario: &Scenario, seed: u64) {
             let ended = run(report, seed);
             conclude(report, ended, end);
         }
+        Run::Repeated(run) if ready(report, true) => {
+            let ended = repeat(report, run, seed);
+            conclude(report, ended, end);
+        }
         Run::Killing(run) if ready(report, true) => {
             let ended = run(report, seed);
             conclude(report, ended, end);
@@ -154,8 +164,37 @@ fn carry_out(report: &mut Report, scenario: &Scenario, seed: u64) {
             let ended = run(report, seed);
             conclude(report, ended, end);
         }
-        Run::Accelerator(_) | Run::Blocking(_) | Run::Killing(_) => {}
+        Run::Accelerator(_) | Run::Blocking(_) | Run::Repeated(_) | Run::Killing(_) => {}
     }
+}
+
+/// How often a scenario is repeated that must leave nothing behind.
+const ROUNDS: u64 = 3;
+/// After which the lab samples what the server holds.
+const SAMPLED: [u64; 2] = [1, ROUNDS];
+
+/// Runs a scenario over and over. After each round nothing may be outstanding, and after the last the server may hold
+/// no more than after the first.
+fn repeat(
+    report: &mut Report,
+    run: fn(&mut Report, u64) -> Outcome<Counts>,
+    seed: u64,
+) -> Outcome<Counts> {
+    let mut counts = Counts::default();
+    for round in 1..=ROUNDS {
+        let seed = seed ^ (round - 1) << 8;
+        let done = match round {
+            1 => run(report, seed),
+            _ => report.repeat(&format!("round {round}"), |report| run(report, seed)),
+        };
+        counts.add(done?);
+        report.sync(sync::SETTLED, &[])?;
+        if !report.is_good() {
+            break;
+        }
+        report.steady(round, SAMPLED)?;
+    }
+    Ok(counts)
 }
 
 /// Configures the accelerator. False, and a check that does not hold, if it is not as it is wanted.

@@ -49,9 +49,7 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Account> {
     let mut survived = Ok(Duration::ZERO);
     for number in 1..=KILLED {
         survived = survived.and_then(|longest| Ok(longest.max(one_kill(&mut random, number)?)));
-        if SAMPLED.contains(&number) {
-            report.sync(sync::STEADY, &[("iteration", number)])?;
-        }
+        report.steady(number, SAMPLED)?;
     }
     let text = |longest: Duration| {
         let longest = longest.as_millis();

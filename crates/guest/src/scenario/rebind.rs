@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use dsa::spec::Flags;
-use guest_protocol::sync;
 
 use crate::child::Child;
 use crate::dma::{Mapping, Place, PAGE};
@@ -37,15 +36,11 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let start = Instant::now();
     let mut failure = None;
     for iteration in 1..=ITERATIONS {
-        let done = iterate(seed.wrapping_add(iteration), &mut counts);
+        let done = iterate(seed.wrapping_add(iteration), &mut counts)
+            .and_then(|()| report.steady(iteration, SAMPLED));
         if let Err(error) = done.at(format_args!("iteration {iteration}")) {
             failure = Some(error);
             break;
-        }
-        if SAMPLED.contains(&iteration) {
-            let steady = report.sync(sync::STEADY, &[("iteration", iteration)]);
-            let text = || "sampled by the server".to_owned();
-            report.check(&format!("resources at {iteration}"), steady.map(|()| text()));
         }
     }
     let text = format!("{ITERATIONS} processes in {:.1} s", start.elapsed().as_secs_f64());

@@ -74,9 +74,7 @@ fn storms(report: &mut Report, seed: u64, counts: &mut Counts) -> Outcome<()> {
             progress.judge()
         });
         report.check(&format!("storm {round}: another queue goes on"), judged);
-        if SAMPLED.contains(&round) {
-            report.sync(sync::STEADY, &[("iteration", round)])?;
-        }
+        report.steady(round, SAMPLED)?;
     }
     Ok(())
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use dsa::spec::Flags;
-use guest_protocol::sync;
 
 use crate::disk::SwapSpace;
 use crate::dma::{Mapping, Place, PAGE};
@@ -37,7 +36,6 @@ pub(super) fn run(report: &mut Report, seed: u64) -> Outcome<Counts> {
     let counts = queue.counts();
     drop(queue);
     drop(space);
-    report.sync(sync::SETTLED, &[])?;
     Ok(counts)
 }
 

@@ -45,7 +45,7 @@ pub enum Plan {
     Twins,
 }
 
-/// One scenario: what it shows, and the broken server that it must not pass on.
+/// One scenario: what it shows, and the broken servers that it must not pass on.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// Its name on the command line and in results.
@@ -62,8 +62,8 @@ pub struct Scenario {
     pub tables: &'static [PasidTable],
     /// How long it may take in one guest, boot not included.
     pub limit: Duration,
-    /// The name of the sabotage that must turn it red.
-    pub sabotage: &'static str,
+    /// The names of the sabotages each of which must turn it red.
+    pub sabotages: &'static [&'static str],
 }
 
 impl Scenario {

@@ -24,6 +24,9 @@ use crate::lab::{
 /// keep a few pages here and there. A leak of one cache line an iteration would be more.
 const RESIDENT_SLACK_KIB: u64 = 64;
 
+/// The check that does not hold if nothing can be said about growth.
+const SAMPLED: &str = "resources are sampled";
+
 /// Starts a server for the lab, broken in the named way if a sabotage is given.
 ///
 /// # Errors
@@ -216,6 +219,7 @@ impl LabServer for Lab {
             | sync::STAGE_TWO_CLEAR
             | sync::STAGE_TWO_FAULT
             | sync::STAGE_TWO_RESTORE => vec![record.stage_two(point, values)],
+            sync::SAMPLE => record.sample(vms),
             sync::STEADY => record.steady(vms, value("iteration").unwrap_or(0)),
             sync::STORM | AFTER_KILL => Vec::new(),
             unknown => vec![check(unknown, Err("the server knows no such point".to_owned()))],
@@ -315,26 +319,39 @@ impl Guest {
         check(what, outcome)
     }
 
-    /// The first call takes a sample, the second compares.
+    /// What the server holds now.
+    fn held(&self, vms: usize) -> Result<Steady, String> {
+        let place = self.place()?;
+        let vm = place.vm_counters();
+        Ok(Steady {
+            resources: Resources::sample().map_err(|error| error.to_string())?,
+            iotlb_entries: vm.iotlb_entries,
+            pasid_entries: vm.pasid_entries,
+            bound: place.bound(),
+            domains: place.cached_domains() as u64,
+            devices: vm.devices,
+            vms,
+        })
+    }
+
+    /// Keeps what the server holds, for [`Self::steady`].
+    fn sample(&mut self, vms: usize) -> Vec<Check> {
+        match self.held(vms) {
+            Ok(now) => {
+                self.steady = Some(now);
+                Vec::new()
+            }
+            Err(error) => vec![check(SAMPLED, Err(error))],
+        }
+    }
+
+    /// Compares what the server holds with the sample.
     fn steady(&mut self, vms: usize, iteration: u64) -> Vec<Check> {
-        let sample = self.place().and_then(|place| {
-            let vm = place.vm_counters();
-            Ok(Steady {
-                resources: Resources::sample().map_err(|error| error.to_string())?,
-                iotlb_entries: vm.iotlb_entries,
-                pasid_entries: vm.pasid_entries,
-                bound: place.bound(),
-                domains: place.cached_domains() as u64,
-                devices: vm.devices,
-                vms,
-            })
-        });
-        let now = match sample {
-            Ok(now) => now,
-            Err(error) => return vec![check("resources are sampled", Err(error))],
+        let before = self.steady.take().ok_or_else(|| "nothing to compare with".to_owned());
+        let (before, now) = match before.and_then(|before| Ok((before, self.held(vms)?))) {
+            Ok(both) => both,
+            Err(error) => return vec![check(SAMPLED, Err(error))],
         };
-        let Some(before) = self.steady.replace(now) else { return Vec::new() };
-        self.steady = None;
         let same = |what: &str, before: u64, now: u64, slack: u64| {
             let detail = format!("{before} then, {now} at iteration {iteration}");
             let held = now <= before.saturating_add(slack);

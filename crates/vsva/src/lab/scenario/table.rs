@@ -46,6 +46,9 @@ const fn tenants(numbering: Numbering) -> Plan {
 /// Both owners of PASID tables.
 pub(super) const BOTH: &[PasidTable] = &[PasidTable::Guest, PasidTable::Host];
 
+/// The sabotage that scenarios must notice which assert that nothing grows.
+const LEAK: &str = "leak-cache";
+
 /// What scenarios are like that need nothing special.
 const IN_ONE_GUEST: Scenario = Scenario {
     name: "",
@@ -55,7 +58,7 @@ const IN_ONE_GUEST: Scenario = Scenario {
     calls: HostCalls::Direct,
     tables: BOTH,
     limit: Duration::from_secs(120),
-    sabotage: "",
+    sabotages: &[],
 };
 
 /// What scenarios are like in which something goes wrong on purpose. What their guests make of it
@@ -63,7 +66,7 @@ const IN_ONE_GUEST: Scenario = Scenario {
 const INJECTION: Scenario = Scenario {
     kind: INJECTED,
     tables: &[PasidTable::Guest],
-    sabotage: "ignore-injections",
+    sabotages: &["ignore-injections"],
     ..IN_ONE_GUEST
 };
 
@@ -72,69 +75,69 @@ pub const SCENARIOS: [Scenario; 24] = [
     Scenario {
         name: scenario::SVA_COPY,
         shows: "a process's plain addresses work in every operation of the accelerator",
-        sabotage: "corrupt-copy",
+        sabotages: &["corrupt-copy"],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::ISOLATION,
         shows: "two processes with the same addresses each see their own memory, and nobody a third one's",
-        sabotage: "wrong-pasid",
+        sabotages: &["wrong-pasid"],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::REBIND,
         shows: "200 processes bind, work and exit, and nothing is left of them",
         limit: Duration::from_secs(300),
-        sabotage: "leak-cache",
+        sabotages: &[LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::ACCESSED_DIRTY,
         shows: "the guest kernel sees exactly the pages that the device read and wrote",
-        sabotage: "no-accessed-dirty",
+        sabotages: &["no-accessed-dirty"],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::IN_FLIGHT,
         shows: "once an unmapping is acknowledged, no byte goes to or comes from the old page",
         limit: Duration::from_secs(180),
-        sabotage: "skip-iotlb-invalidation",
+        sabotages: &["skip-iotlb-invalidation"],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::STAGE_TWO,
         shows: "the host's second stage is in force: a page taken out of it is out of the device's reach until it is back",
-        sabotage: "skip-stage-two",
+        sabotages: &["skip-stage-two"],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::LAZY_ANON,
         shows: "the device uses memory that nothing has touched: its faults are the guest kernel's to resolve",
-        sabotage: "lose-blocked",
+        sabotages: &["lose-blocked", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::LAZY_FILE,
         shows: "the device reads and writes files that are on a disk and in no cache",
-        sabotage: "corrupt-copy",
+        sabotages: &["corrupt-copy", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::COW_FORK,
         shows: "parent and child of a fork write the same pages through the device, and each sees its own",
-        sabotage: "skip-device-tlb-invalidation",
+        sabotages: &["skip-device-tlb-invalidation", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::MPROTECT_MUNMAP,
         shows: "memory that is taken away under running copies: each copy is complete or has faulted",
-        sabotage: "skip-device-tlb-invalidation",
+        sabotages: &["skip-device-tlb-invalidation", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::SWAP,
         shows: "the device uses pages that the guest kernel has swapped out",
-        sabotage: "skip-device-tlb-invalidation",
+        sabotages: &["skip-device-tlb-invalidation", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -142,13 +145,13 @@ pub const SCENARIOS: [Scenario; 24] = [
         shows: "processes killed with page requests in flight leave nothing behind",
         // With tables of its own first: there a host could answer for the guest.
         tables: &[PasidTable::Host, PasidTable::Guest],
-        sabotage: "answer-taken",
+        sabotages: &["answer-taken", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
         name: scenario::STORM,
         shows: "many processes fault at once on few credits, and another queue goes on",
-        sabotage: "block-the-queue",
+        sabotages: &["block-the-queue", LEAK],
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -156,7 +159,7 @@ pub const SCENARIOS: [Scenario; 24] = [
         shows: "a guest killed while it copies and waits for pages leaves nothing behind, and the next one works",
         plan: Plan::KillAndReplace,
         limit: Duration::from_secs(180),
-        sabotage: "keep-dead-guests",
+        sabotages: &["keep-dead-guests"],
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -194,7 +197,7 @@ pub const SCENARIOS: [Scenario; 24] = [
         shows: "an unmodified Linux 6.1 takes its PASIDs from the host, and the host's books have each",
         kind: PARAVIRTUAL,
         tables: &[PasidTable::Guest],
-        sabotage: "generous-quota",
+        sabotages: &["generous-quota"],
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -204,7 +207,7 @@ pub const SCENARIOS: [Scenario; 24] = [
         kind: PARAVIRTUAL,
         tables: &[PasidTable::Guest],
         limit: TENANTS_LIMIT,
-        sabotage: "forget-owner",
+        sabotages: &["forget-owner"],
         ..IN_ONE_GUEST
     },
     Scenario {
@@ -215,7 +218,7 @@ pub const SCENARIOS: [Scenario; 24] = [
         calls: HostCalls::Bytes,
         tables: &[PasidTable::Guest],
         limit: TENANTS_LIMIT,
-        sabotage: "shared-numbers",
+        sabotages: &["shared-numbers"],
     },
     Scenario {
         name: "tenants-host",
@@ -223,7 +226,7 @@ pub const SCENARIOS: [Scenario; 24] = [
         plan: Plan::Twins,
         tables: &[PasidTable::Host],
         limit: TENANTS_LIMIT,
-        sabotage: "shared-numbers",
+        sabotages: &["shared-numbers"],
         ..IN_ONE_GUEST
     },
 ];
