@@ -108,6 +108,24 @@ pub struct TableCaps {
     pub page_walk_snoop: bool,
 }
 
+impl TableCaps {
+    /// All that this crate can do. A unit that has less says only what: `TableCaps { address_bits: 46, ..TableCaps::FULL }`.
+    pub const FULL: Self = Self {
+        address_bits: 52,
+        first_stage: true,
+        second_stage: true,
+        nested: true,
+        pass_through: true,
+        first_stage_5_level: true,
+        first_stage_1g: true,
+        second_stage_levels: 0b1110,
+        second_stage_large: 0b11,
+        second_stage_accessed_dirty: true,
+        supervisor: true,
+        page_walk_snoop: true,
+    };
+}
+
 /// Where the engine finds a device's context on a miss: the model's own root tables.
 ///
 /// Called on the path of a DMA, so it must not block, nor use the device's channels; it may be

@@ -94,6 +94,24 @@ pub struct SmmuCaps {
     pub ats: bool,
 }
 
+impl SmmuCaps {
+    /// All that this crate can do. A unit that has less says only what: `SmmuCaps { output_bits: 48, ..SmmuCaps::FULL }`.
+    pub const FULL: Self = Self {
+        stage_one: true,
+        stage_two: true,
+        substream_bits: 20,
+        two_level_descriptors: true,
+        granule_4k: true,
+        granule_16k: true,
+        granule_64k: true,
+        output_bits: 52,
+        wide_addresses: true,
+        hardware_updates: 2,
+        asid_16: true,
+        ats: true,
+    };
+}
+
 bitflags::bitflags! {
     /// `IOMMU_HWPT_ALLOC_*`.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

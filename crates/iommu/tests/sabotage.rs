@@ -2,14 +2,14 @@
 #![cfg(not(loom))]
 
 mod common;
+mod defects;
 
-use common::scenarios::{self, Verdict};
+use common::scenarios;
 use common::{device_tlb_scenarios, request_model, smmu_scenarios};
-use iommu::sabotage::{set, Sabotage};
+use defects::{each_is_noticed, Case};
+use iommu::sabotage::Sabotage;
 
-type Scenario = fn() -> Verdict;
-
-const CASES: [(Sabotage, &str, Scenario); 36] = [
+const CASES: [Case; 36] = [
     (Sabotage::SkipIotlbInvalidation, "remap", scenarios::remap),
     (Sabotage::SkipIotlbInvalidation, "storm", scenarios::storm),
     (Sabotage::NoAccessedDirty, "accessed_dirty", scenarios::accessed_dirty),
@@ -48,16 +48,7 @@ const CASES: [(Sabotage, &str, Scenario); 36] = [
     (Sabotage::ForgetAsker, "page_requests", request_model::page_requests),
 ];
 
-/// One test, since a defect is on for the whole process.
 #[test]
 fn each_defect_is_noticed() {
-    for (defect, name, scenario) in CASES {
-        set(None);
-        assert_eq!(scenario(), Ok(()), "{name} without a defect");
-        set(Some(defect));
-        // A race takes its time to go wrong, on a machine that is busy all the more.
-        let noticed = (0..200).any(|_| scenario().is_err());
-        assert!(noticed, "{name} does not notice {defect:?}");
-    }
-    set(None);
+    each_is_noticed(&CASES, 200);
 }

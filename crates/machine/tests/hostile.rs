@@ -232,37 +232,30 @@ fn threads_at_work_survive_a_hostile_guest_with_tables_of_the_host() {
 
 /// Every call is looked at.
 fn step_by_step(setup: Setup) {
-    let host = SoftwareHost::new();
-    let neighbour = Neighbour::new(&host, setup).unwrap();
-    let mut seen = Seen::default();
-    for seed in seeds() {
-        let mut rig = Rig::on(&host, setup, RAM);
-        for episode in 0..EPISODES {
-            let context = |error| format!("seed {seed}, episode {episode}: {error}");
-            let (guest, space) = boot(rig).map_err(context).unwrap();
-            let mut whims = Hostile::new(seed << 8 | episode, &guest, space);
-            rig = guest.rig;
-            for _ in 0..ACTIONS {
-                let action = whims.choose();
-                let before = Before::new(&rig);
-                match action {
-                    Action::Poll => drop(rig.machine.poll()),
-                    Action::Step => rig.driver.step_engine(whims.random.below(4) as usize),
-                    _ => whims.act(&rig, action),
-                }
-                before.check(&rig, action);
-            }
+    survives(setup, |rig, whims, action| {
+        let before = Before::new(rig);
+        match action {
+            Action::Poll => drop(rig.machine.poll()),
+            Action::Step => rig.driver.step_engine(whims.random.below(4) as usize),
+            _ => whims.act(rig, action),
         }
-        seen.add(&rig);
-        assert!(rig.ram.guards_are_intact(), "seed {seed}: a guard page changed");
-        neighbour.is_untouched().unwrap();
-        boot(rig).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    }
-    seen.check();
+        before.check(rig, action);
+    });
 }
 
 /// The same while threads run the unit and the engines.
 fn with_threads(setup: Setup) {
+    survives(setup, |rig, whims, action| {
+        let start = Instant::now();
+        whims.act(rig, action);
+        let took = start.elapsed();
+        assert!(took < CALL_LIMIT, "{action:?} took {took:?}");
+    });
+}
+
+/// A guest boots over and over and does, by `act`, what comes into its head. Its neighbour notices nothing, and in the
+/// end it boots once more.
+fn survives(setup: Setup, mut act: impl FnMut(&Rig, &mut Hostile, Action)) {
     let host = SoftwareHost::new();
     let neighbour = Neighbour::new(&host, setup).unwrap();
     let mut seen = Seen::default();
@@ -275,10 +268,7 @@ fn with_threads(setup: Setup) {
             rig = guest.rig;
             for _ in 0..ACTIONS {
                 let action = whims.choose();
-                let start = Instant::now();
-                whims.act(&rig, action);
-                let took = start.elapsed();
-                assert!(took < CALL_LIMIT, "seed {seed}: {action:?} took {took:?}");
+                act(&rig, &mut whims, action);
             }
         }
         seen.add(&rig);

@@ -21,20 +21,8 @@ use scripted::{Scripted, ScriptedVm};
 
 const A: RequesterId = RequesterId::from_bits(0x80);
 const B: RequesterId = RequesterId::from_bits(0x88);
-const VTD: TableCaps = TableCaps {
-    address_bits: 46,
-    first_stage: true,
-    second_stage: true,
-    nested: true,
-    pass_through: true,
-    first_stage_5_level: true,
-    first_stage_1g: true,
-    second_stage_levels: 0b110,
-    second_stage_large: 0b11,
-    second_stage_accessed_dirty: true,
-    supervisor: true,
-    page_walk_snoop: true,
-};
+const VTD: TableCaps =
+    TableCaps { address_bits: 46, second_stage_levels: 0b110, ..TableCaps::FULL };
 
 /// A container with a group of two devices, for nested translation.
 struct Rig {

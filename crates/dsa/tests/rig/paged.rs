@@ -23,17 +23,9 @@ const USER: u64 = 4;
 
 const CAPS: TableCaps = TableCaps {
     address_bits: 46,
-    first_stage: true,
-    second_stage: true,
-    nested: true,
-    pass_through: true,
     first_stage_5_level: false,
-    first_stage_1g: true,
     second_stage_levels: 0b0110,
-    second_stage_large: 0b11,
-    second_stage_accessed_dirty: true,
-    supervisor: true,
-    page_walk_snoop: true,
+    ..TableCaps::FULL
 };
 
 /// One context for every device.

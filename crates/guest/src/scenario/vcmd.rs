@@ -113,19 +113,24 @@ fn over_quota(report: &mut Report, books: &mut Books, _random: &mut Random) -> O
     Ok(format!("{OVER_QUOTA} times INVALID_IOASID, {} numbers held", books.len()))
 }
 
+/// Frees some at random and refills.
+fn refill(report: &mut Report, books: &mut Books, random: &mut Random) -> Outcome<()> {
+    let freed = books.free_some(1 + random.below(books.len()), random)?;
+    for &id in &freed {
+        books.expect_unknown(id)?;
+    }
+    report.holds(false, books.numbers()).at("freed")?;
+    let count = fill(books)?;
+    ensure!(count == freed.len(), "{} freed, and only {count} granted again", freed.len());
+    books.find_all()?;
+    report.holds(true, books.numbers()).at("refilled")
+}
+
 /// Frees some at random and refills, until thousands were allocated.
 fn churn(report: &mut Report, books: &mut Books, random: &mut Random) -> Outcome {
     let mut rounds = 0;
     while books.allocated() < ALLOCATIONS && rounds < MAX_ROUNDS {
-        let freed = books.free_some(1 + random.below(books.len()), random)?;
-        for &id in &freed {
-            books.expect_unknown(id)?;
-        }
-        report.holds(false, books.numbers()).at(format_args!("round {rounds}, freed"))?;
-        let count = fill(books)?;
-        ensure!(count == freed.len(), "{} freed, and only {count} granted again", freed.len());
-        books.find_all()?;
-        report.holds(true, books.numbers()).at(format_args!("round {rounds}, refilled"))?;
+        refill(report, books, random).at(format_args!("round {rounds}"))?;
         rounds += 1;
     }
     let (allocated, freed) = (books.allocated(), books.freed());

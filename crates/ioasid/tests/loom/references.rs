@@ -78,8 +78,10 @@ fn get_against_reuse_in_another_shard() {
         drop(first);
         let second = space.alloc_on(1, 1..=1, Life::counted(2, &drops));
         drop(second);
-        // Put last, so that it is the put that ends whichever life it holds.
+        // Put last, so that it is the put that ends whichever life it holds; until then nobody can
+        // have the number.
         if let Some(life) = getter.join().unwrap() {
+            assert!(space.alloc_on(1, 1..=1, Life::new(3)).is_err(), "reused under a reference");
             life.check();
         }
         assert_idle(&space);

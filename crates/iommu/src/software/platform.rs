@@ -19,36 +19,10 @@ pub const MAX_DOMAINS: usize = 0x1_0000 - RESERVED_DOMAINS as usize;
 
 impl Hardware {
     /// VT-d in scalable mode with all that the software host can do.
-    pub const VTD: Self = Self::Vtd(TableCaps {
-        address_bits: 52,
-        first_stage: true,
-        second_stage: true,
-        nested: true,
-        pass_through: true,
-        first_stage_5_level: true,
-        first_stage_1g: true,
-        second_stage_levels: 0b1110,
-        second_stage_large: 0b11,
-        second_stage_accessed_dirty: true,
-        supervisor: true,
-        page_walk_snoop: true,
-    });
+    pub const VTD: Self = Self::Vtd(TableCaps::FULL);
 
     /// An SMMUv3 with all that the software host can do.
-    pub const SMMUV3: Self = Self::Smmuv3(SmmuCaps {
-        stage_one: true,
-        stage_two: true,
-        substream_bits: 20,
-        two_level_descriptors: true,
-        granule_4k: true,
-        granule_16k: true,
-        granule_64k: true,
-        output_bits: 52,
-        wide_addresses: true,
-        hardware_updates: 2,
-        asid_16: true,
-        ats: true,
-    });
+    pub const SMMUV3: Self = Self::Smmuv3(SmmuCaps::FULL);
 }
 
 impl Default for Hardware {

@@ -19,18 +19,11 @@ use pci::RequesterId;
 pub const FAILED: ObjectError = ObjectError::Refused;
 
 pub const SMMU: SmmuCaps = SmmuCaps {
-    stage_one: true,
-    stage_two: true,
     substream_bits: 16,
-    two_level_descriptors: true,
-    granule_4k: true,
     granule_16k: false,
-    granule_64k: true,
     output_bits: 44,
     wide_addresses: false,
-    hardware_updates: 2,
-    asid_16: true,
-    ats: true,
+    ..SmmuCaps::FULL
 };
 
 /// A call that changes something, in the order they came.

@@ -59,20 +59,7 @@ pub fn without() -> AddressSpace {
     AddressSpace { pasid: None, privileged: false }
 }
 
-pub const CAPS: TableCaps = TableCaps {
-    address_bits: 46,
-    first_stage: true,
-    second_stage: true,
-    nested: true,
-    pass_through: true,
-    first_stage_5_level: true,
-    first_stage_1g: true,
-    second_stage_levels: 0b1110,
-    second_stage_large: 0b11,
-    second_stage_accessed_dirty: true,
-    supervisor: true,
-    page_walk_snoop: true,
-};
+pub const CAPS: TableCaps = TableCaps { address_bits: 46, ..TableCaps::FULL };
 
 /// A source of one context for every device.
 pub struct Context(pub Mutex<Result<DeviceContext, ContextFault>>);

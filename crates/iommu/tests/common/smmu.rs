@@ -11,20 +11,8 @@ use pgtable::{ArmStageTwo, Granule, Vtcr};
 
 use super::{dma, Guest, Op, DEVICE, MEMORY};
 
-pub const SMMU: SmmuCaps = SmmuCaps {
-    stage_one: true,
-    stage_two: true,
-    substream_bits: 16,
-    two_level_descriptors: true,
-    granule_4k: true,
-    granule_16k: true,
-    granule_64k: true,
-    output_bits: 44,
-    wide_addresses: false,
-    hardware_updates: 2,
-    asid_16: true,
-    ats: true,
-};
+pub const SMMU: SmmuCaps =
+    SmmuCaps { substream_bits: 16, output_bits: 44, wide_addresses: false, ..SmmuCaps::FULL };
 
 pub const VMID: Vmid = Vmid(7);
 

@@ -81,20 +81,7 @@ fn the_numbers_of_errors_are_iommufds() {
 }
 
 fn vtd() -> TableCaps {
-    TableCaps {
-        address_bits: 46,
-        first_stage: true,
-        second_stage: true,
-        nested: true,
-        pass_through: true,
-        first_stage_5_level: true,
-        first_stage_1g: true,
-        second_stage_levels: 0b110,
-        second_stage_large: 0b11,
-        second_stage_accessed_dirty: true,
-        supervisor: true,
-        page_walk_snoop: true,
-    }
+    TableCaps { address_bits: 46, second_stage_levels: 0b110, ..TableCaps::FULL }
 }
 
 #[test]
@@ -113,20 +100,7 @@ fn a_vtd_unit_as_its_registers_say_it() {
 }
 
 fn smmu() -> SmmuCaps {
-    SmmuCaps {
-        stage_one: true,
-        stage_two: true,
-        substream_bits: 16,
-        two_level_descriptors: true,
-        granule_4k: true,
-        granule_16k: false,
-        granule_64k: true,
-        output_bits: 48,
-        wide_addresses: true,
-        hardware_updates: 2,
-        asid_16: true,
-        ats: true,
-    }
+    SmmuCaps { substream_bits: 16, granule_16k: false, output_bits: 48, ..SmmuCaps::FULL }
 }
 
 #[test]

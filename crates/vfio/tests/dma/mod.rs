@@ -22,20 +22,8 @@ pub(crate) const VA: u64 = 0x1_2345_6000;
 pub(crate) const DESCRIPTORS: u64 = 0x2_0000;
 pub(crate) const PASID: u32 = 5;
 
-pub(crate) const SMMU: SmmuCaps = SmmuCaps {
-    stage_one: true,
-    stage_two: true,
-    substream_bits: 16,
-    two_level_descriptors: true,
-    granule_4k: true,
-    granule_16k: true,
-    granule_64k: true,
-    output_bits: 44,
-    wide_addresses: false,
-    hardware_updates: 2,
-    asid_16: true,
-    ats: true,
-};
+pub(crate) const SMMU: SmmuCaps =
+    SmmuCaps { substream_bits: 16, output_bits: 44, wide_addresses: false, ..SmmuCaps::FULL };
 
 /// A client: it has files, and memory of its own.
 pub(crate) struct Client {

@@ -15,20 +15,8 @@ pub(crate) const A: RequesterId = RequesterId::from_bits(0x80);
 pub(crate) const B: RequesterId = RequesterId::from_bits(0x88);
 pub(crate) const C: RequesterId = RequesterId::from_bits(0x90);
 
-pub(crate) const VTD: TableCaps = TableCaps {
-    address_bits: 46,
-    first_stage: true,
-    second_stage: true,
-    nested: true,
-    pass_through: true,
-    first_stage_5_level: true,
-    first_stage_1g: true,
-    second_stage_levels: 0b110,
-    second_stage_large: 0b11,
-    second_stage_accessed_dirty: true,
-    supervisor: true,
-    page_walk_snoop: true,
-};
+pub(crate) const VTD: TableCaps =
+    TableCaps { address_bits: 46, second_stage_levels: 0b110, ..TableCaps::FULL };
 
 /// A host whose VMs have these devices.
 pub(crate) struct MockHost(pub(crate) Vec<(RequesterId, Hardware)>);

@@ -45,18 +45,11 @@ pub(crate) struct Script {
 impl Default for Script {
     fn default() -> Self {
         let caps = SmmuCaps {
-            stage_one: true,
-            stage_two: true,
-            substream_bits: 20,
-            two_level_descriptors: true,
-            granule_4k: true,
-            granule_16k: true,
-            granule_64k: true,
             output_bits: 44,
             wide_addresses: false,
             hardware_updates: 1,
-            asid_16: true,
             ats: false,
+            ..SmmuCaps::FULL
         };
         Self {
             error: None,

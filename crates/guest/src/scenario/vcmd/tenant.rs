@@ -7,7 +7,7 @@ use guest_protocol::{counts, sync};
 use iommu::Pasid;
 use vtd::spec::VirtualStatus;
 
-use super::{carry_out, fill, free_all, over_quota, quota, Books, Step, OVER_QUOTA};
+use super::{carry_out, free_all, over_quota, quota, refill, Books, Step, OVER_QUOTA};
 use crate::bare::Bare;
 use crate::dma::{Mapping, Place, PAGE};
 use crate::failure::{ensure, same, Context, Failure, Outcome};
@@ -62,15 +62,7 @@ fn refused(report: &mut Report, books: &mut Books, random: &mut Random) -> Outco
 fn busy(report: &mut Report, books: &mut Books, random: &mut Random) -> Outcome {
     let (before, mut rounds) = (books.allocated(), 0);
     loop {
-        let freed = books.free_some(1 + random.below(books.len()), random)?;
-        for &id in &freed {
-            books.expect_unknown(id)?;
-        }
-        report.holds(false, books.numbers()).at(format_args!("round {rounds}, freed"))?;
-        let count = fill(books)?;
-        ensure!(count == freed.len(), "{} freed, and only {count} granted again", freed.len());
-        books.find_all()?;
-        report.holds(true, books.numbers()).at(format_args!("round {rounds}, refilled"))?;
+        refill(report, books, random).at(format_args!("round {rounds}"))?;
         rounds += 1;
         if !report.again()? {
             break;

@@ -171,18 +171,12 @@ fn descriptor() -> DescriptorState {
 /// Whether the stream-table entry is left, and which context descriptors.
 fn left(scope: Invalidation) -> (bool, Vec<u32>) {
     let caps = SmmuCaps {
-        stage_one: true,
-        stage_two: true,
         substream_bits: 4,
-        two_level_descriptors: true,
-        granule_4k: true,
-        granule_16k: true,
-        granule_64k: true,
         output_bits: 48,
         wide_addresses: false,
         hardware_updates: 0,
-        asid_16: true,
         ats: false,
+        ..SmmuCaps::FULL
     };
     let translation = StreamTranslation::Bypass;
     let stream = StreamContext { vmid: GUEST, translation, privilege: None, ats: false, caps };

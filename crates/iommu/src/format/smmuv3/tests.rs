@@ -8,20 +8,8 @@ mod stream;
 
 use crate::SmmuCaps;
 
-const CAPS: SmmuCaps = SmmuCaps {
-    stage_one: true,
-    stage_two: true,
-    substream_bits: 16,
-    two_level_descriptors: true,
-    granule_4k: true,
-    granule_16k: true,
-    granule_64k: true,
-    output_bits: 48,
-    wide_addresses: false,
-    hardware_updates: 2,
-    asid_16: true,
-    ats: true,
-};
+const CAPS: SmmuCaps =
+    SmmuCaps { substream_bits: 16, output_bits: 48, wide_addresses: false, ..SmmuCaps::FULL };
 
 /// Eight words with some bits set.
 fn words(bits: &[(usize, u64)]) -> [u64; 8] {

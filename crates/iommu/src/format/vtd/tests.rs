@@ -2,20 +2,7 @@ use mem::Gpa;
 
 use super::*;
 
-const CAPS: TableCaps = TableCaps {
-    address_bits: 46,
-    first_stage: true,
-    second_stage: true,
-    nested: true,
-    pass_through: true,
-    first_stage_5_level: true,
-    first_stage_1g: true,
-    second_stage_levels: 0b1110,
-    second_stage_large: 0b01,
-    second_stage_accessed_dirty: true,
-    supervisor: true,
-    page_walk_snoop: true,
-};
+const CAPS: TableCaps = TableCaps { address_bits: 46, second_stage_large: 0b01, ..TableCaps::FULL };
 
 fn entry(words: &[(usize, u64)]) -> PasidEntry {
     let mut all = [0; 8];
