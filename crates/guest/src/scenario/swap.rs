@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use dsa::spec::Flags;
+use rustix::io::Errno;
+use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
 use crate::disk::SwapSpace;
 use crate::dma::{Mapping, Place, PAGE};
@@ -46,15 +48,31 @@ fn swapped(bytes: &[u8]) -> Outcome<Mapping> {
     mapping.span().write(bytes);
     let deadline = Instant::now() + SWAPPED_WITHIN;
     loop {
-        mapping.page_out().at("MADV_PAGEOUT")?;
+        // Each processor keeps new pages to itself for a while, and the kernel passes over those that
+        // another has than the one that it is told on.
+        on_every_processor(|| mapping.page_out()).at("MADV_PAGEOUT")?;
         let census = census(mapping.span())?;
         if census.swapped == census.pages && census.present == 0 {
             return Ok(mapping);
         }
-        // The kernel passes over pages that a processor has not put into its lists yet.
         ensure!(Instant::now() < deadline, "not in swap: {census:?}");
         std::thread::sleep(AGAIN);
     }
+}
+
+/// Does something on each processor that this thread may run on.
+fn on_every_processor(mut act: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let all = sched_getaffinity(None)?;
+    let processors = (0..CpuSet::MAX_CPU).filter(|&processor| all.is_set(processor));
+    let done = processors.map(|processor| {
+        let mut one = CpuSet::new();
+        one.set(processor);
+        sched_setaffinity(None, &one)?;
+        act()
+    });
+    let done = done.collect();
+    sched_setaffinity(None, &all)?;
+    done
 }
 
 /// Pages that the kernel has read from swap since boot.
@@ -118,4 +136,26 @@ fn churn(queue: &mut Queue, random: &mut Random) -> Outcome {
     same("one", &one.span().read(), &data)?;
     same("other", &other.span().read(), &data)?;
     Ok(format!("{TURNS} copies of {SIZE} bytes, {fetched} pages read from swap"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_processor_has_its_turn_and_the_thread_is_as_free_as_before() {
+        let all = sched_getaffinity(None).unwrap();
+        let mut seen = CpuSet::new();
+        let did = on_every_processor(|| {
+            let now = sched_getaffinity(None)?;
+            assert_eq!(now.count(), 1);
+            (0..CpuSet::MAX_CPU)
+                .filter(|&processor| now.is_set(processor))
+                .for_each(|processor| seen.set(processor));
+            Ok(())
+        });
+        assert_eq!((did, seen), (Ok(()), all));
+        assert_eq!(on_every_processor(|| Err(Errno::NOMEM)), Err(Errno::NOMEM));
+        assert_eq!(sched_getaffinity(None).unwrap(), all);
+    }
 }
